@@ -1,0 +1,104 @@
+// A recipe: what the user asked for, before any checkpoint is looked at. Our TOML and mergekit's YAML both
+// become this one type; from here on nothing knows which it was, except for the two rules of `Syntax`.
+//
+// Every value keeps its line and column, because many mistakes (a filter that matches nothing, a density that
+// varies where one number is needed) only show once the checkpoints are known.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "io/error.h"
+#include "ops/dtype.h"
+#include "ops/parameters.h"
+
+namespace braid {
+
+struct Location {
+  int line = 0, column = 0;  // 1-based
+};
+
+enum class Syntax {
+  kToml,  // filters are globs over the whole name; one that matches nothing is an error; weight is 1 by default
+  kYaml,  // filters are substrings; one that matches nothing is a warning; weight is required
+};
+
+// One value of a parameter, possibly a gradient over the layers, possibly for some tensors only.
+struct Setting {
+  std::string filter;           // empty: every tensor
+  std::vector<double> values;   // one number, or the points of a gradient; flags are 0/1, choices their index
+  Location where;
+};
+
+// Per parameter name, in order of precedence: the first setting whose filter matches a tensor wins.
+using Settings = std::map<std::string, std::vector<Setting>, std::less<>>;
+
+struct RecipeModel {
+  std::string reference;   // path or org/name[@revision], as written
+  Location where;
+  Settings settings;
+};
+
+enum class OnMissing { kError, kBase, kSkip };
+
+struct RecipeWarning {
+  std::string message;
+  Location where;
+};
+
+struct Recipe {
+  std::string path;        // of the recipe file
+  std::string text;        // the file, byte for byte; goes into the model card
+  Syntax syntax = Syntax::kToml;
+
+  std::string method;      // the name of one of Methods()
+  Location method_where;
+  std::optional<std::string> base;
+  Location base_where;
+  std::vector<RecipeModel> models;   // as listed; the base may be among them
+  Settings settings;                 // for every model
+
+  std::optional<DType> dtype;        // type of the output ...
+  std::optional<DType> out_dtype;    // ... which this one overrides
+  OnMissing on_missing = OnMissing::kError;
+  std::optional<std::string> tokenizer;  // donor of config and tokenizer, TOML only
+  std::vector<RecipeWarning> warnings;
+};
+
+// Reads a recipe; `.yml` and `.yaml` are mergekit's, everything else is TOML. Throws Error(kUsage) with line and
+// column. Checks all that needs no checkpoint: keys, types, ranges, the method's parameters.
+Recipe ReadRecipe(const std::string& path);
+
+// The same from a string; `path` is used in messages only.
+Recipe ParseTomlRecipe(std::string text, const std::string& path);
+Recipe ParseYamlRecipe(std::string text, const std::string& path);
+
+// An Error(kUsage) that points into the recipe.
+Error RecipeError(const Recipe& recipe, Location where, std::string message);
+
+// --- resolving values -----------------------------------------------------------------------------------
+
+// Where a tensor stands among the layers of its stack: t = i / (L - 1), 1 when L = 1, 0 outside any stack.
+class LayerPositions {
+ public:
+  explicit LayerPositions(const std::vector<std::string_view>& tensor_names);
+  double Of(std::string_view tensor_name) const;
+
+ private:
+  std::map<std::string, uint64_t, std::less<>> layers_by_stack_;  // prefix before the first number -> L
+};
+
+// Whether `filter` of a recipe in this syntax matches a tensor: glob (`*` and `?` over the whole name) in TOML,
+// substring (or "*") in YAML.
+bool FilterMatches(Syntax syntax, std::string_view filter, std::string_view tensor_name);
+
+// The value of a parameter for one tensor: the first matching setting of `model` (when given and the parameter
+// is per model), then of the recipe, then the default. A number's gradient is interpolated in double as
+// (1-f) g[i] + f g[i+1]; flags and choices take g[int(t (len-1))].
+double ResolveParameter(const Recipe& recipe, const RecipeModel* model, const ParameterSpec& spec,
+                        std::string_view tensor_name, double layer_position);
+
+}  // namespace braid
