@@ -26,7 +26,7 @@ struct ParameterSpec {
   ParameterScope scope = ParameterScope::kTensor;
   double default_value = 0;
   double min = -1e30, max = 1e30;               // of a kNumber, inclusive
-  std::vector<std::string_view> choices;        // of a kChoice
+  std::vector<std::string_view> choices = {};   // of a kChoice
   bool required_in_yaml = false;                // mergekit has no default for it
   std::string_view help;
 };

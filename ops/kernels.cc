@@ -1,0 +1,412 @@
+#include "ops/kernels.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/kernels.cc"
+#include "hwy/foreach_target.h"  // compiles this file again for each target
+#include "hwy/highway.h"
+
+#include <cstring>
+
+HWY_BEFORE_NAMESPACE();
+namespace braid {
+namespace HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+using DF = hn::ScalableTag<float>;
+using DI = hn::RebindToSigned<DF>;
+using DU = hn::RebindToUnsigned<DF>;
+using DU16 = hn::Rebind<uint16_t, DF>;
+using VF = hn::Vec<DF>;
+using VU = hn::Vec<DU>;
+using MF = hn::Mask<DF>;
+
+constexpr DF df;
+constexpr DI di;
+constexpr DU du;
+
+// --- types ------------------------------------------------------------------------------------------------
+
+struct FromF32 {
+  using Element = float;
+  static VF Load(const float* p) { return hn::LoadU(df, p); }
+};
+
+struct FromBF16 {
+  using Element = uint16_t;
+  static VF Load(const uint16_t* p) {
+    return hn::BitCast(df, hn::ShiftLeft<16>(hn::PromoteTo(du, hn::LoadU(DU16(), p))));
+  }
+};
+
+// Own steps instead of the F16C instruction: the same on every target, subnormals included.
+struct FromF16 {
+  using Element = uint16_t;
+  static VF Load(const uint16_t* p) {
+    const VU half = hn::PromoteTo(du, hn::LoadU(DU16(), p));
+    const VU sign = hn::ShiftLeft<16>(hn::And(half, hn::Set(du, 0x8000)));
+    const VU magnitude = hn::ShiftLeft<13>(hn::And(half, hn::Set(du, 0x7fff)));
+    const VU exponent = hn::And(magnitude, hn::Set(du, 0x1fu << 23));
+    const VU rebias = hn::Set(du, (127 - 15) << 23);
+    const VU normal = hn::Add(magnitude, rebias);
+    const VU special = hn::Add(normal, hn::Set(du, (128 - 16) << 23));  // Inf, NaN
+    // A subnormal m 2^-24 is (2^-14 + m 2^-24) - 2^-14, and both steps are exact.
+    const VF tiny = hn::Sub(hn::BitCast(df, hn::Add(normal, hn::Set(du, 1u << 23))),
+                            hn::BitCast(df, hn::Set(du, 113u << 23)));
+    VU bits = hn::IfThenElse(hn::Eq(exponent, hn::Zero(du)), hn::BitCast(du, tiny), normal);
+    bits = hn::IfThenElse(hn::Eq(exponent, hn::Set(du, 0x1fu << 23)), special, bits);
+    return hn::BitCast(df, hn::Or(bits, sign));
+  }
+};
+
+template <class From>
+void DecodeAs(const void* bytes, size_t n, float* lanes) {
+  using Element = typename From::Element;
+  const size_t step = hn::Lanes(df);
+  const auto* p = static_cast<const Element*>(bytes);
+  size_t i = 0;
+  for (; i + step <= n; i += step) hn::StoreU(From::Load(p + i), df, lanes + i);
+  if (i < n) {  // the input has no padding
+    HWY_ALIGN Element rest[HWY_MAX_BYTES / sizeof(float)] = {};
+    std::memcpy(rest, p + i, (n - i) * sizeof(Element));
+    hn::StoreU(From::Load(rest), df, lanes + i);
+  }
+  std::memset(lanes + n, 0, kLanePadding * sizeof(float));
+}
+
+void DecodeF64(const void* bytes, size_t n, float* lanes) {
+  const hn::ScalableTag<double> dd;
+  const hn::Rebind<float, decltype(dd)> dh;
+  const size_t step = hn::Lanes(dd);
+  const auto* p = static_cast<const double*>(bytes);
+  size_t i = 0;
+  for (; i + step <= n; i += step) hn::StoreU(hn::DemoteTo(dh, hn::LoadU(dd, p + i)), dh, lanes + i);
+  if (i < n) {
+    HWY_ALIGN double rest[HWY_MAX_BYTES / sizeof(double)] = {};
+    std::memcpy(rest, p + i, (n - i) * sizeof(double));
+    hn::StoreU(hn::DemoteTo(dh, hn::Load(dd, rest)), dh, lanes + i);
+  }
+  std::memset(lanes + n, 0, kLanePadding * sizeof(float));
+}
+
+void DecodeTarget(DType type, const void* bytes, size_t n, float* lanes) {
+  switch (type) {
+    case DType::kF64: return DecodeF64(bytes, n, lanes);
+    case DType::kF16: return DecodeAs<FromF16>(bytes, n, lanes);
+    case DType::kBF16: return DecodeAs<FromBF16>(bytes, n, lanes);
+    default: return DecodeAs<FromF32>(bytes, n, lanes);
+  }
+}
+
+VF CanonicalNan(VF x) { return hn::IfThenElse(hn::IsNaN(x), hn::BitCast(df, hn::Set(du, 0x7fc00000)), x); }
+
+struct ToF32 {
+  using Element = float;
+  static constexpr uint32_t kInf = 0x7f800000;
+  static VU Bits(VF x) { return hn::BitCast(du, CanonicalNan(x)); }
+  static void Store(VU bits, float* p) { hn::StoreU(hn::BitCast(df, bits), df, p); }
+};
+
+// Highway 1.0.3 truncates when it demotes to bf16, so rounding is ours: add half a unit, or just less when the
+// last kept bit is even.
+struct ToBF16 {
+  using Element = uint16_t;
+  static constexpr uint32_t kInf = 0x7f80;
+  static VU Bits(VF x) {
+    const VU bits = hn::BitCast(du, x);
+    const VU odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1));
+    const VU rounded = hn::ShiftRight<16>(hn::Add(hn::Add(bits, hn::Set(du, 0x7fff)), odd));
+    return hn::IfThenElse(hn::RebindMask(du, hn::IsNaN(x)), hn::Set(du, 0x7fc0), rounded);
+  }
+  static void Store(VU bits, uint16_t* p) { hn::StoreU(hn::DemoteTo(DU16(), hn::BitCast(di, bits)), DU16(), p); }
+};
+
+struct ToF16 {
+  using Element = uint16_t;
+  static constexpr uint32_t kInf = 0x7c00;
+  static VU Bits(VF x) {
+    const VU sign = hn::And(hn::BitCast(du, x), hn::Set(du, 0x80000000));
+    const VU magnitude = hn::AndNot(hn::Set(du, 0x80000000), hn::BitCast(du, x));
+    // Normal: rebias the exponent and round at bit 13; a carry may run into the exponent, up to infinity.
+    const VU odd = hn::And(hn::ShiftRight<13>(magnitude), hn::Set(du, 1));
+    const VU rebias = hn::Set(du, (static_cast<uint32_t>(15 - 127) << 23) + 0xfff);
+    const VU normal = hn::ShiftRight<13>(hn::Add(hn::Add(magnitude, rebias), odd));
+    // Subnormal: adding 0.5 lets the float adder round at 2^-24.
+    const VU half = hn::Set(du, 126u << 23);
+    const VF summed = hn::Add(hn::BitCast(df, magnitude), hn::BitCast(df, half));
+    const VU tiny = hn::Sub(hn::BitCast(du, summed), half);
+    // As signed integers: magnitudes have no sign bit.
+    const auto less = [](VU a, uint32_t b) {
+      return hn::RebindMask(du, hn::Lt(hn::BitCast(di, a), hn::Set(di, static_cast<int32_t>(b))));
+    };
+    VU bits = hn::IfThenElse(less(magnitude, 113u << 23), tiny, normal);
+    bits = hn::IfThenElse(less(magnitude, 143u << 23), bits, hn::Set(du, kInf));  // 2^16 and above
+    bits = hn::Or(bits, hn::ShiftRight<16>(sign));
+    return hn::IfThenElse(hn::RebindMask(du, hn::IsNaN(x)), hn::Set(du, 0x7e00), bits);
+  }
+  static void Store(VU bits, uint16_t* p) { hn::StoreU(hn::DemoteTo(DU16(), hn::BitCast(di, bits)), DU16(), p); }
+};
+
+template <class To>
+void EncodeAs(const float* lanes, size_t n, void* bytes, NonFinite* counts) {
+  using Element = typename To::Element;
+  const size_t step = hn::Lanes(df);
+  auto* p = static_cast<Element*>(bytes);
+  const VU inf = hn::Set(du, To::kInf);
+  const VU no_sign = hn::Set(du, sizeof(Element) == 4 ? 0x7fffffff : 0x7fff);
+  size_t nan_count = 0, inf_count = 0;
+  for (size_t i = 0; i < n; i += step) {
+    const VF x = hn::LoadU(df, lanes + i);
+    const VU bits = To::Bits(x);
+    const auto valid = hn::FirstN(du, n - i);
+    nan_count += hn::CountTrue(du, hn::And(valid, hn::RebindMask(du, hn::IsNaN(x))));
+    inf_count += hn::CountTrue(du, hn::And(valid, hn::Eq(hn::And(bits, no_sign), inf)));
+    if (i + step <= n) {
+      To::Store(bits, p + i);
+    } else {
+      HWY_ALIGN Element rest[HWY_MAX_BYTES / sizeof(float)];
+      To::Store(bits, rest);
+      std::memcpy(p + i, rest, (n - i) * sizeof(Element));
+    }
+  }
+  counts->nan += nan_count;
+  counts->inf += inf_count;
+}
+
+void EncodeF64(const float* lanes, size_t n, void* bytes, NonFinite* counts) {
+  auto* p = static_cast<char*>(bytes);
+  HWY_ALIGN float canonical[HWY_MAX_BYTES / sizeof(float)];
+  const size_t step = hn::Lanes(df);
+  for (size_t i = 0; i < n; i += step) {
+    EncodeAs<ToF32>(lanes + i, HWY_MIN(step, n - i), canonical, counts);
+    for (size_t j = 0; j < HWY_MIN(step, n - i); ++j) {
+      const double wide = canonical[j];
+      std::memcpy(p + (i + j) * sizeof(double), &wide, sizeof(double));
+    }
+  }
+}
+
+void EncodeTarget(DType type, const float* lanes, size_t n, void* bytes, NonFinite* counts) {
+  switch (type) {
+    case DType::kF64: return EncodeF64(lanes, n, bytes, counts);
+    case DType::kF16: return EncodeAs<ToF16>(lanes, n, bytes, counts);
+    case DType::kBF16: return EncodeAs<ToBF16>(lanes, n, bytes, counts);
+    default: return EncodeAs<ToF32>(lanes, n, bytes, counts);
+  }
+}
+
+// --- task vectors, keys, selection ------------------------------------------------------------------------
+
+void SubtractTarget(const float* x, const float* base, size_t n, float* d) {
+  for (size_t i = 0; i < n; i += hn::Lanes(df))
+    hn::StoreU(hn::Sub(hn::LoadU(df, x + i), hn::LoadU(df, base + i)), df, d + i);
+}
+
+VU KeyOf(VF d) { return hn::Min(hn::And(hn::BitCast(du, d), hn::Set(du, 0x7fffffff)), hn::Set(du, kNanKey)); }
+
+constexpr size_t kKeyBatch = 256;
+
+void CountHighTarget(const float* d, size_t n, uint32_t* bins) {
+  HWY_ALIGN uint32_t high[kKeyBatch + HWY_MAX_BYTES / sizeof(uint32_t)];
+  for (size_t start = 0; start < n; start += kKeyBatch) {
+    const size_t m = HWY_MIN(kKeyBatch, n - start);
+    for (size_t i = 0; i < m; i += hn::Lanes(df))
+      hn::StoreU(hn::ShiftRight<16>(KeyOf(hn::LoadU(df, d + start + i))), du, high + i);
+    for (size_t i = 0; i < m; ++i) ++bins[high[i]];
+  }
+}
+
+void CountLowTarget(const float* d, size_t n, uint32_t high, uint32_t* bins) {
+  HWY_ALIGN uint32_t hits[HWY_MAX_BYTES / sizeof(uint32_t)];
+  const VU wanted = hn::Set(du, high);
+  for (size_t i = 0; i < n; i += hn::Lanes(df)) {
+    const VU key = KeyOf(hn::LoadU(df, d + i));
+    auto hit = hn::Eq(hn::ShiftRight<16>(key), wanted);
+    if (hn::AllFalse(du, hit)) continue;
+    hit = hn::And(hit, hn::FirstN(du, n - i));
+    const size_t count = hn::CompressStore(hn::And(key, hn::Set(du, 0xffff)), hit, du, hits);
+    for (size_t j = 0; j < count; ++j) ++bins[hits[j]];
+  }
+}
+
+uint64_t CountKeyTarget(const float* d, size_t n, uint32_t key) {
+  uint64_t count = 0;
+  const VU wanted = hn::Set(du, key);
+  for (size_t i = 0; i < n; i += hn::Lanes(df)) {
+    const auto hit = hn::Eq(KeyOf(hn::LoadU(df, d + i)), wanted);
+    count += hn::CountTrue(du, hn::And(hit, hn::FirstN(du, n - i)));
+  }
+  return count;
+}
+
+void AddMagnitudesTarget(const float* d, size_t n, int32_t high, double* sums) {
+  const hn::CappedTag<double, 8> dd;
+  const hn::Rebind<float, decltype(dd)> dh;
+  const hn::RebindToSigned<decltype(dh)> dhi;
+  const size_t step = hn::Lanes(dd);
+  const auto limit = hn::Set(dhi, high);
+  for (size_t i = 0; i < n; i += kSumLanes) {
+    for (size_t j = 0; j < kSumLanes; j += step) {
+      const auto magnitude = hn::Abs(hn::LoadU(dh, d + i + j));
+      const auto above = hn::Gt(hn::ShiftRight<16>(hn::BitCast(dhi, magnitude)), limit);
+      auto kept = hn::IfThenElseZero(hn::RebindMask(dh, above), magnitude);
+      if (i + j + step > n) kept = hn::IfThenElseZero(hn::FirstN(dh, i + j < n ? n - i - j : 0), kept);
+      hn::StoreU(hn::Add(hn::LoadU(dd, sums + j), hn::PromoteTo(dd, kept)), dd, sums + j);
+    }
+  }
+}
+
+// --- merging ----------------------------------------------------------------------------------------------
+
+// What model m's entry brings to an element: the trimmed, rescaled task vector and its weighted form.
+struct Entry {
+  VF d, weighted;
+};
+
+HWY_INLINE Entry EntryOf(const TaskVectorBlock& block, size_t m, VF x, VF base) {
+  VF d = hn::Sub(x, base);
+  const auto kept = hn::Gt(hn::BitCast(di, KeyOf(d)), hn::Set(di, static_cast<int32_t>(block.min_key[m]) - 1));
+  d = hn::IfThenElseZero(hn::RebindMask(df, kept), d);
+  if (block.factor != nullptr) d = hn::Mul(d, hn::Set(df, block.factor[m]));
+  return {d, hn::Mul(d, hn::Set(df, block.weight[m]))};
+}
+
+HWY_INLINE VF SignOf(VF x) {  // -1, 0 (also for NaN) or 1
+  const VF one = hn::Set(df, 1.0f);
+  return hn::Sub(hn::IfThenElseZero(hn::Gt(x, hn::Zero(df)), one), hn::IfThenElseZero(hn::Lt(x, hn::Zero(df)), one));
+}
+
+HWY_INLINE VF BallotOf(const TaskVectorBlock& block, VF vote) { return block.elect_by_count ? SignOf(vote) : vote; }
+
+// The value before lambda and before the base: a plain sum.
+HWY_INLINE VF AddUp(const TaskVectorBlock& block, size_t i, VF base, MF* bad) {
+  VF mixed = hn::Zero(df);
+  for (size_t m = 0; m < block.num_models; ++m) {
+    const VF x = hn::LoadU(df, block.models[m] + i);
+    *bad = hn::Or(*bad, hn::IsNaN(x));
+    mixed = hn::Add(mixed, EntryOf(block, m, x, base).weighted);
+  }
+  return block.divide ? hn::Div(mixed, hn::Set(df, block.divisor)) : mixed;
+}
+
+// The same by election and disjoint merge. `room` keeps the weighted entries (and the votes behind them).
+HWY_INLINE VF ElectAndAddUp(const TaskVectorBlock& block, size_t i, VF base, float* room, MF* bad, MF* conflict) {
+  const size_t step = hn::Lanes(df);
+  float* const weighted = room;
+  float* const votes = block.elect_weighted ? room : room + block.num_models * step;
+  VF total = hn::Zero(df);
+  for (size_t m = 0; m < block.num_models; ++m) {
+    const VF x = hn::LoadU(df, block.models[m] + i);
+    *bad = hn::Or(*bad, hn::IsNaN(x));
+    const Entry entry = EntryOf(block, m, x, base);
+    hn::StoreU(entry.weighted, df, weighted + m * step);
+    const VF vote = block.elect_weighted ? entry.weighted : entry.d;
+    if (!block.elect_weighted) hn::StoreU(vote, df, votes + m * step);
+    total = hn::Add(total, BallotOf(block, vote));
+  }
+  const VF zero = hn::Zero(df);
+  const MF plus = block.zero_elects_minus ? hn::Gt(total, zero) : hn::Ge(total, zero);
+  const VF flip = hn::IfThenElse(plus, zero, hn::BitCast(df, hn::Set(du, 0x80000000)));
+  VF mixed = zero, divisor = zero;
+  for (size_t m = 0; m < block.num_models; ++m) {
+    const VF toward = hn::Xor(hn::LoadU(df, votes + m * step), flip);  // positive: votes with the elected sign
+    const MF agrees = hn::Gt(toward, zero);
+    *conflict = hn::Or(*conflict, hn::Lt(toward, zero));
+    mixed = hn::Add(mixed, hn::IfThenElseZero(agrees, hn::LoadU(df, weighted + m * step)));
+    divisor = hn::Add(divisor, hn::IfThenElseZero(agrees, hn::Set(df, block.weight[m])));
+  }
+  if (!block.divide) return mixed;
+  return hn::Div(mixed, hn::IfThenElse(hn::Eq(divisor, zero), hn::Set(df, 1.0f), divisor));
+}
+
+void MergeTaskVectorsTarget(const TaskVectorBlock& block, size_t n, float* room, float* out, VoteCounts* counts) {
+  const VF lambda = hn::Set(df, block.lambda);
+  const VF nan = hn::BitCast(df, hn::Set(du, 0x7fc00000));
+  for (size_t i = 0; i < n; i += hn::Lanes(df)) {
+    const VF base = hn::LoadU(df, block.base + i);
+    MF bad = hn::IsNaN(base);
+    MF conflict = hn::FirstN(df, 0);
+    VF mixed = block.elect ? ElectAndAddUp(block, i, base, room, &bad, &conflict) : AddUp(block, i, base, &bad);
+    mixed = hn::Mul(mixed, lambda);  // exact when lambda is 1
+    VF result = hn::IfThenElse(hn::Eq(mixed, hn::Zero(df)), base, hn::Add(base, mixed));
+    hn::StoreU(hn::IfThenElse(bad, nan, result), df, out + i);
+    if (block.elect) counts->conflicts += hn::CountTrue(df, hn::And(conflict, hn::FirstN(df, n - i)));
+  }
+}
+
+void CountElectedSignsTarget(const TaskVectorBlock& block, size_t n, VoteCounts* counts) {
+  for (size_t i = 0; i < n; i += hn::Lanes(df)) {
+    const VF base = hn::LoadU(df, block.base + i);
+    VF total = hn::Zero(df);
+    for (size_t m = 0; m < block.num_models; ++m) {
+      const Entry entry = EntryOf(block, m, hn::LoadU(df, block.models[m] + i), base);
+      total = hn::Add(total, BallotOf(block, block.elect_weighted ? entry.weighted : entry.d));
+    }
+    const MF valid = hn::FirstN(df, n - i);
+    counts->sign_sum += static_cast<int64_t>(hn::CountTrue(df, hn::And(valid, hn::Gt(total, hn::Zero(df)))));
+    counts->sign_sum -= static_cast<int64_t>(hn::CountTrue(df, hn::And(valid, hn::Lt(total, hn::Zero(df)))));
+  }
+}
+
+void WeightedSumTarget(const float* const* models, size_t num_models, const float* weight, bool divide,
+                       float divisor, size_t n, float* out) {
+  for (size_t i = 0; i < n; i += hn::Lanes(df)) {
+    VF sum = hn::Zero(df);
+    for (size_t m = 0; m < num_models; ++m)
+      sum = hn::Add(sum, hn::Mul(hn::LoadU(df, models[m] + i), hn::Set(df, weight[m])));
+    hn::StoreU(divide ? hn::Div(sum, hn::Set(df, divisor)) : sum, df, out + i);
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace braid
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace braid {
+
+HWY_EXPORT(DecodeTarget);
+HWY_EXPORT(EncodeTarget);
+HWY_EXPORT(SubtractTarget);
+HWY_EXPORT(CountHighTarget);
+HWY_EXPORT(CountLowTarget);
+HWY_EXPORT(CountKeyTarget);
+HWY_EXPORT(AddMagnitudesTarget);
+HWY_EXPORT(MergeTaskVectorsTarget);
+HWY_EXPORT(CountElectedSignsTarget);
+HWY_EXPORT(WeightedSumTarget);
+
+void DecodeLanes(DType type, const void* bytes, size_t n, float* lanes) {
+  HWY_DYNAMIC_DISPATCH(DecodeTarget)(type, bytes, n, lanes);
+}
+void EncodeLanes(DType type, const float* lanes, size_t n, void* bytes, NonFinite* counts) {
+  HWY_DYNAMIC_DISPATCH(EncodeTarget)(type, lanes, n, bytes, counts);
+}
+void Subtract(const float* x, const float* base, size_t n, float* d) {
+  HWY_DYNAMIC_DISPATCH(SubtractTarget)(x, base, n, d);
+}
+void CountHighHalves(const float* d, size_t n, uint32_t* bins) {
+  HWY_DYNAMIC_DISPATCH(CountHighTarget)(d, n, bins);
+}
+void CountLowHalves(const float* d, size_t n, uint32_t high, uint32_t* bins) {
+  HWY_DYNAMIC_DISPATCH(CountLowTarget)(d, n, high, bins);
+}
+uint64_t CountKey(const float* d, size_t n, uint32_t key) {
+  return HWY_DYNAMIC_DISPATCH(CountKeyTarget)(d, n, key);
+}
+void AddMagnitudes(const float* d, size_t n, int32_t high, double* sums) {
+  HWY_DYNAMIC_DISPATCH(AddMagnitudesTarget)(d, n, high, sums);
+}
+void MergeTaskVectors(const TaskVectorBlock& block, size_t n, float* room, float* out, VoteCounts* counts) {
+  HWY_DYNAMIC_DISPATCH(MergeTaskVectorsTarget)(block, n, room, out, counts);
+}
+void CountElectedSigns(const TaskVectorBlock& block, size_t n, VoteCounts* counts) {
+  HWY_DYNAMIC_DISPATCH(CountElectedSignsTarget)(block, n, counts);
+}
+void WeightedSum(const float* const* models, size_t num_models, const float* weight, bool divide, float divisor,
+                 size_t n, float* out) {
+  HWY_DYNAMIC_DISPATCH(WeightedSumTarget)(models, num_models, weight, divide, divisor, n, out);
+}
+
+}  // namespace braid
+#endif  // HWY_ONCE

@@ -1,0 +1,98 @@
+// The inner loops, over blocks of a few thousand float32 lanes that lie in scratch which fits L1.
+//
+// Written once with Highway and compiled for each instruction set; the best one is chosen at run time. Every
+// lane is computed independently with separately rounded float32 steps, and every sum in a fixed order, so all
+// targets give the same bits. Thread-safe: functions of their arguments. None allocates.
+//
+// Padding: every lane array that a kernel reads must have kLanePadding readable lanes after its end, and every
+// lane array that it writes as many writable ones. What lies in the padding has no influence on any result.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "ops/dtype.h"
+
+namespace braid {
+
+inline constexpr size_t kLanePadding = 64;  // at least one vector of any target
+
+// --- types ------------------------------------------------------------------------------------------------
+
+// Decodes n elements to float32 lanes (float64 is rounded to nearest even). `bytes` may be unaligned and has no
+// padding; lanes n .. n + kLanePadding of `lanes` are set to zero.
+void DecodeLanes(DType type, const void* bytes, size_t n, float* lanes);
+
+struct NonFinite {
+  uint64_t nan = 0, inf = 0;
+};
+
+// Rounds n lanes to nearest even; every NaN becomes the canonical quiet one. `bytes` may be unaligned; exactly
+// n elements are written. Counts what is NaN or infinite after rounding.
+void EncodeLanes(DType type, const float* lanes, size_t n, void* bytes, NonFinite* counts);
+
+// --- task vectors -----------------------------------------------------------------------------------------
+
+// d = x - base, n lanes and the padding.
+void Subtract(const float* x, const float* base, size_t n, float* d);
+
+// --- selection by magnitude -------------------------------------------------------------------------------
+// The key of a lane is its bits without the sign: as integers, keys order as magnitudes do. All NaNs share
+// kNanKey, just above infinity.
+
+inline constexpr uint32_t kNanKey = 0x7f800001;
+inline constexpr size_t kHighBins = 0x8000;   // of key >> 16
+inline constexpr size_t kLowBins = 0x10000;   // of key & 0xffff
+
+// ++bins[key >> 16] for each lane. `bins` has kHighBins entries.
+void CountHighHalves(const float* d, size_t n, uint32_t* bins);
+
+// ++bins[key & 0xffff] for each lane with key >> 16 == high. `bins` has kLowBins entries.
+void CountLowHalves(const float* d, size_t n, uint32_t high, uint32_t* bins);
+
+// Lanes whose key is `key`.
+uint64_t CountKey(const float* d, size_t n, uint32_t key);
+
+// --- sums -------------------------------------------------------------------------------------------------
+
+inline constexpr size_t kSumLanes = 16;
+
+// sums[i % 16] += |d[i]| in float64 for the lanes whose key >> 16 is above `high` (-1: for all). n must be a
+// multiple of 16 except at the end of a tensor.
+void AddMagnitudes(const float* d, size_t n, int32_t high, double* sums);
+
+// --- merging ----------------------------------------------------------------------------------------------
+
+// One block of task-vector merging; see methods.md, "GTA". All arrays of models hold only those that take part.
+struct TaskVectorBlock {
+  const float* base;
+  const float* const* models;   // lanes of the fine-tunes
+  size_t num_models;
+  const float* weight;          // per model
+  const float* factor;          // per model, applied to the trimmed task vector; nullptr: none
+  const uint32_t* min_key;      // per model: entries with a smaller key are trimmed
+  bool elect;                   // sign election and disjoint merge
+  bool elect_by_count;          // count signs instead of summing values
+  bool elect_weighted;          // vote with w d instead of d
+  bool zero_elects_minus;       // which sign a cancelled vote elects
+  bool divide;                  // by the weights that agree (elect), or by `divisor`
+  float divisor;
+  float lambda;
+};
+
+struct VoteCounts {
+  uint64_t conflicts = 0;       // elements with a vote against the elected sign
+  int64_t sign_sum = 0;         // elements with a positive total minus those with a negative one
+};
+
+// out = merged block. `room` is scratch for num_models * kLanePadding floats.
+void MergeTaskVectors(const TaskVectorBlock& block, size_t n, float* room, float* out, VoteCounts* counts);
+
+// Only the vote: adds to counts->sign_sum.
+void CountElectedSigns(const TaskVectorBlock& block, size_t n, VoteCounts* counts);
+
+// out = sum of weight[i] models[i], divided by `divisor` when `divide`.
+void WeightedSum(const float* const* models, size_t num_models, const float* weight, bool divide, float divisor,
+                 size_t n, float* out);
+
+}  // namespace braid

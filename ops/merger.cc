@@ -1,0 +1,52 @@
+#include "ops/merger.h"
+
+#include <hwy/aligned_allocator.h>
+
+#include "ops/mergers_internal.h"
+
+namespace braid {
+
+struct Scratch::Storage {
+  hwy::AlignedFreeUniquePtr<float[]> lanes;
+};
+
+namespace {
+constexpr size_t kStride = kBlockLanes + kLanePadding;
+size_t LanesNeeded(size_t num_models) { return kStride * (num_models + 2) + num_models * kLanePadding; }
+}  // namespace
+
+Scratch::Scratch(size_t num_models) : models(num_models), storage_(std::make_unique<Storage>()) {
+  storage_->lanes = hwy::AllocateAligned<float>(LanesNeeded(num_models));
+  float* next = storage_->lanes.get();
+  base = next;
+  out = base + kStride;
+  for (size_t m = 0; m < num_models; ++m) models[m] = out + kStride * (m + 1);
+  room = out + kStride * (num_models + 1);
+  std::fill_n(next, LanesNeeded(num_models), 0.0f);
+}
+
+Scratch::~Scratch() = default;
+
+size_t Scratch::Bytes(size_t num_models) {
+  return LanesNeeded(num_models) * sizeof(float) + num_models * 64 + 4096;
+}
+
+std::unique_ptr<Accumulator> Merger::NewAccumulator(size_t) const { return nullptr; }
+void Merger::Accumulate(size_t, const Coefficients&, const LaneTile&, const uint64_t*, Scratch&, Accumulator*,
+                        BlockSums) const {}
+void Merger::Finish(size_t, const Accumulator*, std::span<const double>) {}
+void Merger::CountClaims(const Coefficients&, const LaneTile&, Scratch&, uint64_t*) const {}
+uint64_t Merger::Quota(size_t) const { return kNoQuota; }
+
+double FoldSums(double* sums) {
+  for (size_t step = kSumLanes / 2; step > 0; step /= 2)
+    for (size_t i = 0; i < step; ++i) sums[i] += sums[i + step];
+  return sums[0];
+}
+
+std::unique_ptr<Merger> NewMerger(const MethodInfo& method, const Coefficients& coefficients, uint64_t elements) {
+  if (method.base == BaseUse::kRequired) return NewTaskVectorMerger(method, coefficients, elements);
+  return NewLinearMerger(method, coefficients);
+}
+
+}  // namespace braid

@@ -1,0 +1,146 @@
+// A method at work on one scope: a tensor, or the whole model.
+//
+// A merge is an ordered list of rounds over the lanes. Each statistics round maps tiles to accumulators that can
+// be added (histograms) and to float64 sums per reduction block; Finish turns them into results that the next
+// rounds use. The last round is the merge itself. Whoever drives a Merger chooses tiles, threads and memory; no
+// choice changes a bit of the result.
+//
+// Some rounds are *ordered*: entries equal to a model's threshold stay in index order until its quota is spent.
+// Tiles then count their claims in parallel, somebody hands out the quota serially in order of the index, and
+// the tiles go on in parallel with what they were granted.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "ops/dtype.h"
+#include "ops/kernels.h"
+#include "ops/method.h"
+
+namespace braid {
+
+// Sums are taken per block of this many elements, counted from the start of the tensor, and added in order.
+// Tiles are whole blocks (the last one of a tensor may be short).
+inline constexpr size_t kReductionBlock = 65'536;
+
+// Lanes decoded at once. N + 1 sources of 4 KiB fit L1 for the usual N.
+inline constexpr size_t kBlockLanes = 1024;
+
+// Elements as they lie in a file. No bytes: the source takes no part (weight 0, or not needed in this round).
+struct EncodedLanes {
+  DType type = DType::kF32;
+  const std::byte* bytes = nullptr;
+};
+
+// A range of one tensor in every source. The bytes belong to the caller.
+struct LaneTile {
+  uint64_t first = 0;  // index in the tensor; a multiple of kReductionBlock
+  size_t count = 0;
+  EncodedLanes base;
+  std::span<const EncodedLanes> models;
+};
+
+// The resolved parameters of one tensor, by index into MethodInfo::parameters.
+struct Coefficients {
+  std::vector<double> shared;               // kTensor and kRecipe parameters (others unused)
+  std::vector<std::vector<double>> model;   // per model: kModel parameters (others unused)
+  bool operator==(const Coefficients&) const = default;
+};
+
+// What one worker counts in one round; Add is associative and commutative to the last bit.
+class Accumulator {
+ public:
+  virtual ~Accumulator() = default;
+  virtual void Clear() = 0;
+  virtual void Add(const Accumulator& other) = 0;
+};
+
+// Where a round leaves its sums: data[quantity * stride + block index in the tensor].
+struct BlockSums {
+  double* data = nullptr;
+  size_t stride = 0;
+};
+
+struct RoundSpec {
+  std::string_view name;
+  size_t accumulator_bytes = 0;  // 0: the round has no accumulator
+  size_t sums = 0;               // quantities summed per reduction block
+  bool ordered = false;          // wants grants
+};
+
+struct MergeCounts {
+  NonFinite non_finite;      // in the output
+  uint64_t conflicts = 0;    // elements whose entries disagreed in sign
+};
+
+// Lane buffers of one worker, reused for every tile. Not thread-safe.
+class Scratch {
+ public:
+  explicit Scratch(size_t num_models);
+  ~Scratch();
+  static size_t Bytes(size_t num_models);
+
+  float* base;
+  std::vector<float*> models;
+  float* out;
+  float* room;                         // num_models * kLanePadding floats
+  std::vector<size_t> voters;          // indices of the models that take part in the merge
+  std::vector<const float*> present;   // their lanes, at the current position
+  std::vector<float> weights, factors;
+  std::vector<uint32_t> min_keys;
+  std::vector<uint64_t> cuts;
+
+ private:
+  struct Storage;
+  std::unique_ptr<Storage> storage_;
+};
+
+class Merger {
+ public:
+  virtual ~Merger() = default;
+
+  // Rounds before the merge. round(statistics_rounds()) describes the merge.
+  virtual size_t statistics_rounds() const = 0;
+  virtual RoundSpec round(size_t r) const = 0;
+
+  // Whether round r needs a model's lanes, for a tensor with these coefficients. When it needs none, not even
+  // the base, a statistics round may pass over the tensor.
+  virtual bool Reads(size_t r, size_t model, const Coefficients& coefficients) const = 0;
+
+  // --- statistics: Accumulate runs concurrently for different tiles, each with an accumulator of its own
+  virtual std::unique_ptr<Accumulator> NewAccumulator(size_t r) const;
+  virtual void Accumulate(size_t r, const Coefficients& coefficients, const LaneTile& tile,
+                          const uint64_t* grants, Scratch& scratch, Accumulator* accumulator,
+                          BlockSums sums) const;
+  // Serial, once all tiles of the round are in. `sums` holds one total per quantity.
+  virtual void Finish(size_t r, const Accumulator* accumulator, std::span<const double> sums);
+
+  // --- ordered rounds
+  // Adds to claims[m] the entries of this tile that are equal to model m's threshold.
+  virtual void CountClaims(const Coefficients& coefficients, const LaneTile& tile, Scratch& scratch,
+                           uint64_t* claims) const;
+  // How many claims of model m may be granted over the whole scope. kNoQuota: the model has no claims to count.
+  static constexpr uint64_t kNoQuota = UINT64_MAX;
+  virtual uint64_t Quota(size_t model) const;
+
+  // --- the merge: writes tile.count elements of `type`. `grants`: null when the merge is not ordered.
+  virtual void Merge(const Coefficients& coefficients, const LaneTile& tile, const uint64_t* grants,
+                     Scratch& scratch, DType type, std::byte* out, MergeCounts* counts) const = 0;
+
+  // For the report: entries of all task vectors in scope, and how many of them stayed. Equal when nothing trims.
+  virtual uint64_t entries() const { return 0; }
+  virtual uint64_t kept() const { return 0; }
+};
+
+// A merger of `method` for a scope of `elements` elements. `coefficients` are those of the tensor; for the whole
+// model, those parameters that decide statistics are the same in all tensors.
+std::unique_ptr<Merger> NewMerger(const MethodInfo& method, const Coefficients& coefficients, uint64_t elements);
+
+// Adds 16 interleaved sums in a fixed tree: 8 pairs at distance 8, then 4, 2, 1.
+double FoldSums(double* sums);
+
+}  // namespace braid

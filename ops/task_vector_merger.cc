@@ -1,0 +1,377 @@
+// ties and task_arithmetic: methods.md, "GTA" and the rows of that name; mergekit calls the family generalized
+// task arithmetic. Task vectors d = x - base are trimmed to their largest magnitudes, weighted, and either added
+// up or, with an election of signs, merged where they agree.
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+#include "ops/magnitude_selection.h"
+#include "ops/mergers_internal.h"
+
+namespace braid {
+namespace {
+
+constexpr double kLeastNorm = 1e-7;         // below it, rescale does nothing (mergekit sparsify.py)
+constexpr float kLeastWeightSum = 1e-8f;    // below it, normalize does nothing (without an election)
+
+enum class Step { kHighHalves, kLowHalves, kSigns, kMerge };
+
+// One histogram per model that needs selection, as the workers count it. Counts of one worker fit 32 bits as
+// long as it sees fewer than 2^32 elements; Spill moves them into 64 bits well before.
+class Histograms : public Accumulator {
+ public:
+  Histograms(size_t models, size_t bins) : bins_(bins), small_(models * bins), large_(models * bins) {}
+
+  uint32_t* Row(size_t slot) { return &small_[slot * bins_]; }
+  const uint64_t* Totals(size_t slot) const { return &large_[slot * bins_]; }
+
+  void Clear() override {
+    std::fill(small_.begin(), small_.end(), 0);
+    std::fill(large_.begin(), large_.end(), 0);
+    unspilled_ = 0;
+  }
+  void Add(const Accumulator& other) override {
+    const auto& o = static_cast<const Histograms&>(other);
+    for (size_t i = 0; i < large_.size(); ++i) large_[i] += o.large_[i] + o.small_[i];
+  }
+  void Counted(uint64_t elements) {
+    unspilled_ += elements;
+    if (unspilled_ < (1u << 31)) return;
+    for (size_t i = 0; i < large_.size(); ++i) large_[i] += small_[i], small_[i] = 0;
+    unspilled_ = 0;
+  }
+  static size_t Bytes(size_t models, size_t bins) { return models * bins * (sizeof(uint32_t) + sizeof(uint64_t)); }
+
+ private:
+  size_t bins_;
+  std::vector<uint32_t> small_;
+  std::vector<uint64_t> large_;
+  uint64_t unspilled_ = 0;
+};
+
+class SignSum : public Accumulator {
+ public:
+  VoteCounts votes;
+  void Clear() override { votes = {}; }
+  void Add(const Accumulator& other) override { votes.sign_sum += static_cast<const SignSum&>(other).votes.sign_sum; }
+};
+
+// How one model's task vector is trimmed, and what is known of it so far.
+struct Trim {
+  uint64_t keep = 0;          // entries that stay
+  int slot = -1;              // row of the histograms; -1: nothing to select (all stay, or none)
+  CriticalBin bin;
+  uint32_t key = 0;           // the threshold: larger keys stay, smaller ones go
+  bool equals_stay = true;    // all entries equal to the threshold stay
+  uint64_t quota = Merger::kNoQuota;  // otherwise only so many of them, by index
+  double norm = 0, kept_norm = 0;
+  float factor = 1;           // rescale
+};
+
+// d = x - base for lanes start .. start + n of the tile, in the scratch lanes of model m.
+const float* DecodeTaskVector(const LaneTile& tile, size_t m, size_t start, size_t n, Scratch& scratch) {
+  DecodeLanesAt(tile.base, start, n, scratch.base);
+  DecodeLanesAt(tile.models[m], start, n, scratch.models[m]);
+  Subtract(scratch.models[m], scratch.base, n, scratch.models[m]);
+  return scratch.models[m];
+}
+
+class TaskVectorMerger : public Merger {
+ public:
+  TaskVectorMerger(const MethodInfo& method, const Coefficients& c, uint64_t elements);
+
+  size_t statistics_rounds() const override { return steps_.size() - 1; }
+  RoundSpec round(size_t r) const override;
+  bool Reads(size_t r, size_t model, const Coefficients& c) const override;
+  std::unique_ptr<Accumulator> NewAccumulator(size_t r) const override;
+  void Accumulate(size_t r, const Coefficients& c, const LaneTile& tile, const uint64_t* grants, Scratch& scratch,
+                  Accumulator* accumulator, BlockSums sums) const override;
+  void Finish(size_t r, const Accumulator* accumulator, std::span<const double> sums) override;
+  void CountClaims(const Coefficients& c, const LaneTile& tile, Scratch& scratch, uint64_t* claims) const override;
+  uint64_t Quota(size_t model) const override { return trims_[model].quota; }
+  void Merge(const Coefficients& c, const LaneTile& tile, const uint64_t* grants, Scratch& scratch, DType type,
+             std::byte* out, MergeCounts* counts) const override;
+  uint64_t entries() const override { return elements_ * trims_.size(); }
+  uint64_t kept() const override;
+
+ private:
+  double Shared(const Coefficients& c, int index, double otherwise) const {
+    return index < 0 ? otherwise : c.shared[static_cast<size_t>(index)];
+  }
+  double WeightOf(const Coefficients& c, size_t m) const { return c.model[m][static_cast<size_t>(weight_)]; }
+
+  void CountHalves(bool low, const LaneTile& tile, Scratch& scratch, Histograms& histograms, BlockSums sums) const;
+  void FinishHigh(const Histograms& histograms, std::span<const double> sums);
+  void FinishLow(const Histograms& histograms, std::span<const double> sums);
+  void DecodeBlock(const LaneTile& tile, size_t start, size_t n, Scratch& scratch) const;
+  TaskVectorBlock BlockFor(const Coefficients& c, const LaneTile& tile, Scratch& scratch) const;
+  void FindCuts(const LaneTile& tile, const uint64_t* grants, Scratch& scratch) const;
+  template <typename Visit>
+  void ForEachSegment(const LaneTile& tile, size_t start, size_t n, TaskVectorBlock& block, Scratch& scratch,
+                      Visit visit) const;
+
+  int weight_, density_, lambda_, normalize_, rescale_param_;
+  bool elect_, rescale_, keep_equals_, by_count_, weighted_vote_;
+  bool zero_elects_minus_ = false;
+  bool ordered_possible_ = false;   // some model selects, and equals are handed out by index
+  uint64_t elements_;
+  size_t slots_ = 0;
+  std::vector<Trim> trims_;
+  std::vector<Step> steps_;
+};
+
+TaskVectorMerger::TaskVectorMerger(const MethodInfo& method, const Coefficients& c, uint64_t elements)
+    : weight_(method.IndexOf("weight")), density_(method.IndexOf("density")), lambda_(method.IndexOf("lambda")),
+      normalize_(method.IndexOf("normalize")), rescale_param_(method.IndexOf("rescale")),
+      elect_(method.name == "ties"), rescale_(Shared(c, rescale_param_, 0) != 0),
+      keep_equals_(Shared(c, method.IndexOf("ties_at_threshold"), 0) != 0),
+      by_count_(Shared(c, method.IndexOf("elect"), 0) != 0),
+      weighted_vote_(Shared(c, method.IndexOf("elect_weighted"), 1) != 0), elements_(elements),
+      trims_(c.model.size()) {
+  for (size_t m = 0; m < trims_.size(); ++m) {
+    Trim& trim = trims_[m];
+    const double density = density_ < 0 ? 1.0 : c.model[m][static_cast<size_t>(density_)];
+    trim.keep = KeptCount(density, elements);
+    // The paper's code keeps the entries >= the (n - int(density n))-th smallest: one more, and all equals.
+    if (keep_equals_ && trim.keep > 0 && density < 1)
+      trim.keep = std::min(elements, static_cast<uint64_t>(density * static_cast<double>(elements)) + 1);
+    if (trim.keep == 0) trim.key = kNanKey, trim.equals_stay = false;
+    else if (trim.keep < elements) trim.slot = static_cast<int>(slots_++);
+  }
+  ordered_possible_ = slots_ > 0 && !keep_equals_;
+  if (slots_ > 0) steps_ = {Step::kHighHalves, Step::kLowHalves};
+  if (elect_ && Shared(c, method.IndexOf("zero_sign"), 0) != 0) steps_.push_back(Step::kSigns);
+  steps_.push_back(Step::kMerge);
+}
+
+RoundSpec TaskVectorMerger::round(size_t r) const {
+  const size_t sums = rescale_ ? trims_.size() : 0;
+  switch (steps_[r]) {
+    case Step::kHighHalves:
+      return {.name = "high halves", .accumulator_bytes = Histograms::Bytes(slots_, kHighBins), .sums = sums};
+    case Step::kLowHalves:
+      return {.name = "low halves", .accumulator_bytes = Histograms::Bytes(slots_, kLowBins), .sums = sums};
+    case Step::kSigns:
+      return {.name = "signs", .accumulator_bytes = sizeof(SignSum), .ordered = ordered_possible_};
+    case Step::kMerge: break;
+  }
+  return {.name = "merge", .ordered = ordered_possible_};
+}
+
+bool TaskVectorMerger::Reads(size_t r, size_t model, const Coefficients& c) const {
+  const bool selects = trims_[model].slot >= 0;
+  if (steps_[r] == Step::kHighHalves || steps_[r] == Step::kLowHalves) return selects;
+  // With weight 0 in this tensor only (model scope), its entries still use up quota.
+  return WeightOf(c, model) != 0 || (selects && ordered_possible_);
+}
+
+std::unique_ptr<Accumulator> TaskVectorMerger::NewAccumulator(size_t r) const {
+  switch (steps_[r]) {
+    case Step::kHighHalves: return std::make_unique<Histograms>(slots_, kHighBins);
+    case Step::kLowHalves: return std::make_unique<Histograms>(slots_, kLowBins);
+    case Step::kSigns: return std::make_unique<SignSum>();
+    case Step::kMerge: break;
+  }
+  return nullptr;
+}
+
+void TaskVectorMerger::Accumulate(size_t r, const Coefficients& c, const LaneTile& tile, const uint64_t* grants,
+                                  Scratch& scratch, Accumulator* accumulator, BlockSums sums) const {
+  if (steps_[r] != Step::kSigns)
+    return CountHalves(steps_[r] == Step::kLowHalves, tile, scratch, static_cast<Histograms&>(*accumulator), sums);
+  VoteCounts& votes = static_cast<SignSum&>(*accumulator).votes;
+  TaskVectorBlock block = BlockFor(c, tile, scratch);
+  FindCuts(tile, grants, scratch);
+  for (size_t start = 0; start < tile.count; start += kBlockLanes) {
+    const size_t n = std::min(kBlockLanes, tile.count - start);
+    DecodeBlock(tile, start, n, scratch);
+    ForEachSegment(tile, start, n, block, scratch,
+                   [&](size_t, size_t length) { CountElectedSigns(block, length, &votes); });
+  }
+}
+
+// One model after the other within a reduction block: its histogram (128 or 256 KiB) then stays in L2.
+void TaskVectorMerger::CountHalves(bool low, const LaneTile& tile, Scratch& scratch, Histograms& histograms,
+                                   BlockSums sums) const {
+  for (size_t block = 0; block < tile.count; block += kReductionBlock) {
+    const size_t block_end = std::min(tile.count, block + kReductionBlock);
+    for (size_t m = 0; m < trims_.size(); ++m) {
+      const Trim& trim = trims_[m];
+      if (tile.models[m].bytes == nullptr || trim.slot < 0) continue;
+      uint32_t* bins = histograms.Row(static_cast<size_t>(trim.slot));
+      double partial[kSumLanes] = {};
+      for (size_t start = block; start < block_end; start += kBlockLanes) {
+        const size_t n = std::min(kBlockLanes, block_end - start);
+        const float* d = DecodeTaskVector(tile, m, start, n, scratch);
+        if (low) CountLowHalves(d, n, trim.bin.high, bins);
+        else CountHighHalves(d, n, bins);
+        if (sums.data != nullptr) AddMagnitudes(d, n, low ? static_cast<int32_t>(trim.bin.high) : -1, partial);
+      }
+      if (sums.data != nullptr) sums.data[m * sums.stride + (tile.first + block) / kReductionBlock] = FoldSums(partial);
+    }
+  }
+  histograms.Counted(tile.count);
+}
+
+void TaskVectorMerger::Finish(size_t r, const Accumulator* accumulator, std::span<const double> sums) {
+  switch (steps_[r]) {
+    case Step::kHighHalves: return FinishHigh(static_cast<const Histograms&>(*accumulator), sums);
+    case Step::kLowHalves: return FinishLow(static_cast<const Histograms&>(*accumulator), sums);
+    // The paper's code selects the negative entries when even the majority is a draw.
+    case Step::kSigns: zero_elects_minus_ = static_cast<const SignSum&>(*accumulator).votes.sign_sum <= 0; return;
+    case Step::kMerge: return;
+  }
+}
+
+void TaskVectorMerger::FinishHigh(const Histograms& histograms, std::span<const double> sums) {
+  for (size_t m = 0; m < trims_.size(); ++m) {
+    Trim& trim = trims_[m];
+    if (trim.slot < 0) continue;
+    trim.bin = FindCriticalBin(histograms.Totals(static_cast<size_t>(trim.slot)), trim.keep);
+    if (rescale_) trim.norm = sums[m];
+  }
+}
+
+void TaskVectorMerger::FinishLow(const Histograms& histograms, std::span<const double> sums) {
+  for (size_t m = 0; m < trims_.size(); ++m) {
+    Trim& trim = trims_[m];
+    if (trim.slot < 0) continue;
+    const uint64_t* bins = histograms.Totals(static_cast<size_t>(trim.slot));
+    const Threshold threshold = FindThreshold(trim.bin, bins, trim.keep);
+    const uint64_t equals_kept = keep_equals_ ? threshold.equal : trim.keep - threshold.above;
+    trim.key = threshold.key;
+    trim.keep = threshold.above + equals_kept;
+    trim.equals_stay = equals_kept == threshold.equal || threshold.key == 0;  // a kept zero adds nothing
+    trim.quota = trim.equals_stay ? kNoQuota : equals_kept;
+    if (!rescale_) continue;
+    // Entries above the critical bin were summed in place; those within it are known by their counts.
+    const auto magnitude = [&](uint32_t low) {
+      return static_cast<double>(std::bit_cast<float>(trim.bin.high << 16 | low));
+    };
+    trim.kept_norm = sums[m];
+    const uint32_t threshold_low = threshold.key & 0xffff;
+    for (uint32_t low = kLowBins - 1; low > threshold_low; --low)
+      if (bins[low] != 0) trim.kept_norm += static_cast<double>(bins[low]) * magnitude(low);
+    trim.kept_norm += static_cast<double>(equals_kept) * magnitude(threshold_low);
+    if (trim.norm >= kLeastNorm && trim.kept_norm >= kLeastNorm)
+      trim.factor = static_cast<float>(trim.norm / trim.kept_norm);
+  }
+}
+
+void TaskVectorMerger::CountClaims(const Coefficients&, const LaneTile& tile, Scratch& scratch,
+                                   uint64_t* claims) const {
+  for (size_t m = 0; m < trims_.size(); ++m) {
+    if (tile.models[m].bytes == nullptr || trims_[m].quota == kNoQuota) continue;
+    for (size_t start = 0; start < tile.count; start += kBlockLanes) {
+      const size_t n = std::min(kBlockLanes, tile.count - start);
+      claims[m] += CountKey(DecodeTaskVector(tile, m, start, n, scratch), n, trims_[m].key);
+    }
+  }
+}
+
+// cuts[m]: the index within the tile up to which model m's entries equal to the threshold stay.
+void TaskVectorMerger::FindCuts(const LaneTile& tile, const uint64_t* grants, Scratch& scratch) const {
+  scratch.cuts.assign(trims_.size(), 0);
+  for (size_t m = 0; m < trims_.size(); ++m) {
+    const Trim& trim = trims_[m];
+    uint64_t& cut = scratch.cuts[m];
+    if (trim.equals_stay) cut = tile.count;
+    if (trim.quota == kNoQuota || tile.models[m].bytes == nullptr || grants[m] == 0) continue;
+    uint64_t left = grants[m];
+    for (size_t start = 0; left > 0 && start < tile.count; start += kBlockLanes) {
+      const size_t n = std::min(kBlockLanes, tile.count - start);
+      const float* d = DecodeTaskVector(tile, m, start, n, scratch);
+      const uint64_t here = CountKey(d, n, trim.key);
+      if (here < left) {
+        left -= here;
+        continue;
+      }
+      for (size_t i = 0; left > 0; ++i)
+        if (CountKey(d + i, 1, trim.key) != 0 && --left == 0) cut = start + i + 1;
+    }
+  }
+}
+
+void TaskVectorMerger::DecodeBlock(const LaneTile& tile, size_t start, size_t n, Scratch& scratch) const {
+  DecodeLanesAt(tile.base, start, n, scratch.base);
+  for (size_t m : scratch.voters) DecodeLanesAt(tile.models[m], start, n, scratch.models[m]);
+}
+
+TaskVectorBlock TaskVectorMerger::BlockFor(const Coefficients& c, const LaneTile& tile, Scratch& scratch) const {
+  scratch.weights.clear();
+  for (size_t m = 0; m < trims_.size(); ++m) scratch.weights.push_back(static_cast<float>(WeightOf(c, m)));
+  const float sum = SumOfWeights(scratch.weights);
+  scratch.weights.clear();
+  scratch.factors.clear();
+  scratch.voters.clear();
+  for (size_t m = 0; m < trims_.size(); ++m) {
+    if (tile.models[m].bytes == nullptr || WeightOf(c, m) == 0) continue;
+    scratch.voters.push_back(m);
+    scratch.weights.push_back(static_cast<float>(WeightOf(c, m)));
+    scratch.factors.push_back(trims_[m].factor);
+  }
+  scratch.present.resize(scratch.weights.size());
+  scratch.min_keys.resize(scratch.weights.size());
+  return {.base = scratch.base,
+          .models = scratch.present.data(),
+          .num_models = scratch.weights.size(),
+          .weight = scratch.weights.data(),
+          .factor = rescale_ ? scratch.factors.data() : nullptr,
+          .min_key = scratch.min_keys.data(),
+          .elect = elect_,
+          .elect_by_count = by_count_,
+          .elect_weighted = weighted_vote_,
+          .zero_elects_minus = zero_elects_minus_,
+          .divide = Shared(c, normalize_, 0) != 0,
+          .divisor = std::fabs(sum) < kLeastWeightSum ? 1.0f : sum,
+          .lambda = static_cast<float>(Shared(c, lambda_, 1))};
+}
+
+// Splits a decoded block where a model's cut lies in it, so that within a segment each model has one least key.
+template <typename Visit>
+void TaskVectorMerger::ForEachSegment(const LaneTile& tile, size_t start, size_t n, TaskVectorBlock& block,
+                                      Scratch& scratch, Visit visit) const {
+  for (size_t i = 0, end; i < n; i = end) {
+    end = n;
+    for (size_t v = 0; v < scratch.voters.size(); ++v) {
+      const size_t m = scratch.voters[v];
+      const uint64_t cut = scratch.cuts[m];
+      if (cut > start + i && cut < start + end) end = cut - start;
+      scratch.min_keys[v] = trims_[m].key + (start + i < cut ? 0 : 1);
+      scratch.present[v] = scratch.models[m] + i;
+    }
+    block.base = scratch.base + i;
+    visit(i, end - i);
+  }
+}
+
+void TaskVectorMerger::Merge(const Coefficients& c, const LaneTile& tile, const uint64_t* grants, Scratch& scratch,
+                             DType type, std::byte* out, MergeCounts* counts) const {
+  TaskVectorBlock block = BlockFor(c, tile, scratch);
+  FindCuts(tile, grants, scratch);
+  VoteCounts votes;
+  for (size_t start = 0; start < tile.count; start += kBlockLanes) {
+    const size_t n = std::min(kBlockLanes, tile.count - start);
+    DecodeBlock(tile, start, n, scratch);
+    ForEachSegment(tile, start, n, block, scratch, [&](size_t i, size_t length) {
+      MergeTaskVectors(block, length, scratch.room, scratch.out + i, &votes);
+    });
+    EncodeLanes(type, scratch.out, n, out + start * LaneBytes(type), &counts->non_finite);
+  }
+  counts->conflicts += votes.conflicts;
+}
+
+uint64_t TaskVectorMerger::kept() const {
+  uint64_t sum = 0;
+  for (const Trim& trim : trims_) sum += trim.keep;
+  return sum;
+}
+
+}  // namespace
+
+std::unique_ptr<Merger> NewTaskVectorMerger(const MethodInfo& method, const Coefficients& c, uint64_t elements) {
+  return std::make_unique<TaskVectorMerger>(method, c, elements);
+}
+
+}  // namespace braid
