@@ -1,6 +1,7 @@
 // A checkpoint as one catalogue of named tensors, whatever its files: a directory with model.safetensors, a
-// directory with shards and model.safetensors.index.json, one .safetensors file, or a model id `org/name[@rev]`
-// in the local Hugging Face cache. Only headers and small JSON files are read. Nothing is ever downloaded.
+// directory with shards and model.safetensors.index.json, one .safetensors file, or a model id
+// `org/name[@rev]` in the local Hugging Face cache. Only headers and small JSON files are read. Nothing is
+// ever downloaded.
 //
 // Immutable after OpenCheckpoint; any thread may read it. Opened files are closed again; each shard keeps its
 // FileIdentity, so that whoever maps it later can tell whether it is still the same file.
@@ -10,57 +11,51 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
+#include "io/model_config.h"
 #include "io/os.h"
 #include "io/safetensors.h"
 
 namespace braid {
 
 struct Shard {
-  std::string path;          // as opened
-  std::string name;          // file name within the checkpoint
+  std::string path;  // as opened
+  std::string name;  // file name within the checkpoint
   FileIdentity identity;
   uint64_t data_offset = 0;  // where the header ends
 };
 
 struct CheckpointTensor {
   TensorInfo info;
-  uint32_t shard = 0;        // index into Checkpoint::shards
-};
-
-// What config.json says that a merge needs to know. Absent file: all empty.
-struct ModelConfig {
-  std::string path;                                  // empty when there is none
-  std::string text;                                  // the file, byte for byte
-  std::vector<std::string> architectures;
-  std::string model_type;
-  std::optional<bool> tie_word_embeddings;           // top level, else text_config's
-  std::optional<std::string> dtype_key;              // "dtype" or "torch_dtype", whichever the file has
+  uint32_t shard = 0;  // index into Checkpoint::shards
 };
 
 struct Checkpoint {
-  std::string reference;               // what the user wrote
-  std::string directory;               // empty for a single file
-  std::string cache_id;                // "org/name" when it was found in the Hugging Face cache
-  std::string revision;                // the commit found there
-  std::vector<Shard> shards;           // in file-name order
+  std::string reference;                  // what the user wrote
+  std::string directory;                  // empty for a single file
+  std::string cache_id;                   // "org/name" when it was found in the Hugging Face cache
+  std::string revision;                   // the commit found there
+  std::vector<Shard> shards;              // in file-name order
   std::vector<CheckpointTensor> tensors;  // in file order: by shard, then by offset
   ModelConfig config;
   std::vector<std::string> warnings;
 
-  // Index into `tensors`, or nothing.
+  // Index into `tensors`, or nothing. Logarithmic: a hash table's collisions could be arranged by a file.
   std::optional<uint32_t> Find(std::string_view name) const;
-  uint64_t TotalBytes() const;         // of all tensors
-  uint64_t MemoryBytes() const;        // roughly what this catalogue occupies
+  uint64_t TotalBytes() const;   // of all tensors
+  uint64_t MemoryBytes() const;  // roughly what this catalogue occupies
 
-  std::unordered_map<std::string_view, uint32_t> by_name;  // views into `tensors`
+  std::vector<uint32_t> by_name;  // indices into `tensors`, in the order of their names
 };
 
-// Throws Error: kUsage when nothing is there (for an id, the hint is the command that downloads it), kBadInput
-// for files that are not what they claim (a shard missing, an index that disagrees, a weight_map name that
-// leaves the directory), kIncompatible for what cannot be merged: adapters, quantised weights, only .bin files.
+// A local path wins over the id of a cached model. Of model.safetensors and an index beside it the former
+// wins.
+//
+// Throws Error: kUsage when nothing is there (for an id, the hint is the command that downloads it),
+// kBadInput for files that are not what they claim (a shard missing, an index that disagrees, a weight_map
+// name that leaves the directory), kIncompatible for what cannot be merged: adapters, quantised weights, only
+// .bin files.
 Checkpoint OpenCheckpoint(const std::string& reference);
 
 // As OpenCheckpoint, but lets quantised checkpoints and adapters pass: for `inspect`, `diff` and `verify`.

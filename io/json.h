@@ -24,6 +24,9 @@ Json ParseJson(std::string_view text, const std::string& path, JsonLimits limits
 // A non-negative integer written as one (not 2.0, not 1e3, not -1, not above 2^63-1).
 std::optional<uint64_t> AsSize(const Json& value);
 
+// The value of a top-level key as it is written, or nothing. `text` as for ReplaceTopLevelValue.
+std::optional<std::string> TopLevelValue(const std::string& text, std::string_view key);
+
 // `text` with the value of the top-level key replaced by `json_value`, every other byte kept. A key that is
 // absent is added as the last one. `text` must be a JSON object that ParseJson accepted.
 std::string ReplaceTopLevelValue(const std::string& text, std::string_view key, std::string_view json_value);

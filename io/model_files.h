@@ -5,20 +5,26 @@
 #include <string>
 #include <vector>
 
-#include "io/checkpoint.h"
+#include "io/model_config.h"
 #include "ops/dtype.h"
 
 namespace braid {
 
 // The side files of `directory` to carry into a merge, relative to it, sorted: generation config, tokenizer,
 // chat templates, preprocessor configs, sentence-transformers files (modules.json,
-// sentence_bert_config.json, config_sentence_transformers.json, 1_Pooling/config.json and the like), licence and notice. An allow-list:
-// code, pickles, hidden files and links that leave the model are not carried. config.json and README.md are
-// not among them: a merge writes its own.
+// sentence_bert_config.json, config_sentence_transformers.json, 1_Pooling/config.json and the like, and the
+// weights of modules such as 2_Dense as they are), licence and notice. An allow-list: code, pickles, hidden
+// files and links that leave the model are not carried. config.json and README.md are not among them: a merge
+// writes its own. Throws Error when the directory cannot be read.
 std::vector<std::string> SideFiles(const std::string& directory);
 
-// config.json for the merge: `dtype` (or `torch_dtype`, whichever the donor has) set to the output's type,
-// tie_word_embeddings set to false when `untie`, every other byte as the donor wrote it.
+// config.json for the merge, every byte that is not named here as the donor wrote it; "" when the donor has
+// none.
+//   dtype, torch_dtype     the output's type, whichever of them the donor has; `dtype` is added when it has
+//   neither tie_word_embeddings    false when `untie` _name_or_path          taken out: a path on the donor's
+//   machine
+// Parts of multimodal models (text_config, vision_config, audio_config, llm_config, language_config) get the
+// same edits, but nothing is added to them and a tie_word_embeddings in them changes only in text_config.
 std::string MergedConfig(const ModelConfig& donor, DType output_type, bool untie);
 
 }  // namespace braid

@@ -19,19 +19,19 @@ namespace braid {
 struct TensorInfo {
   std::string name;
   DType dtype = DType::kF32;
-  std::vector<uint64_t> shape;   // row-major; empty for a scalar
-  uint64_t elements = 0;         // product of the shape
-  uint64_t offset = 0;           // of the first byte, from the start of the file
+  std::vector<uint64_t> shape;  // row-major; empty for a scalar
+  uint64_t elements = 0;        // product of the shape
+  uint64_t offset = 0;          // of the first byte, from the start of the file
   uint64_t bytes = 0;
 };
 
 std::string ShapeText(const std::vector<uint64_t>& shape);  // "[4096, 1024]"
 
 struct SafetensorsHeader {
-  uint64_t data_offset = 0;                      // 8 + header length
-  std::vector<TensorInfo> tensors;               // by offset, as they lie in the file
-  std::map<std::string, std::string> metadata;   // __metadata__
-  std::vector<std::string> warnings;             // accepted, but worth telling (trailing newline, extra keys)
+  uint64_t data_offset = 0;                     // 8 + header length
+  std::vector<TensorInfo> tensors;              // by offset, as they lie in the file
+  std::map<std::string, std::string> metadata;  // __metadata__
+  std::vector<std::string> warnings;            // accepted, but worth telling (trailing newline, extra keys)
 };
 
 inline constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the reference reader's limit
@@ -46,6 +46,7 @@ SafetensorsHeader ReadSafetensorsHeader(int fd, uint64_t file_bytes, const std::
 // `offset` is ignored): length, JSON with __metadata__ first, padded with spaces so that the data begins at a
 // multiple of `alignment`.
 std::string MakeSafetensorsHeader(const std::vector<TensorInfo>& tensors,
-                                  const std::map<std::string, std::string>& metadata, uint64_t alignment = 64);
+                                  const std::map<std::string, std::string>& metadata,
+                                  uint64_t alignment = 64);
 
 }  // namespace braid

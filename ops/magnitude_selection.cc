@@ -9,7 +9,7 @@ namespace braid {
 CriticalBin FindCriticalBin(const uint64_t* bins, uint64_t k) {
   CriticalBin found;
   uint32_t high = kHighBins - 1;
-  while (found.above + bins[high] < k) found.above += bins[high--];
+  while (high > 0 && found.above + bins[high] < k) found.above += bins[high--];
   found.high = high;
   return found;
 }
@@ -17,7 +17,7 @@ CriticalBin FindCriticalBin(const uint64_t* bins, uint64_t k) {
 Threshold FindThreshold(const CriticalBin& bin, const uint64_t* bins, uint64_t k) {
   Threshold found{.above = bin.above};
   uint32_t low = kLowBins - 1;
-  while (found.above + bins[low] < k) found.above += bins[low--];
+  while (low > 0 && found.above + bins[low] < k) found.above += bins[low--];
   found.key = bin.high << 16 | low;
   found.equal = bins[low];
   return found;

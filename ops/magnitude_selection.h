@@ -9,7 +9,8 @@
 
 namespace braid {
 
-// Where the k-th largest key lies, after the first histogram. 1 <= k <= number of keys counted.
+// Where the k-th largest key lies, after the first histogram. k >= 1; where fewer keys than k were counted (a
+// model lacks a tensor of its scope), those missing rank last, as zeros would.
 struct CriticalBin {
   uint32_t high = 0;     // the high half of the k-th largest key
   uint64_t above = 0;    // keys with a larger high half

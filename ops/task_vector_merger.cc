@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <utility>
+#include <vector>
 
 #include "ops/magnitude_selection.h"
 #include "ops/mergers_internal.h"
@@ -17,37 +19,53 @@ constexpr float kLeastWeightSum = 1e-8f;    // below it, normalize does nothing 
 
 enum class Step { kHighHalves, kLowHalves, kSigns, kMerge };
 
-// One histogram per model that needs selection, as the workers count it. Counts of one worker fit 32 bits as
-// long as it sees fewer than 2^32 elements; Spill moves them into 64 bits well before.
+// One histogram per model that needs selection. Workers count in 32 bits, half the memory of 64 and all that a tensor
+// of fewer than 2^31 elements needs; with more, counts move to a second table of 64 bits before they could overflow.
 class Histograms : public Accumulator {
  public:
-  Histograms(size_t models, size_t bins) : bins_(bins), small_(models * bins), large_(models * bins) {}
+  Histograms(size_t models, size_t bins) : bins_(bins), small_(models * bins) {}
 
   uint32_t* Row(size_t slot) { return &small_[slot * bins_]; }
-  const uint64_t* Totals(size_t slot) const { return &large_[slot * bins_]; }
+  std::vector<uint64_t> Totals(size_t slot) const {
+    std::vector<uint64_t> totals(small_.begin() + static_cast<ptrdiff_t>(slot * bins_),
+                                 small_.begin() + static_cast<ptrdiff_t>((slot + 1) * bins_));
+    if (!large_.empty())
+      for (size_t i = 0; i < bins_; ++i) totals[i] += large_[slot * bins_ + i];
+    return totals;
+  }
 
   void Clear() override {
     std::fill(small_.begin(), small_.end(), 0);
-    std::fill(large_.begin(), large_.end(), 0);
-    unspilled_ = 0;
+    large_.clear();
+    counted_ = 0;
   }
   void Add(const Accumulator& other) override {
     const auto& o = static_cast<const Histograms&>(other);
-    for (size_t i = 0; i < large_.size(); ++i) large_[i] += o.large_[i] + o.small_[i];
+    WillCount(o.counted_);
+    for (size_t i = 0; i < small_.size(); ++i) small_[i] += o.small_[i];
+    if (!o.large_.empty()) Widen();
+    for (size_t i = 0; i < o.large_.size(); ++i) large_[i] += o.large_[i];
   }
-  void Counted(uint64_t elements) {
-    unspilled_ += elements;
-    if (unspilled_ < (1u << 31)) return;
-    for (size_t i = 0; i < large_.size(); ++i) large_[i] += small_[i], small_[i] = 0;
-    unspilled_ = 0;
+  // Makes sure that so many more counts fit.
+  void WillCount(uint64_t elements) {
+    counted_ += elements;
+    if (counted_ < kNarrow) return;
+    Widen();
+    for (size_t i = 0; i < small_.size(); ++i) large_[i] += std::exchange(small_[i], 0);
+    counted_ = elements;
   }
-  static size_t Bytes(size_t models, size_t bins) { return models * bins * (sizeof(uint32_t) + sizeof(uint64_t)); }
+  static size_t Bytes(size_t models, size_t bins, uint64_t elements) {
+    return models * bins * (elements < kNarrow ? sizeof(uint32_t) : sizeof(uint32_t) + sizeof(uint64_t));
+  }
 
  private:
+  static constexpr uint64_t kNarrow = uint64_t{1} << 31;
+  void Widen() { large_.resize(small_.size()); }
+
   size_t bins_;
   std::vector<uint32_t> small_;
   std::vector<uint64_t> large_;
-  uint64_t unspilled_ = 0;
+  uint64_t counted_ = 0;   // at most this much in any entry of small_
 };
 
 class SignSum : public Accumulator {
@@ -92,7 +110,7 @@ class TaskVectorMerger : public Merger {
   uint64_t Quota(size_t model) const override { return trims_[model].quota; }
   void Merge(const Coefficients& c, const LaneTile& tile, const uint64_t* grants, Scratch& scratch, DType type,
              std::byte* out, MergeCounts* counts) const override;
-  uint64_t entries() const override { return elements_ * trims_.size(); }
+  uint64_t entries() const override { return elements_ * active_; }
   uint64_t kept() const override;
 
  private:
@@ -108,14 +126,14 @@ class TaskVectorMerger : public Merger {
   TaskVectorBlock BlockFor(const Coefficients& c, const LaneTile& tile, Scratch& scratch) const;
   void FindCuts(const LaneTile& tile, const uint64_t* grants, Scratch& scratch) const;
   template <typename Visit>
-  void ForEachSegment(const LaneTile& tile, size_t start, size_t n, TaskVectorBlock& block, Scratch& scratch,
-                      Visit visit) const;
+  void ForEachSegment(size_t start, size_t n, TaskVectorBlock& block, Scratch& scratch, Visit visit) const;
 
   int weight_, density_, lambda_, normalize_, rescale_param_;
   bool elect_, rescale_, keep_equals_, by_count_, weighted_vote_;
   bool zero_elects_minus_ = false;
   bool ordered_possible_ = false;   // some model selects, and equals are handed out by index
   uint64_t elements_;
+  uint64_t active_ = 0;             // models with a weight
   size_t slots_ = 0;
   std::vector<Trim> trims_;
   std::vector<Step> steps_;
@@ -131,6 +149,8 @@ TaskVectorMerger::TaskVectorMerger(const MethodInfo& method, const Coefficients&
       trims_(c.model.size()) {
   for (size_t m = 0; m < trims_.size(); ++m) {
     Trim& trim = trims_[m];
+    if (WeightOf(c, m) == 0) continue;  // takes no part anywhere in this scope
+    ++active_;
     const double density = density_ < 0 ? 1.0 : c.model[m][static_cast<size_t>(density_)];
     trim.keep = KeptCount(density, elements);
     // The paper's code keeps the entries >= the (n - int(density n))-th smallest: one more, and all equals.
@@ -149,9 +169,9 @@ RoundSpec TaskVectorMerger::round(size_t r) const {
   const size_t sums = rescale_ ? trims_.size() : 0;
   switch (steps_[r]) {
     case Step::kHighHalves:
-      return {.name = "high halves", .accumulator_bytes = Histograms::Bytes(slots_, kHighBins), .sums = sums};
+      return {.name = "high halves", .accumulator_bytes = Histograms::Bytes(slots_, kHighBins, elements_), .sums = sums};
     case Step::kLowHalves:
-      return {.name = "low halves", .accumulator_bytes = Histograms::Bytes(slots_, kLowBins), .sums = sums};
+      return {.name = "low halves", .accumulator_bytes = Histograms::Bytes(slots_, kLowBins, elements_), .sums = sums};
     case Step::kSigns:
       return {.name = "signs", .accumulator_bytes = sizeof(SignSum), .ordered = ordered_possible_};
     case Step::kMerge: break;
@@ -186,7 +206,7 @@ void TaskVectorMerger::Accumulate(size_t r, const Coefficients& c, const LaneTil
   for (size_t start = 0; start < tile.count; start += kBlockLanes) {
     const size_t n = std::min(kBlockLanes, tile.count - start);
     DecodeBlock(tile, start, n, scratch);
-    ForEachSegment(tile, start, n, block, scratch,
+    ForEachSegment(start, n, block, scratch,
                    [&](size_t, size_t length) { CountElectedSigns(block, length, &votes); });
   }
 }
@@ -194,6 +214,7 @@ void TaskVectorMerger::Accumulate(size_t r, const Coefficients& c, const LaneTil
 // One model after the other within a reduction block: its histogram (128 or 256 KiB) then stays in L2.
 void TaskVectorMerger::CountHalves(bool low, const LaneTile& tile, Scratch& scratch, Histograms& histograms,
                                    BlockSums sums) const {
+  histograms.WillCount(tile.count);
   for (size_t block = 0; block < tile.count; block += kReductionBlock) {
     const size_t block_end = std::min(tile.count, block + kReductionBlock);
     for (size_t m = 0; m < trims_.size(); ++m) {
@@ -211,7 +232,6 @@ void TaskVectorMerger::CountHalves(bool low, const LaneTile& tile, Scratch& scra
       if (sums.data != nullptr) sums.data[m * sums.stride + (tile.first + block) / kReductionBlock] = FoldSums(partial);
     }
   }
-  histograms.Counted(tile.count);
 }
 
 void TaskVectorMerger::Finish(size_t r, const Accumulator* accumulator, std::span<const double> sums) {
@@ -228,7 +248,7 @@ void TaskVectorMerger::FinishHigh(const Histograms& histograms, std::span<const 
   for (size_t m = 0; m < trims_.size(); ++m) {
     Trim& trim = trims_[m];
     if (trim.slot < 0) continue;
-    trim.bin = FindCriticalBin(histograms.Totals(static_cast<size_t>(trim.slot)), trim.keep);
+    trim.bin = FindCriticalBin(histograms.Totals(static_cast<size_t>(trim.slot)).data(), trim.keep);
     if (rescale_) trim.norm = sums[m];
   }
 }
@@ -237,12 +257,14 @@ void TaskVectorMerger::FinishLow(const Histograms& histograms, std::span<const d
   for (size_t m = 0; m < trims_.size(); ++m) {
     Trim& trim = trims_[m];
     if (trim.slot < 0) continue;
-    const uint64_t* bins = histograms.Totals(static_cast<size_t>(trim.slot));
-    const Threshold threshold = FindThreshold(trim.bin, bins, trim.keep);
-    const uint64_t equals_kept = keep_equals_ ? threshold.equal : trim.keep - threshold.above;
+    const std::vector<uint64_t> bins = histograms.Totals(static_cast<size_t>(trim.slot));
+    const Threshold threshold = FindThreshold(trim.bin, bins.data(), trim.keep);
+    // All zeros stay with a threshold of 0, also those of tensors that the model lacks, which nobody counted.
+    const uint64_t equals = threshold.key == 0 ? elements_ - threshold.above : threshold.equal;
+    const uint64_t equals_kept = keep_equals_ ? equals : trim.keep - threshold.above;
     trim.key = threshold.key;
     trim.keep = threshold.above + equals_kept;
-    trim.equals_stay = equals_kept == threshold.equal || threshold.key == 0;  // a kept zero adds nothing
+    trim.equals_stay = equals_kept == equals || threshold.key == 0;  // a kept zero adds nothing
     trim.quota = trim.equals_stay ? kNoQuota : equals_kept;
     if (!rescale_) continue;
     // Entries above the critical bin were summed in place; those within it are known by their counts.
@@ -254,7 +276,9 @@ void TaskVectorMerger::FinishLow(const Histograms& histograms, std::span<const d
     for (uint32_t low = kLowBins - 1; low > threshold_low; --low)
       if (bins[low] != 0) trim.kept_norm += static_cast<double>(bins[low]) * magnitude(low);
     trim.kept_norm += static_cast<double>(equals_kept) * magnitude(threshold_low);
-    if (trim.norm >= kLeastNorm && trim.kept_norm >= kLeastNorm)
+    // An infinite entry (norm infinite, their quotient NaN) must not spoil the others, nor a NaN.
+    const bool finite = std::isfinite(trim.norm) && std::isfinite(trim.kept_norm);
+    if (finite && trim.norm >= kLeastNorm && trim.kept_norm >= kLeastNorm)
       trim.factor = static_cast<float>(trim.norm / trim.kept_norm);
   }
 }
@@ -330,8 +354,8 @@ TaskVectorBlock TaskVectorMerger::BlockFor(const Coefficients& c, const LaneTile
 
 // Splits a decoded block where a model's cut lies in it, so that within a segment each model has one least key.
 template <typename Visit>
-void TaskVectorMerger::ForEachSegment(const LaneTile& tile, size_t start, size_t n, TaskVectorBlock& block,
-                                      Scratch& scratch, Visit visit) const {
+void TaskVectorMerger::ForEachSegment(size_t start, size_t n, TaskVectorBlock& block, Scratch& scratch,
+                                      Visit visit) const {
   for (size_t i = 0, end; i < n; i = end) {
     end = n;
     for (size_t v = 0; v < scratch.voters.size(); ++v) {
@@ -354,7 +378,7 @@ void TaskVectorMerger::Merge(const Coefficients& c, const LaneTile& tile, const 
   for (size_t start = 0; start < tile.count; start += kBlockLanes) {
     const size_t n = std::min(kBlockLanes, tile.count - start);
     DecodeBlock(tile, start, n, scratch);
-    ForEachSegment(tile, start, n, block, scratch, [&](size_t i, size_t length) {
+    ForEachSegment(start, n, block, scratch, [&](size_t i, size_t length) {
       MergeTaskVectors(block, length, scratch.room, scratch.out + i, &votes);
     });
     EncodeLanes(type, scratch.out, n, out + start * LaneBytes(type), &counts->non_finite);

@@ -1,0 +1,241 @@
+#include "io/checkpoint.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <filesystem>
+#include <numeric>
+#include <utility>
+
+#include "io/error.h"
+#include "io/hf_cache.h"
+#include "io/model_directory.h"
+#include "io/refusals.h"
+#include "io/shard_index.h"
+
+namespace braid {
+namespace {
+
+constexpr const char* kSingleFile = "model.safetensors";
+constexpr const char* kIndexFile = "model.safetensors.index.json";
+constexpr const char* kAdapterFile = "adapter_model.safetensors";
+
+enum class Purpose { kMerge, kReading };
+
+struct Place {
+  std::string path;
+  std::optional<ModelId> cached;  // when it was found in the cache
+  std::string commit;
+};
+
+// What was probably meant by a path that does not exist.
+std::string Neighbour(const std::string& path) {
+  namespace fs = std::filesystem;
+  fs::path wanted = fs::path(path).lexically_normal();
+  if (!wanted.has_filename()) wanted = wanted.parent_path();
+  fs::path parent = wanted.has_parent_path() ? wanted.parent_path() : ".";
+  std::error_code error;
+  if (!fs::is_directory(parent, error)) return "";
+  std::string name = NearestName(wanted.filename().string(), ModelDirectory(parent.string()).Names());
+  return name.empty() ? "" : (wanted.has_parent_path() ? parent / name : fs::path(name)).string();
+}
+
+[[noreturn]] void RefuseMissing(const std::string& reference, const std::string& path) {
+  std::string neighbour = Neighbour(path);
+  std::optional<ModelId> id = ParseModelId(reference);
+  if (!id || id->name.find('/') == std::string::npos)
+    throw Error(ErrorCode::kUsage, "there is no such file or directory")
+        .Path(path)
+        .Hint(neighbour.empty() ? "" : fmt::format("did you mean '{}'?", neighbour));
+  std::string cache = HfCacheDirectory();
+  throw Error(
+      ErrorCode::kUsage,
+      fmt::format("'{}' is neither a local path{} nor, at revision '{}', in the Hugging Face cache {}",
+                  reference, neighbour.empty() ? "" : fmt::format(" (did you mean '{}'?)", neighbour),
+                  id->revision, cache.empty() ? "(HOME is not set)" : cache))
+      .Hint(DownloadCommand(*id));
+}
+
+Place Locate(const std::string& reference) {
+  if (reference.empty()) throw Error(ErrorCode::kUsage, "the name of a model is empty");
+  if (reference.find('\0') != std::string::npos)
+    throw Error(ErrorCode::kUsage, fmt::format("'{}' is not a path", reference));
+  std::string path = ExpandHome(reference);
+  if (FileExists(path)) return {.path = path, .cached = {}, .commit = {}};
+  if (std::optional<ModelId> id = ParseModelId(reference))
+    if (std::optional<CachedSnapshot> snapshot = FindSnapshot(*id))
+      return {.path = snapshot->directory, .cached = id, .commit = snapshot->commit};
+  RefuseMissing(reference, path);
+}
+
+void AddShard(Checkpoint* checkpoint, const std::string& path, const std::string& name) {
+  Shard shard{.path = path, .name = name, .identity = {}, .data_offset = 0};
+  Fd fd = OpenForReading(path, &shard.identity);
+  SafetensorsHeader header = ReadSafetensorsHeader(fd.get(), shard.identity.size, path);
+  shard.data_offset = header.data_offset;
+  uint32_t number = static_cast<uint32_t>(checkpoint->shards.size());
+  for (TensorInfo& tensor : header.tensors) checkpoint->tensors.push_back({std::move(tensor), number});
+  for (const std::string& warning : header.warnings) checkpoint->warnings.push_back(name + ": " + warning);
+  checkpoint->shards.push_back(std::move(shard));
+}
+
+void IndexByName(Checkpoint* checkpoint) {
+  const std::vector<CheckpointTensor>& tensors = checkpoint->tensors;
+  std::vector<uint32_t>& order = checkpoint->by_name;
+  order.resize(tensors.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::sort(order.begin(), order.end(),
+            [&](uint32_t a, uint32_t b) { return tensors[a].info.name < tensors[b].info.name; });
+  for (size_t i = 1; i < order.size(); ++i) {
+    const CheckpointTensor &one = tensors[order[i - 1]], &other = tensors[order[i]];
+    if (one.info.name != other.info.name) continue;
+    throw Error(ErrorCode::kBadInput,
+                fmt::format("this tensor is also in {}", checkpoint->shards[one.shard].name))
+        .Path(checkpoint->shards[other.shard].path)
+        .Tensor(other.info.name)
+        .Hint("the shards are of different saves: download or save the model again");
+  }
+}
+
+// The index and the shards must name the same tensors in the same places.
+void CompareWithIndex(const Checkpoint& checkpoint, const ShardIndex& index, const std::string& index_path) {
+  auto disagree = [&](const std::string& path, const std::string& tensor, std::string message) {
+    throw Error(ErrorCode::kBadInput, std::move(message))
+        .Path(path)
+        .Tensor(tensor)
+        .Hint("the index and the shards are of different saves: download or save the model again");
+  };
+  size_t i = 0;
+  for (const ShardIndex::Entry& entry : index.entries) {
+    const CheckpointTensor* tensor =
+        i < checkpoint.by_name.size() ? &checkpoint.tensors[checkpoint.by_name[i]] : nullptr;
+    if (tensor != nullptr && tensor->info.name < entry.tensor)
+      disagree(checkpoint.shards[tensor->shard].path, tensor->info.name,
+               "the index does not list this tensor");
+    if (tensor == nullptr || tensor->info.name != entry.tensor)
+      disagree(index_path, entry.tensor,
+               fmt::format("{} does not hold this tensor", index.shards[entry.shard]));
+    if (tensor->shard != entry.shard)
+      disagree(index_path, entry.tensor,
+               fmt::format("the index places it in {}, but it is in {}", index.shards[entry.shard],
+                           index.shards[tensor->shard]));
+    ++i;
+  }
+  if (i == checkpoint.by_name.size()) return;
+  const CheckpointTensor& extra = checkpoint.tensors[checkpoint.by_name[i]];
+  disagree(checkpoint.shards[extra.shard].path, extra.info.name, "the index does not list this tensor");
+}
+
+void AddShardsOfIndex(Checkpoint* checkpoint, const ModelDirectory& directory, const Place& place) {
+  std::string index_path = directory.FilePath(kIndexFile);
+  ShardIndex index = ReadShardIndex(index_path);
+  std::vector<std::string> missing, unlisted;
+  for (const std::string& name : index.shards)
+    if (!directory.Has(name)) missing.push_back(name);
+  if (!missing.empty())
+    throw Error(ErrorCode::kBadInput, fmt::format("{} of {} shards are missing: {}", missing.size(),
+                                                  index.shards.size(), ListedNames(missing)))
+        .Path(index_path)
+        .Hint(place.cached ? DownloadCommand(*place.cached) : "copy or download them too");
+  for (const std::string& name : index.shards) AddShard(checkpoint, directory.FilePath(name), name);
+  IndexByName(checkpoint);
+  CompareWithIndex(*checkpoint, index, index_path);
+  for (const std::string& name : directory.Names())
+    if (name.ends_with(".safetensors") && !std::binary_search(index.shards.begin(), index.shards.end(), name))
+      unlisted.push_back(name);
+  if (!unlisted.empty())
+    checkpoint->warnings.push_back(
+        fmt::format("not used, because the index does not list it: {}", ListedNames(unlisted)));
+}
+
+// model.safetensors goes before an index, as in transformers: a merge is of the weights that the model's
+// users run, and an index beside a single file is a leftover of an earlier save.
+void AddWeights(Checkpoint* checkpoint, const ModelDirectory& directory, const Place& place,
+                Purpose purpose) {
+  bool has_index = directory.Has(kIndexFile);
+  if (!directory.Has(kSingleFile) && has_index) return AddShardsOfIndex(checkpoint, directory, place);
+  bool adapter = purpose == Purpose::kReading && !directory.Has(kSingleFile) && directory.Has(kAdapterFile);
+  const char* file = adapter ? kAdapterFile : kSingleFile;
+  if (!directory.Has(file))
+    RefuseWithoutWeights(
+        directory, place.cached ? DownloadCommand(*place.cached)
+                                : fmt::format("a model has {}, or shards with {}", kSingleFile, kIndexFile));
+  AddShard(checkpoint, directory.FilePath(file), file);
+  IndexByName(checkpoint);
+  if (has_index)
+    checkpoint->warnings.push_back(
+        fmt::format("{} and its shards are not used: {} is there too and goes first, as in "
+                    "transformers",
+                    kIndexFile, kSingleFile));
+}
+
+void OpenDirectory(Checkpoint* checkpoint, const Place& place, Purpose purpose) {
+  ModelDirectory directory(place.path);
+  checkpoint->directory = directory.path();
+  if (directory.Has("config.json")) checkpoint->config = ReadModelConfig(directory.FilePath("config.json"));
+  AddWeights(checkpoint, directory, place, purpose);
+  if (purpose == Purpose::kMerge && HoldsAdapter(directory))
+    checkpoint->warnings.push_back("there is an adapter beside the weights; it is not applied");
+  if (checkpoint->config.custom_code)
+    checkpoint->warnings.push_back(
+        "config.json names Python code of the model (auto_map), which is neither run nor copied");
+}
+
+void OpenFile(Checkpoint* checkpoint, const std::string& path) {
+  RefuseOtherFormat(path);
+  AddShard(checkpoint, path, std::filesystem::path(path).filename().string());
+  IndexByName(checkpoint);
+}
+
+Checkpoint Open(const std::string& reference, Purpose purpose) {
+  Place place = Locate(reference);
+  Checkpoint checkpoint;
+  checkpoint.reference = reference;
+  if (place.cached) checkpoint.cache_id = place.cached->name, checkpoint.revision = place.commit;
+
+  struct stat status;
+  if (TheOs().Stat(place.path.c_str(), &status) < 0) throw SystemError(errno, "look at it", place.path);
+  if (S_ISDIR(status.st_mode))
+    OpenDirectory(&checkpoint, place, purpose);
+  else
+    OpenFile(&checkpoint, place.path);
+
+  if (checkpoint.tensors.empty()) checkpoint.warnings.push_back("there are no tensors in this checkpoint");
+  if (purpose == Purpose::kMerge) RefuseQuantised(checkpoint), RefuseAdapter(checkpoint);
+  return checkpoint;
+}
+
+}  // namespace
+
+std::optional<uint32_t> Checkpoint::Find(std::string_view name) const {
+  auto found = std::lower_bound(
+      by_name.begin(), by_name.end(), name,
+      [&](uint32_t tensor, std::string_view wanted) { return tensors[tensor].info.name < wanted; });
+  if (found == by_name.end() || tensors[*found].info.name != name) return std::nullopt;
+  return *found;
+}
+
+uint64_t Checkpoint::TotalBytes() const {
+  uint64_t total = 0;  // of ranges that lie in files: cannot overflow
+  for (const CheckpointTensor& tensor : tensors) total += tensor.info.bytes;
+  return total;
+}
+
+uint64_t Checkpoint::MemoryBytes() const {
+  constexpr uint64_t kAllocation = 16;  // what the allocator adds
+  uint64_t total = sizeof(*this) + config.text.capacity() + shards.capacity() * sizeof(Shard) +
+                   tensors.capacity() * sizeof(CheckpointTensor) + by_name.capacity() * sizeof(uint32_t);
+  for (const Shard& shard : shards) total += shard.path.capacity() + shard.name.capacity() + 2 * kAllocation;
+  for (const CheckpointTensor& tensor : tensors)
+    total += tensor.info.name.capacity() + tensor.info.shape.capacity() * sizeof(uint64_t) + 2 * kAllocation;
+  return total;
+}
+
+Checkpoint OpenCheckpoint(const std::string& reference) { return Open(reference, Purpose::kMerge); }
+
+Checkpoint OpenCheckpointForReading(const std::string& reference) {
+  return Open(reference, Purpose::kReading);
+}
+
+}  // namespace braid

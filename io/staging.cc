@@ -1,0 +1,267 @@
+#include "io/staging.h"
+
+#include <fmt/format.h>
+#include <linux/fs.h>
+#include <sys/file.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <filesystem>
+#include <optional>
+#include <regex>
+
+#include "io/error.h"
+#include "io/shard_writer.h"
+
+namespace braid {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kSingle = "model.safetensors";  // the staged name of a single-file output
+
+struct Inode {
+  dev_t device = 0;
+  ino_t number = 0;
+  bool operator==(const Inode&) const = default;
+};
+
+std::optional<Inode> InodeOf(const std::string& path) {
+  struct stat status;
+  if (TheOs().Stat(path.c_str(), &status) < 0) return std::nullopt;
+  return Inode{status.st_dev, status.st_ino};
+}
+
+// Whether `path` is `place` or lies below it, by inode, so that links and bind mounts do not hide it.
+bool LiesIn(const std::string& path, Inode place) {
+  std::error_code ignored;
+  for (fs::path p = fs::canonical(path, ignored); !p.empty(); p = p.parent_path()) {
+    if (InodeOf(p.string()) == place) return true;
+    if (p == p.root_path()) break;
+  }
+  return false;
+}
+
+bool IsMountPoint(const std::string& path) {
+  const auto here = InodeOf(path), above = InodeOf(path + "/..");
+  return here && above && (here->device != above->device || here->number == above->number);
+}
+
+// Whether a checkpoint directory may hold something of this name.
+bool BelongsToACheckpoint(const std::string& name, bool is_directory) {
+  static const std::regex directories(R"(\d+_\w+|additional_chat_templates|\.cache)");
+  static const std::regex files(
+      R"((.+\.(safetensors|json|jinja|model|tiktoken|txt|md|yml|toml|py)|pytorch_model.*\.bin|(LICENSE|LICENCE|NOTICE|USE_POLICY).*|\.gitattributes|\.gitignore))",
+      std::regex::icase);
+  return std::regex_match(name, is_directory ? directories : files);
+}
+
+// The first entry of a directory that no checkpoint would hold, or "".
+std::string AlienIn(const std::string& directory) {
+  bool weights_or_config = false, empty = true;
+  for (const auto& entry : fs::directory_iterator(directory)) {
+    const std::string name = entry.path().filename().string();
+    const bool is_directory = entry.is_directory() && !entry.is_symlink();
+    if (!BelongsToACheckpoint(name, is_directory)) return name;
+    empty = false;
+    weights_or_config |= name.ends_with(".safetensors") || name == "config.json" || name.ends_with(".bin");
+  }
+  return empty || weights_or_config ? "" : "no weights and no config.json";
+}
+
+bool IsEmptyDirectory(const std::string& path) {
+  for (const auto& entry : fs::directory_iterator(path))
+    if (entry.path().filename() != "lost+found") return false;  // a fresh ext4 mount has one
+  return true;
+}
+
+// Removes a directory and what is in it; links are removed, not followed.
+void RemoveTree(const std::string& path) {
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(path, ignored)) {
+    if (entry.is_directory() && !entry.is_symlink()) RemoveTree(entry.path().string());
+    else TheOs().Unlink(entry.path().c_str());
+  }
+  TheOs().Rmdir(path.c_str());
+}
+
+void MakeDirectories(const std::string& path) {
+  if (path.empty() || FileExists(path)) return;
+  MakeDirectories(fs::path(path).parent_path().string());
+  if (TheOs().Mkdir(path.c_str(), 0777) < 0 && errno != EEXIST) throw SystemError(errno, "create it", path);
+}
+
+Error Refused(const std::string& out, std::string why, std::string hint) {
+  return Error(ErrorCode::kUsage, std::move(why)).Path(out).Hint(std::move(hint));
+}
+
+// An OUT written as it is meant: absolute, links resolved as far as it exists, no trailing slash.
+std::string Resolve(const std::string& out) {
+  if (out.empty()) throw Error(ErrorCode::kUsage, "no output path was given");
+  std::error_code error;
+  fs::path path = fs::weakly_canonical(fs::absolute(out), error);
+  if (error) throw SystemError(error.value(), "resolve it", out);
+  std::string text = path.string();
+  while (text.size() > 1 && text.back() == '/') text.pop_back();
+  return text;
+}
+
+// Throws when an existing directory must not be replaced by the output.
+void CheckReplaceable(const std::string& out, bool force, const std::vector<std::string>& inputs) {
+  const Inode place = *InodeOf(out);
+  const char* home = std::getenv("HOME");
+  const std::string elsewhere = "choose another output path";
+  for (const std::string& input : inputs)
+    if (LiesIn(input, place)) throw Refused(out, fmt::format("it is, or holds, the input {}", input), elsewhere);
+  if (LiesIn(".", place)) throw Refused(out, "it is, or holds, the current directory", elsewhere);
+  if (home != nullptr && LiesIn(home, place)) throw Refused(out, "it is, or holds, a home directory", elsewhere);
+  if (IsMountPoint(out)) throw Refused(out, "it is a mount point that is not empty", "empty it, or " + elsewhere);
+  if (!force) throw Refused(out, "it exists already", "use --force to replace it, or " + elsewhere);
+  if (const std::string alien = AlienIn(out); !alien.empty())
+    throw Refused(out, fmt::format("it does not look like a checkpoint (found: {}), so --force does not replace it",
+                                   Printable(alien)),
+                  "remove it yourself, or " + elsewhere);
+}
+
+struct Target {
+  std::string out;
+  bool single_file, exists, inside;
+};
+
+Target Examine(const std::string& given, bool force, const std::vector<std::string>& inputs) {
+  Target target{Resolve(given), given.ends_with(".safetensors"), false, false};
+  struct stat status;
+  if (TheOs().Stat(target.out.c_str(), &status) < 0) {
+    if (errno != ENOENT && errno != ENOTDIR) throw SystemError(errno, "look at it", target.out);
+    return target;
+  }
+  target.exists = true;
+  if (target.single_file) {
+    if (!S_ISREG(status.st_mode)) throw Refused(given, "it exists and is not a regular file", "choose another name");
+    for (const std::string& input : inputs)
+      if (InodeOf(input) == InodeOf(target.out)) throw Refused(given, "it is an input", "choose another name");
+    if (!force) throw Refused(given, "it exists already", "use --force to replace it");
+    return target;
+  }
+  if (!S_ISDIR(status.st_mode))
+    throw Refused(given, "it exists and is not a directory",
+                  "choose another name; one that ends in .safetensors is written as a single file");
+  if (IsEmptyDirectory(target.out)) {
+    target.inside = IsMountPoint(target.out);
+    return target;
+  }
+  CheckReplaceable(target.out, force, inputs);
+  return target;
+}
+
+}  // namespace
+
+void CheckOutputPath(const std::string& out, bool force, const std::vector<std::string>& inputs) {
+  Examine(out, force, inputs);
+}
+
+Staging::Staging(const std::string& out, bool force, const std::vector<std::string>& inputs) {
+  const Target target = Examine(out, force, inputs);
+  out_ = target.out, single_file_ = target.single_file, exists_ = target.exists, inside_ = target.inside;
+  parent_ = fs::path(out_).parent_path().string();
+  staging_ = inside_ ? out_ + "/.partial" : out_ + ".partial";
+  MakeDirectories(parent_);
+  TakeLock();
+}
+
+void Staging::TakeLock() {
+  const bool made = TheOs().Mkdir(staging_.c_str(), 0777) == 0;
+  if (!made && errno != EEXIST) throw SystemError(errno, "create it", staging_);
+  lock_ = Fd(TheOs().Open(staging_.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW));
+  if (!lock_) throw SystemError(errno, "open it", staging_);
+  const Error busy = Error(ErrorCode::kIo, "another merge is writing here").Path(staging_)
+                         .Hint("wait for it, or choose another output path");
+  if (TheOs().Flock(lock_.get(), LOCK_EX | LOCK_NB) < 0) {
+    lock_.Reset();
+    published_ = true;  // not ours to remove
+    throw busy;
+  }
+  struct stat status;
+  TheOs().Fstat(lock_.get(), &status);
+  if (InodeOf(staging_) != Inode{status.st_dev, status.st_ino}) throw busy;  // its owner published it just now
+  if (made) return;
+  for (const auto& entry : fs::directory_iterator(staging_)) {
+    const std::string name = entry.path().filename().string();
+    if (!BelongsToACheckpoint(name, entry.is_directory() && !entry.is_symlink()))
+      throw Refused(staging_, fmt::format("it holds {}, which no merge leaves there", Printable(name)),
+                    "remove it, or choose another output path");
+  }
+  for (const auto& entry : fs::directory_iterator(staging_)) {
+    if (entry.is_directory() && !entry.is_symlink()) RemoveTree(entry.path().string());
+    else TheOs().Unlink(entry.path().c_str());
+  }
+  notes_.push_back(fmt::format("removed what an interrupted merge had left in {}", staging_));
+}
+
+Staging::~Staging() {
+  if (!published_ && lock_) RemoveTree(staging_);
+}
+
+std::string Staging::PathFor(const std::string& name) {
+  const std::string relative = single_file_ ? kSingle : name;
+  files_.push_back(relative);
+  const fs::path path = fs::path(staging_) / relative;
+  MakeDirectories(path.parent_path().string());
+  return path.string();
+}
+
+void Staging::Publish(const std::string& last) {
+  for (const std::string& file : files_)
+    if (file.find('/') != std::string::npos) SyncDirectory((fs::path(staging_) / file).parent_path().string());
+  SyncDirectory(staging_);
+  const auto rename = [&](const std::string& from, const std::string& to, unsigned flags) {
+    int result = TheOs().Rename(from.c_str(), to.c_str(), flags);
+    if (result < 0 && errno == EINVAL && flags == RENAME_NOREPLACE) result = TheOs().Rename(from.c_str(), to.c_str(), 0);
+    if (result < 0) throw SystemError(errno, fmt::format("rename {} to it", from), to);
+  };
+  if (inside_) {
+    PublishInside(last);
+  } else if (single_file_) {
+    rename(staging_ + "/" + kSingle, out_, exists_ ? 0 : RENAME_NOREPLACE);
+    TheOs().Rmdir(staging_.c_str());
+  } else if (!exists_ || IsEmptyDirectory(out_)) {
+    rename(staging_, out_, exists_ ? 0 : RENAME_NOREPLACE);
+  } else if (TheOs().Rename(staging_.c_str(), out_.c_str(), RENAME_EXCHANGE) == 0) {
+    RemoveTree(staging_);
+  } else {  // a file system without exchange: two renames
+    if (errno != EINVAL) throw SystemError(errno, "replace it", out_);
+    const std::string old = out_ + ".replaced";
+    rename(out_, old, RENAME_NOREPLACE);
+    rename(staging_, out_, RENAME_NOREPLACE);
+    RemoveTree(old);
+  }
+  published_ = true;
+  SyncDirectory(inside_ ? out_ : parent_);
+}
+
+void Staging::PublishInside(const std::string& last) {
+  const auto move = [&](const std::string& file) {
+    MakeDirectories((fs::path(out_) / file).parent_path().string());
+    const std::string from = staging_ + "/" + file, to = out_ + "/" + file;
+    if (TheOs().Rename(from.c_str(), to.c_str(), 0) < 0) throw SystemError(errno, "move it into place", to);
+  };
+  for (const std::string& file : files_)
+    if (file != last) move(file);
+  SyncDirectory(out_);
+  move(last);
+  RemoveTree(staging_);
+}
+
+uint64_t FreeSpace(const std::string& path) {
+  struct statfs status;
+  std::string existing = fs::absolute(path).string();
+  while (!existing.empty() && existing != "/" && TheOs().Statfs(existing.c_str(), &status) < 0)
+    existing = fs::path(existing).parent_path().string();
+  if (TheOs().Statfs(existing.c_str(), &status) < 0) throw SystemError(errno, "look at its file system", path);
+  return static_cast<uint64_t>(status.f_bavail) * static_cast<uint64_t>(status.f_bsize);
+}
+
+}  // namespace braid

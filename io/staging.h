@@ -1,0 +1,55 @@
+// An output that appears all at once. Files are written to OUT.partial beside OUT, under a lock; Publish makes them
+// durable and renames. A crash at any moment leaves at most OUT.partial, never something that looks finished.
+//
+// OUT is a directory, or one file when it ends in `.safetensors`. Where OUT is an empty mount point, which cannot
+// be replaced, files are staged inside it as OUT/.partial and moved out at the end, the index (or the only shard)
+// last.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "io/os.h"
+
+namespace braid {
+
+class Staging {
+ public:
+  // Checks OUT, takes the lock, creates the staging place. `inputs` are files and directories that must not be
+  // replaced. `force` allows replacing an existing OUT that holds nothing but what a checkpoint holds.
+  // Throws Error: kUsage for an OUT that must not be written, kIo for a live OUT.partial or a failing system.
+  Staging(const std::string& out, bool force, const std::vector<std::string>& inputs);
+  ~Staging();  // removes what was staged and not published
+  Staging(const Staging&) = delete;
+
+  bool single_file() const { return single_file_; }
+  const std::string& out() const { return out_; }
+
+  // Where to write the file called `name` ("model.safetensors", "1_Pooling/config.json"); makes its directory.
+  // For a single file, the one path whatever the name.
+  std::string PathFor(const std::string& name);
+
+  // What a user should know: a dead OUT.partial was removed.
+  const std::vector<std::string>& notes() const { return notes_; }
+
+  // All files are complete and synced: make their names durable and OUT visible. `last` is the file that marks a
+  // complete checkpoint (the index, or model.safetensors).
+  void Publish(const std::string& last);
+
+ private:
+  void TakeLock();
+  void PublishInside(const std::string& last);
+
+  std::string out_, parent_, staging_;
+  bool single_file_ = false, inside_ = false, exists_ = false, published_ = false;
+  Fd lock_;
+  std::vector<std::string> files_, notes_;
+};
+
+// The checks of a target on their own, for `plan`: throws what the constructor would, creates nothing.
+void CheckOutputPath(const std::string& out, bool force, const std::vector<std::string>& inputs);
+
+// Bytes free for an unprivileged writer on the file system that holds `path` (or its nearest existing parent).
+uint64_t FreeSpace(const std::string& path);
+
+}  // namespace braid

@@ -1,0 +1,42 @@
+// The flow graph: how tiles go from mapped sources to output shards.
+//
+//   read ─► route ─┬─► accumulate ─► (the last tile of a round: the scope's next round) ─► route
+//  (I/O thread)    ├─► claim ─► order ─► accumulate            rounds that hand out quota in index order
+//                  └───────────► order ─► queue ─┐
+//                                                join ─► merge ─► write ─► buffers
+//                                     buffers ───┘             (writer thread)
+//
+// The I/O thread touches tiles in the order of the plan, after taking their bytes from the budget; workers therefore
+// see resident pages only. A scope that fits stays resident through all its rounds; a larger one is read once per
+// round. Output buffers are tokens: a tile is merged only once it has one, and tiles get them in order, so that the
+// writer, which needs each tensor's tiles in order for the checksum, never waits for a tile that waits for a buffer.
+//
+// Messages are pointers. The bytes stay in the maps; a merged tile's bytes are in its token.
+#pragma once
+
+#include <xxhash.h>
+
+#include <atomic>
+#include <string>
+#include <vector>
+
+#include "ops/merger.h"
+#include "pipeline/plan.h"
+#include "pipeline/progress.h"
+
+namespace braid {
+
+// What the run found.
+struct GraphResult {
+  std::vector<XXH128_hash_t> sums;   // per planned tensor
+  MergeCounts counts;
+  uint64_t entries = 0, kept = 0;    // of all trimmed task vectors
+};
+
+// Runs the plan into the shard files at `shard_paths`, which are created here and durable afterwards. `interrupt`:
+// when it becomes non-zero the run ends within a tile, with Error(kInterrupted). `quiet`: no progress on stderr.
+// Throws Error; then the files are incomplete.
+GraphResult RunGraph(const Plan& plan, const std::string& fingerprint, const std::vector<std::string>& shard_paths,
+                     const std::atomic<int>& interrupt, bool quiet, Progress* progress);
+
+}  // namespace braid

@@ -1,0 +1,43 @@
+// What a merge leaves behind so that it can be checked: per tensor its size and XXH3-128, and the plan's fingerprint.
+// In a directory this is braid.json; a single file carries it in its safetensors metadata, where room is kept for
+// the checksums, because they are known only after the header was written.
+#pragma once
+
+#include <xxhash.h>
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "pipeline/plan.h"
+
+namespace braid {
+
+inline constexpr const char* kManifestName = "braid.json";
+
+// The metadata of a single file, with room for the checksums of `tensors` tensors.
+void AddChecksumRoom(std::map<std::string, std::string>* metadata, size_t tensors);
+
+// The same header with the checksums (in the order of the file) and the fingerprint filled in; the same length.
+std::string FillChecksums(std::string header, const std::string& fingerprint, const std::vector<XXH128_hash_t>& sums);
+
+// The text of braid.json; `sums` in the order of plan.tensors.
+std::string ManifestText(const Plan& plan, const std::string& fingerprint, const std::vector<XXH128_hash_t>& sums);
+
+// What a manifest promises, from either place. `sums` by tensor name.
+struct Manifest {
+  std::string fingerprint;
+  struct Entry {
+    std::string file;
+    uint64_t bytes = 0;
+    std::string sum;  // 32 hex digits
+  };
+  std::map<std::string, Entry> tensors;
+};
+
+// Reads OUT's manifest; throws Error(kBadInput) when there is none or it is damaged.
+Manifest ReadManifest(const std::string& out);
+
+std::string SumText(XXH128_hash_t sum);
+
+}  // namespace braid

@@ -1,0 +1,99 @@
+// The writer thread: takes merged tiles in any order, writes them where they belong, and keeps each tensor's
+// checksum, for which it puts a scope's tiles back into order.
+#pragma once
+
+#include <xxhash.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <exception>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "io/shard_writer.h"
+#include "pipeline/plan.h"
+#include "pipeline/progress.h"
+
+namespace braid {
+
+class ScopeRun;
+
+// A token: room for one merged tile.
+struct OutputTile {
+  std::byte* data = nullptr;
+  ScopeRun* scope = nullptr;
+  uint32_t tensor = 0;
+  uint64_t order = 0;        // among the scope's tiles
+  uint64_t begin = 0;        // within the tensor's bytes
+  uint64_t bytes = 0;
+};
+
+class OutputWriter {
+ public:
+  // Creates the shard files and reserves their space. Throws Error.
+  OutputWriter(const Plan& plan, const std::vector<std::string>& shard_paths, Progress* progress);
+  ~OutputWriter();
+
+  std::vector<OutputTile>& tiles() { return tiles_; }
+
+  // `fail` gets an exception of the writer thread; `retire` a scope whose last tile was written.
+  void Start(std::function<void(std::exception_ptr)> fail, std::function<void(ScopeRun*)> retire);
+
+  // Hands a tile over; `done` is called on the writer thread when it is free again. Any thread.
+  void Submit(OutputTile* tile, std::function<void(OutputTile*)> done);
+
+  // From now on tiles are only handed back.
+  void Abandon();
+
+  void Stop();  // joins the thread; everything submitted has been handed back
+
+  // Writes the headers, last, because a single file's header holds the checksums, and because a file without one
+  // cannot be mistaken for a checkpoint. Every shard is complete and durable then. Throws Error.
+  void Finish(const std::string& fingerprint);
+
+  const std::vector<XXH128_hash_t>& sums() const { return sums_; }
+
+ private:
+  struct Submitted {
+    OutputTile* tile;
+    std::function<void(OutputTile*)> done;
+  };
+  // A scope's tiles that came too early, and its running checksum.
+  struct Sequence {
+    uint64_t next = 0;
+    std::map<uint64_t, Submitted> early;
+  };
+  struct FreeState { void operator()(XXH3_state_t* s) const { XXH3_freeState(s); } };
+
+  void Loop();
+  void Accept(Submitted submitted);
+  void WriteTile(const OutputTile& tile);
+
+  const Plan& plan_;
+  Progress& progress_;
+  std::vector<std::unique_ptr<ShardWriter>> shards_;
+  std::vector<XXH128_hash_t> sums_;
+  std::unique_ptr<std::byte[]> memory_;
+  std::vector<OutputTile> tiles_;
+  std::function<void(std::exception_ptr)> fail_;
+  std::function<void(ScopeRun*)> retire_;
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<Submitted> inbox_;
+  bool stop_ = false;
+  std::atomic<bool> abandoned_{false};
+  std::thread thread_;
+
+  std::map<ScopeRun*, Sequence> sequences_;  // the writer thread's
+  std::map<uint32_t, std::unique_ptr<XXH3_state_t, FreeState>> hashes_;
+};
+
+}  // namespace braid

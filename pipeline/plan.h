@@ -1,0 +1,134 @@
+// A plan: everything that is known before the first data byte. Which tensors come out, where every byte of them
+// goes, which ranges of which sources they need, with which coefficients, in how many rounds, and in how much
+// memory. Made from the recipe and the sources' headers alone; pure data afterwards.
+//
+// `plan` prints it, the space check reads it, the graph runs it, `braid.json` carries its fingerprint.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "io/checkpoint.h"
+#include "io/json.h"
+#include "ops/merger.h"
+#include "ops/method.h"
+#include "pipeline/recipe.h"
+
+namespace braid {
+
+struct PlanOptions {
+  uint64_t memory = 0;                        // bytes; 0: DefaultMemory()
+  int threads = 0;                            // 0: one per core
+  uint64_t shard_bytes = 5'000'000'000;       // decimal, as the Hub counts
+  bool single_file = false;                   // one shard, whatever its size
+  uint64_t tile_elements = 0;                 // 0: chosen from the budget; for tests
+};
+
+// One source's elements of a tensor. `checkpoint` < 0: this source takes no part.
+struct TensorSource {
+  int32_t checkpoint = -1;
+  uint32_t tensor = 0;     // index into that checkpoint's catalogue
+  bool present() const { return checkpoint >= 0; }
+};
+
+enum class TensorAction : uint8_t {
+  kMerge,
+  kCopy,   // integers and booleans: equal in all sources, copied byte for byte
+};
+
+struct PlannedTensor {
+  std::string name;
+  std::vector<uint64_t> shape;
+  uint64_t elements = 0;
+  DType type = DType::kF32;         // of the output
+  TensorAction action = TensorAction::kMerge;
+  TensorSource base;                // of a base-relative method
+  std::vector<TensorSource> models; // as many as the recipe has
+  uint32_t coefficients = 0;        // index into Plan::coefficients
+  uint32_t shard = 0;               // where it goes
+  uint64_t offset = 0;              // first byte, from the start of the shard file
+  uint64_t bytes = 0;
+};
+
+struct PlannedShard {
+  std::string name;
+  std::string header;               // its first bytes
+  uint64_t bytes = 0;               // of the file
+};
+
+// Tensors that share their statistics: one tensor each, or (scope = "model") all merged tensors at once.
+struct PlannedScope {
+  std::vector<uint32_t> tensors;    // in the order of processing: of the file, or (model scope) of the names
+  uint64_t elements = 0;
+  uint32_t rounds = 1;              // statistics and the merge
+  bool resident = false;            // its tiles stay mapped from the first round to the last
+  uint64_t statistics_bytes = 0;    // one accumulator of its largest round
+  uint64_t sums_bytes = 0;
+};
+
+// How the budget is spent. All in bytes unless named otherwise.
+struct MemoryPlan {
+  uint64_t budget = 0;
+  uint64_t least = 0;               // the smallest budget that works for this plan
+  int threads = 1;
+  uint64_t catalogue = 0;           // headers, plan
+  uint64_t scratch = 0;             // lane buffers of all workers
+  uint64_t tile_elements = 0;
+  uint32_t buffers = 0;             // output tiles in flight
+  uint64_t buffer_bytes = 0;        // of one
+  uint32_t accumulators = 1;        // per scope in progress
+  uint64_t pool = 0;                // what remains for mapped tiles and accumulators
+};
+
+struct PlanTotals {
+  std::vector<uint64_t> read_per_round;  // bytes touched in each round; later ones may come from the page cache
+  uint64_t bytes_read = 0;               // sum of the rounds that map anew
+  uint64_t bytes_written = 0;
+  uint64_t merged_elements = 0, parameters = 0;
+  uint32_t merged = 0, copied = 0;
+};
+
+struct Plan {
+  Recipe recipe;
+  const MethodInfo* method = nullptr;
+  std::vector<Checkpoint> checkpoints;
+  int32_t base = -1;                      // index into checkpoints
+  std::vector<uint32_t> models;           // the same, per recipe model
+  std::string donor_directory;            // of config and side files; may be empty (single-file sources)
+  ModelConfig donor_config;
+  DType config_type = DType::kF32;        // what config.json will say: the type of most parameters
+  bool untie_head = false;                // tie_word_embeddings becomes false
+  bool model_scope = false;
+  bool single_file = false;
+  std::vector<Coefficients> coefficients; // without duplicates
+  std::vector<PlannedTensor> tensors;     // in output order
+  std::vector<PlannedShard> shards;
+  std::vector<PlannedScope> scopes;       // in the order of processing
+  MemoryPlan memory;
+  PlanTotals totals;
+  std::vector<std::string> warnings;
+
+  const TensorInfo& Info(const TensorSource& source) const {
+    return checkpoints[static_cast<size_t>(source.checkpoint)].tensors[source.tensor].info;
+  }
+  // The merger of a scope; the same every time.
+  std::unique_ptr<Merger> MakeMerger(const PlannedScope& scope) const;
+};
+
+// Throws Error: kUsage (recipe, missing sources), kBadInput, kIncompatible, kMemory (budget too small).
+Plan MakePlan(Recipe recipe, const PlanOptions& options);
+
+// Bytes of address space that a tile of `elements` occupies when mapped, in all its sources.
+uint64_t TileCost(const Plan& plan, const PlannedTensor& tensor, uint64_t elements);
+
+// The plan as data, for `plan --json`. Deterministic.
+Json PlanToJson(const Plan& plan);
+
+// XXH3-128, as hex, of all that decides the output's bytes: method, coefficients, sources' catalogues and sizes,
+// output layout. Not of memory, threads or paths.
+std::string PlanFingerprint(const Plan& plan);
+
+}  // namespace braid

@@ -1,0 +1,307 @@
+// Which tensors come out of a merge, and where each source keeps its part. methods.md, "Rules for all".
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <set>
+#include <unordered_map>
+
+#include "io/hf_cache.h"
+#include "io/os.h"
+#include "pipeline/plan_internal.h"
+
+namespace braid {
+namespace {
+
+uint32_t OpenOnce(Plan* plan, const std::string& reference) {
+  for (size_t i = 0; i < plan->checkpoints.size(); ++i)
+    if (plan->checkpoints[i].reference == reference) return static_cast<uint32_t>(i);
+  plan->checkpoints.push_back(OpenCheckpoint(reference));
+  for (const std::string& warning : plan->checkpoints.back().warnings) plan->warnings.push_back(warning);
+  return static_cast<uint32_t>(plan->checkpoints.size() - 1);
+}
+
+// The directory that `tokenizer = ...` names: a path, or an id in the Hugging Face cache. It needs no weights.
+std::string DirectoryOf(const std::string& reference) {
+  if (FileExists(reference)) return reference;
+  const std::optional<ModelId> id = ParseModelId(reference);
+  if (id)
+    if (const auto snapshot = FindSnapshot(*id)) return snapshot->directory;
+  Error error(ErrorCode::kUsage, "the donor of the tokenizer does not exist");
+  error.Path(reference);
+  if (id) error.Hint("if it is a model's id, download it first: " + DownloadCommand(*id));
+  throw error;
+}
+
+// --- tied output heads ------------------------------------------------------------------------------------
+
+bool IsOutputHead(std::string_view name) { return name == "lm_head.weight" || name.ends_with(".lm_head.weight"); }
+
+// The embedding that a tied head shares, by the names that architectures give it.
+std::optional<uint32_t> FindEmbedding(const Checkpoint& checkpoint) {
+  constexpr std::array kEndings = {"embed_tokens.weight", "wte.weight", "word_embeddings.weight",
+                                   "tok_embeddings.weight", "embed_in.weight", "shared.weight"};
+  for (std::string_view ending : kEndings)
+    for (uint32_t i = 0; i < checkpoint.tensors.size(); ++i) {
+      const std::string_view name = checkpoint.tensors[i].info.name;
+      if (name == ending || (name.ends_with(ending) && name[name.size() - ending.size() - 1] == '.')) return i;
+    }
+  return std::nullopt;
+}
+
+// A head of its own: stored, and not declared tied (a client ties whatever the config declares tied).
+bool HasOwnHead(const Checkpoint& checkpoint, std::string_view head) {
+  return checkpoint.Find(head) && checkpoint.config.tie_word_embeddings != true;
+}
+
+// --- finding sources --------------------------------------------------------------------------------------
+
+class TensorPlanner {
+ public:
+  explicit TensorPlanner(Plan* plan)
+      : plan_(*plan), relative_(plan->method->base == BaseUse::kRequired), layers_(AllNames()) {}
+
+  void Run() {
+    for (const std::string_view name : names_)
+      if (!IsTiedEverywhere(name)) PlanOne(std::string(name));
+    CheckFilters(plan_.recipe, names_, &plan_.recipe.warnings);
+    CheckModelScope();
+    ChooseConfigType();
+  }
+
+ private:
+  const std::vector<std::string_view>& AllNames();
+  bool IsTiedEverywhere(std::string_view name);
+  void PlanOne(const std::string& name);
+  TensorSource Find(uint32_t checkpoint, const std::string& name);
+  bool HandleMissing(PlannedTensor* tensor);
+  void CheckShapesAndTypes(PlannedTensor* tensor);
+  void Resolve(PlannedTensor* tensor);
+  uint32_t Intern(Coefficients c);
+  void CheckModelScope();
+  void ChooseConfigType();
+  const std::string& ReferenceOf(const TensorSource& source) const {
+    return plan_.checkpoints[static_cast<size_t>(source.checkpoint)].reference;
+  }
+
+  Plan& plan_;
+  bool relative_;
+  std::vector<std::string_view> names_;
+  LayerPositions layers_;
+  std::unordered_multimap<size_t, uint32_t> interned_;
+  std::vector<double> skip_weight_;
+};
+
+// The base's tensors in its file order (without a base, the first model's), then what only others have.
+const std::vector<std::string_view>& TensorPlanner::AllNames() {
+  std::set<std::string_view> seen;
+  const auto add = [&](const Checkpoint& checkpoint) {
+    for (const CheckpointTensor& tensor : checkpoint.tensors)
+      if (seen.insert(tensor.info.name).second) names_.push_back(tensor.info.name);
+  };
+  if (plan_.base >= 0) add(plan_.checkpoints[static_cast<size_t>(plan_.base)]);
+  for (uint32_t model : plan_.models) add(plan_.checkpoints[model]);
+  return names_;
+}
+
+bool TensorPlanner::IsTiedEverywhere(std::string_view name) {
+  if (!IsOutputHead(name)) return false;
+  for (const Checkpoint& checkpoint : plan_.checkpoints)
+    if (HasOwnHead(checkpoint, name)) return false;
+  plan_.warnings.push_back(fmt::format(
+      "{} is not written: every config.json ties it to the embedding, which is merged once", Printable(name)));
+  return true;
+}
+
+TensorSource TensorPlanner::Find(uint32_t index, const std::string& name) {
+  const Checkpoint& checkpoint = plan_.checkpoints[index];
+  std::optional<uint32_t> found = checkpoint.Find(name);
+  const bool tied = checkpoint.config.tie_word_embeddings.value_or(!found);
+  if (IsOutputHead(name) && tied) {  // a tied head is its embedding
+    if (const auto embedding = FindEmbedding(checkpoint)) {
+      found = embedding;
+      plan_.untie_head = true;
+    }
+  }
+  if (!found) return {};
+  return {static_cast<int32_t>(index), *found};
+}
+
+void TensorPlanner::PlanOne(const std::string& name) {
+  PlannedTensor tensor;
+  tensor.name = name;
+  if (relative_) tensor.base = Find(static_cast<uint32_t>(plan_.base), name);
+  for (uint32_t model : plan_.models) tensor.models.push_back(Find(model, name));
+  skip_weight_.assign(plan_.models.size(), 1);
+  if (!HandleMissing(&tensor)) return;
+  CheckShapesAndTypes(&tensor);
+  Resolve(&tensor);
+  plan_.tensors.push_back(std::move(tensor));
+}
+
+// Applies on_missing. False: the tensor does not come out.
+bool TensorPlanner::HandleMissing(PlannedTensor* tensor) {
+  const auto missing = [&](uint32_t checkpoint, std::string hint) {
+    return Error(ErrorCode::kIncompatible, fmt::format("{} does not have it", plan_.checkpoints[checkpoint].reference))
+        .Tensor(tensor->name).Hint(std::move(hint));
+  };
+  const OnMissing policy = plan_.recipe.on_missing;
+  if (relative_ && !tensor->base.present()) {
+    if (policy == OnMissing::kBase) {
+      plan_.warnings.push_back(fmt::format("{} is left out: the base does not have it", Printable(tensor->name)));
+      return false;
+    }
+    throw missing(static_cast<uint32_t>(plan_.base),
+                  "a task vector needs the base's tensor; on_missing = \"base\" leaves such tensors out");
+  }
+  // Who lends a missing tensor: the base of the method, or in linear the base among the sources.
+  TensorSource lender = tensor->base;
+  if (!relative_ && plan_.base >= 0) lender = Find(static_cast<uint32_t>(plan_.base), tensor->name);
+  size_t present = 0;
+  for (size_t m = 0; m < tensor->models.size(); ++m) {
+    if (tensor->models[m].present()) {
+      ++present;
+    } else if (policy == OnMissing::kError) {
+      throw missing(plan_.models[m],
+                    "on_missing = \"base\" takes the base's tensor for it, \"skip\" merges the others without it");
+    } else if (policy == OnMissing::kBase) {
+      if (!lender.present()) throw missing(plan_.models[m], "the base does not have it either; on_missing = \"skip\" merges the others");
+      tensor->models[m] = lender;
+    } else {
+      skip_weight_[m] = 0;
+    }
+  }
+  if (present == 0 && !relative_ && policy == OnMissing::kSkip) return false;
+  return true;
+}
+
+void TensorPlanner::CheckShapesAndTypes(PlannedTensor* tensor) {
+  std::vector<TensorSource> sources;
+  if (tensor->base.present()) sources.push_back(tensor->base);
+  for (const TensorSource& source : tensor->models)
+    if (source.present()) sources.push_back(source);
+  const TensorInfo& first = plan_.Info(sources.front());
+  tensor->shape = first.shape;
+  tensor->elements = first.elements;
+  bool all_lanes = true;
+  std::optional<DType> promoted;
+  for (const TensorSource& source : sources) {
+    const TensorInfo& info = plan_.Info(source);
+    if (info.shape != first.shape)
+      throw Error(ErrorCode::kIncompatible,
+                  fmt::format("its shape is {} in {} but {} in {}", ShapeText(first.shape), ReferenceOf(sources.front()),
+                              ShapeText(info.shape), ReferenceOf(source)))
+          .Tensor(tensor->name)
+          .Hint("only models of one architecture and one vocabulary can be merged");
+    if (IsLaneType(info.dtype)) promoted = promoted ? PromoteLaneTypes(*promoted, info.dtype) : info.dtype;
+    else all_lanes = false;
+  }
+  if (all_lanes) {
+    const Recipe& recipe = plan_.recipe;
+    tensor->type = recipe.out_dtype ? *recipe.out_dtype : recipe.dtype ? *recipe.dtype : *promoted;
+    tensor->bytes = tensor->elements * static_cast<uint64_t>(LaneBytes(tensor->type));
+    return;
+  }
+  for (const TensorSource& source : sources)
+    if (plan_.Info(source).dtype != first.dtype)
+      throw Error(ErrorCode::kIncompatible,
+                  fmt::format("its type is {} in {} but {} in {}", DTypeName(first.dtype), ReferenceOf(sources.front()),
+                              DTypeName(plan_.Info(source).dtype), ReferenceOf(source)))
+          .Tensor(tensor->name)
+          .Hint("tensors that are not floating point must be the same in all sources");
+  tensor->action = TensorAction::kCopy;
+  tensor->type = first.dtype;
+  tensor->bytes = first.bytes;
+}
+
+void TensorPlanner::Resolve(PlannedTensor* tensor) {
+  const double position = layers_.Of(tensor->name);
+  const std::vector<ParameterSpec>& specs = plan_.method->parameters;
+  Coefficients c;
+  c.shared.assign(specs.size(), 0);
+  c.model.assign(plan_.models.size(), std::vector<double>(specs.size(), 0));
+  for (size_t p = 0; p < specs.size(); ++p) {
+    if (specs[p].scope != ParameterScope::kModel) {
+      c.shared[p] = ResolveParameter(plan_.recipe, nullptr, specs[p], tensor->name, position);
+      continue;
+    }
+    for (size_t m = 0; m < c.model.size(); ++m) {
+      c.model[m][p] = ResolveParameter(plan_.recipe, &plan_.recipe.models[m], specs[p], tensor->name, position);
+      if (specs[p].name == "weight") c.model[m][p] *= skip_weight_[m];
+    }
+  }
+  if (!relative_ && tensor->action == TensorAction::kMerge) {
+    const int weight = plan_.method->IndexOf("weight"), normalize = plan_.method->IndexOf("normalize");
+    float sum = 0;
+    if (weight >= 0 && c.shared[static_cast<size_t>(normalize)] != 0) {
+      for (const auto& model : c.model) sum += static_cast<float>(model[static_cast<size_t>(weight)]);
+      if (sum == 0)
+        throw RecipeError(plan_.recipe, plan_.recipe.method_where,
+                          fmt::format("the weights for tensor '{}' add up to 0, and normalize divides by that sum",
+                                      Printable(tensor->name)));
+    }
+  }
+  tensor->coefficients = Intern(std::move(c));
+}
+
+uint32_t TensorPlanner::Intern(Coefficients c) {
+  size_t hash = 0;
+  const auto mix = [&](double v) { hash = hash * 1099511628211u ^ std::hash<double>()(v); };
+  for (double v : c.shared) mix(v);
+  for (const auto& model : c.model)
+    for (double v : model) mix(v);
+  const auto [begin, end] = interned_.equal_range(hash);
+  for (auto it = begin; it != end; ++it)
+    if (plan_.coefficients[it->second] == c) return it->second;
+  plan_.coefficients.push_back(std::move(c));
+  const auto index = static_cast<uint32_t>(plan_.coefficients.size() - 1);
+  interned_.emplace(hash, index);
+  return index;
+}
+
+// One threshold over the whole model needs one density, and one rescale, per model.
+void TensorPlanner::CheckModelScope() {
+  const int scope = plan_.method->IndexOf("scope");
+  plan_.model_scope = scope >= 0 && !plan_.coefficients.empty() &&
+                      plan_.coefficients.front().shared[static_cast<size_t>(scope)] != 0;
+  if (!plan_.model_scope) return;
+  const auto rescale = static_cast<size_t>(plan_.method->IndexOf("rescale"));
+  for (const Coefficients& c : plan_.coefficients)
+    if (c.shared[rescale] != plan_.coefficients.front().shared[rescale])
+      throw RecipeError(plan_.recipe, plan_.recipe.method_where,
+                        "with scope = \"model\", rescale must be the same for all tensors");
+}
+
+// config.json names one type: that of most parameters.
+void TensorPlanner::ChooseConfigType() {
+  std::array<uint64_t, 32> parameters{};
+  for (const PlannedTensor& tensor : plan_.tensors)
+    if (tensor.action == TensorAction::kMerge) parameters[static_cast<size_t>(tensor.type)] += tensor.elements;
+  const auto most = std::max_element(parameters.begin(), parameters.end());
+  if (*most > 0) plan_.config_type = static_cast<DType>(most - parameters.begin());
+}
+
+}  // namespace
+
+void OpenSources(Plan* plan) {
+  // Views into catalogues are kept, so the vector must not grow later.
+  plan->checkpoints.reserve(plan->recipe.models.size() + 1);
+  if (plan->recipe.base) plan->base = static_cast<int32_t>(OpenOnce(plan, *plan->recipe.base));
+  for (const RecipeModel& model : plan->recipe.models) plan->models.push_back(OpenOnce(plan, model.reference));
+  const Checkpoint& donor = plan->checkpoints[plan->base >= 0 ? static_cast<size_t>(plan->base) : plan->models.front()];
+  plan->donor_directory = donor.directory;
+  plan->donor_config = donor.config;
+  if (!plan->recipe.tokenizer) return;
+  plan->donor_directory = DirectoryOf(*plan->recipe.tokenizer);
+  const std::string config = plan->donor_directory + "/config.json";
+  if (FileExists(config)) plan->donor_config = ReadModelConfig(config);
+}
+
+void PlanTensors(Plan* plan) {
+  TensorPlanner(plan).Run();
+  // The head only comes loose where the donor's config says that it is tied, or leaves it to the default.
+  if (plan->donor_config.tie_word_embeddings == false) plan->untie_head = false;
+}
+
+}  // namespace braid

@@ -1,0 +1,115 @@
+#include "pipeline/recipe_checks.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+
+#include "pipeline/recipe_node.h"
+
+namespace braid {
+namespace {
+
+std::string_view BaseKey(const Recipe& recipe) {
+  return recipe.syntax == Syntax::kToml ? "base" : "base_model";
+}
+
+void CheckBase(const MethodInfo& method, const Recipe& recipe) {
+  const std::string_view key = BaseKey(recipe);
+  if (method.base == BaseUse::kRequired && !recipe.base)
+    throw RecipeError(recipe, recipe.method_where, fmt::format("{} needs a base model", method.name))
+        .Hint(fmt::format("name the model that the others were fine-tuned from as '{}'", key));
+  if (method.base == BaseUse::kNone && recipe.base)
+    throw RecipeError(recipe, recipe.base_where, fmt::format("{} has no use for a base model", method.name))
+        .Hint(fmt::format("leave '{}' out", key));
+}
+
+void CheckListedOnce(const Recipe& recipe) {
+  std::map<std::string_view, Location> first;
+  for (const RecipeModel& model : recipe.models) {
+    const auto [listed, is_new] = first.emplace(model.reference, model.where);
+    if (is_new) continue;
+    throw RecipeError(recipe, model.where,
+                      fmt::format("the model {} is listed twice, first in line {}", Quoted(model.reference),
+                                  listed->second.line))
+        .Hint("list it once, with the sum of the weights");
+  }
+}
+
+// The base of a method on task vectors is no task vector itself: mergekit's recipes may list it all the same.
+void DropListedBase(const MethodInfo& method, Recipe* recipe) {
+  std::erase_if(recipe->models, [&](const RecipeModel& model) {
+    if (model.reference != *recipe->base) return false;
+    if (!model.settings.empty())
+      recipe->warnings.push_back(
+          {fmt::format("parameters of the base model have no effect in {}", method.name), model.where});
+    return true;
+  });
+}
+
+void AppendBase(Recipe* recipe) {
+  const bool listed = std::any_of(recipe->models.begin(), recipe->models.end(),
+                                  [&](const RecipeModel& model) { return model.reference == *recipe->base; });
+  if (!listed) recipe->models.push_back({*recipe->base, recipe->base_where, {}});
+}
+
+void CheckRequiredParameters(const MethodInfo& method, const Recipe& recipe) {
+  if (recipe.syntax != Syntax::kYaml) return;
+  for (const ParameterSpec& spec : method.parameters) {
+    if (!spec.required_in_yaml || recipe.settings.contains(spec.name)) continue;
+    for (const RecipeModel& model : recipe.models) {
+      if (model.settings.contains(spec.name)) continue;
+      throw RecipeError(recipe, model.where,
+                        fmt::format("no {} for model {}", spec.name, Quoted(model.reference)))
+          .Hint(fmt::format("write '{}' in the model's parameters, or in the recipe's own for every model",
+                            spec.name));
+    }
+  }
+}
+
+bool IsModelScope(const MethodInfo& method, const Recipe& recipe) {
+  const ParameterSpec* spec = method.Find("scope");
+  const auto settings = recipe.settings.find("scope");
+  if (spec == nullptr || settings == recipe.settings.end()) return false;
+  const auto choice = static_cast<size_t>(settings->second.front().values.front());
+  return spec->choices.at(choice) == "model";
+}
+
+void CheckOneNumber(const Recipe& recipe, const Settings& settings, std::string_view parameter) {
+  const auto found = settings.find(parameter);
+  if (found == settings.end()) return;
+  for (const Setting& setting : found->second) {
+    const std::string rule = fmt::format("with scope 'model' a {} is one number per model", parameter);
+    if (!setting.filter.empty())
+      throw RecipeError(recipe, setting.where,
+                        fmt::format("{}, and cannot depend on the filter {}", rule, Quoted(setting.filter)));
+    if (setting.values.size() > 1)
+      throw RecipeError(recipe, setting.where, fmt::format("{}, not a gradient", rule));
+  }
+}
+
+// One threshold over a model's whole task vector has no place for a density that varies within it.
+void CheckModelScope(const MethodInfo& method, const Recipe& recipe) {
+  if (!IsModelScope(method, recipe)) return;
+  CheckOneNumber(recipe, recipe.settings, "density");
+  for (const RecipeModel& model : recipe.models) CheckOneNumber(recipe, model.settings, "density");
+}
+
+}  // namespace
+
+void CompleteRecipe(const MethodInfo& method, Recipe* recipe) {
+  CheckBase(method, *recipe);
+  CheckListedOnce(*recipe);
+  if (method.base == BaseUse::kRequired) DropListedBase(method, recipe);
+  if (recipe->models.empty())
+    throw RecipeError(*recipe, recipe->method_where, "no models to merge")
+        .Hint(recipe->base ? "list at least one besides the base" : "list at least one");
+  if (method.base == BaseUse::kIsASource && recipe->base) AppendBase(recipe);
+  if (recipe->on_missing == OnMissing::kBase && !recipe->base)
+    throw RecipeError(*recipe, recipe->method_where, "on_missing 'base' needs a base model")
+        .Hint(fmt::format("name one as '{}'", BaseKey(*recipe)));
+  CheckRequiredParameters(method, *recipe);
+  CheckModelScope(method, *recipe);
+}
+
+}  // namespace braid

@@ -1,0 +1,311 @@
+// Our own syntax: TOML.
+#include <fmt/format.h>
+
+// toml++ 3.3.0 asserts, and with NDEBUG lets some compilers assume, what bad text can break ("[1, }",
+// "[.a]"). Right behind the assertions it reports the same faults as errors, so it does without them, in
+// every build.
+#pragma push_macro("NDEBUG")
+#undef NDEBUG
+#define TOML_ASSERT(expression) static_assert(true)
+#include <toml++/toml.h>
+#pragma pop_macro("NDEBUG")
+
+#include <algorithm>
+#include <utility>
+
+#include "pipeline/recipe_checks.h"
+#include "pipeline/recipe_reader.h"
+
+namespace braid {
+namespace {
+
+// --- text -> tree ---------------------------------------------------------------------------------------
+
+// toml++ 3.3.0 bounds the nesting of values but not of dotted keys, and frees tables recursively: a key of
+// 20,000 components overflows the stack. So the depth is checked on the text, before it is parsed.
+class TomlDepthCheck {
+ public:
+  explicit TomlDepthCheck(const Recipe& recipe) : recipe_(recipe), text_(recipe.text) {}
+
+  void Run() {
+    while (at_ < text_.size()) {
+      const char c = text_[at_];
+      if (c == '"' || c == '\'') {
+        SkipString();
+      } else if (c == '#') {
+        at_ = std::min(text_.find('\n', at_), text_.size());
+      } else {
+        Visit(c);
+        ++at_;
+      }
+    }
+  }
+
+ private:
+  static constexpr int kMaxKeyDots = 16;
+
+  void Visit(char c) {
+    if (c == '[' || c == '{') CheckDepth(++brackets_, RecipeTreeLimits::kMaxDepth);
+    if (c == ']' || c == '}') --brackets_;
+    if (c == '\n') NextLine();
+    if (c == '.')
+      CheckDepth(++dots_, kMaxKeyDots);
+    else if (std::string_view("=,[]{}\n").find(c) != std::string_view::npos)
+      dots_ = 0;
+  }
+
+  void CheckDepth(int depth, int limit) const {
+    if (depth > limit)
+      throw RecipeError(recipe_, {line_, static_cast<int>(at_ - line_begin_) + 1}, "nested too deeply");
+  }
+
+  void NextLine() {
+    ++line_;
+    line_begin_ = at_ + 1;
+  }
+
+  // Leaves at_ behind the string, or at the line end that breaks it off, for the parser to complain about.
+  void SkipString() {
+    const char quote = text_[at_];
+    const std::string triple(3, quote);
+    const bool multi_line = text_.substr(at_, 3) == triple;
+    at_ += multi_line ? 3 : 1;
+    while (at_ < text_.size()) {
+      if (text_[at_] == '\n') {
+        if (!multi_line) return;
+        NextLine();
+      }
+      if (text_[at_] == '\\' && quote == '"' && !text_.substr(at_ + 1).starts_with('\n'))
+        ++at_;
+      else if (multi_line && text_.substr(at_, 3) == triple)
+        return SkipClosingQuotes(quote);
+      else if (!multi_line && text_[at_] == quote)
+        return void(++at_);
+      ++at_;
+    }
+  }
+
+  // A multi-line string may end in one or two quotes of its own before the three that close it.
+  void SkipClosingQuotes(char quote) {
+    for (int i = 0; i < 5 && at_ < text_.size() && text_[at_] == quote; ++i) ++at_;
+  }
+
+  const Recipe& recipe_;
+  std::string_view text_;
+  size_t at_ = 0, line_begin_ = 0;
+  int line_ = 1, dots_ = 0, brackets_ = 0;
+};
+
+class TomlTree {
+ public:
+  explicit TomlTree(const Recipe& recipe) : recipe_(recipe) {}
+
+  RecipeNode Parse() {
+    TomlDepthCheck(recipe_).Run();
+    try {
+      const toml::table root = toml::parse(std::string_view(recipe_.text));
+      return Convert(root, {1, 1}, 0);
+    } catch (const toml::parse_error& error) {
+      throw RecipeError(recipe_, At(error.source(), {1, 1}), std::string(error.description()));
+    }
+  }
+
+ private:
+  // Tables that only exist because a longer key names them may have no place of their own.
+  static Location At(const toml::source_region& source, Location otherwise) {
+    if (source.begin.line == 0) return otherwise;
+    return {static_cast<int>(source.begin.line), static_cast<int>(source.begin.column)};
+  }
+
+  RecipeNode Convert(const toml::node& from, Location otherwise, int depth) {
+    RecipeNode node;
+    node.where = At(from.source(), otherwise);
+    limits_.Visit(recipe_, depth, node.where);
+    switch (from.type()) {
+      case toml::node_type::string:
+        node.kind = RecipeNode::Kind::kText;
+        node.text = from.as_string()->get();
+        CheckNoNul(recipe_, node.text, node.where);
+        break;
+      case toml::node_type::integer:
+        node.kind = RecipeNode::Kind::kNumber;
+        node.number = static_cast<double>(from.as_integer()->get());
+        break;
+      case toml::node_type::floating_point:
+        node.kind = RecipeNode::Kind::kNumber;
+        node.number = from.as_floating_point()->get();
+        break;
+      case toml::node_type::boolean:
+        node.kind = RecipeNode::Kind::kFlag;
+        node.flag = from.as_boolean()->get();
+        break;
+      case toml::node_type::array:
+        ConvertArray(*from.as_array(), depth, &node);
+        break;
+      case toml::node_type::table:
+        ConvertTable(*from.as_table(), depth, &node);
+        break;
+      default:
+        node.kind = RecipeNode::Kind::kDate;
+        break;
+    }
+    return node;
+  }
+
+  void ConvertArray(const toml::array& from, int depth, RecipeNode* node) {
+    node->kind = RecipeNode::Kind::kList;
+    for (const toml::node& item : from) node->items.push_back(Convert(item, node->where, depth + 1));
+  }
+
+  void ConvertTable(const toml::table& from, int depth, RecipeNode* node) {
+    node->kind = RecipeNode::Kind::kTable;
+    for (const auto& [key, value] : from) {
+      const Location where = At(key.source(), node->where);
+      CheckNoNul(recipe_, key.str(), where);
+      node->entries.push_back({std::string(key.str()), where, Convert(value, where, depth + 1)});
+    }
+    // toml++ sorts by name.
+    std::stable_sort(
+        node->entries.begin(), node->entries.end(), [](const RecipeEntry& a, const RecipeEntry& b) {
+          return std::pair(a.where.line, a.where.column) < std::pair(b.where.line, b.where.column);
+        });
+  }
+
+  const Recipe& recipe_;
+  RecipeTreeLimits limits_;
+};
+
+// --- tree -> recipe -------------------------------------------------------------------------------------
+
+class TomlReader {
+ public:
+  explicit TomlReader(Recipe* recipe) : reader_(recipe), recipe_(*recipe) {}
+
+  void Read(const RecipeNode& root) {
+    reader_.ReadMethod(root.Find("method"), "method");
+    for (const RecipeEntry& entry : root.entries) ReadTopLevel(entry);
+    // Overrides come first in the order of precedence, wherever they stand in the file.
+    if (const RecipeNode* overrides = root.Find("overrides"))
+      ReadOverrides(*overrides, "overrides", ParameterHolder::kAllModels, &recipe_.settings);
+    if (const RecipeNode* parameters = root.Find("parameters")) ReadParameters(*parameters);
+    if (const RecipeNode* models = root.Find("models")) ReadModels(*models);
+    CompleteRecipe(reader_.method(), &recipe_);
+  }
+
+ private:
+  void ReadTopLevel(const RecipeEntry& entry) {
+    static const std::vector<std::string_view> known = {"method",    "base",       "dtype",
+                                                        "out_dtype", "models",     "on_missing",
+                                                        "tokenizer", "parameters", "overrides"};
+    const RecipeNode& value = entry.value;
+    if (entry.key == "base") {
+      recipe_.base = reader_.ReadReference(value, entry.key);
+      recipe_.base_where = value.where;
+    } else if (entry.key == "dtype") {
+      recipe_.dtype = reader_.ReadType(value, entry.key);
+    } else if (entry.key == "out_dtype") {
+      recipe_.out_dtype = reader_.ReadType(value, entry.key);
+    } else if (entry.key == "on_missing") {
+      recipe_.on_missing = reader_.ReadOnMissing(value);
+    } else if (entry.key == "tokenizer") {
+      recipe_.tokenizer = reader_.ReadReference(value, entry.key);
+    } else if (std::find(known.begin(), known.end(), entry.key) == known.end()) {
+      reader_.RefuseUnsupportedKey(entry);
+      reader_.FailUnknownKey(entry, "the recipe", known);
+    }
+  }
+
+  void ReadParameters(const RecipeNode& node) {
+    reader_.RequireTable(node, "parameters");
+    for (const RecipeEntry& entry : node.entries)
+      if (const ParameterSpec* spec = reader_.FindParameter(entry, ParameterHolder::kAllModels))
+        recipe_.settings[entry.key].push_back(reader_.ReadSetting(*spec, entry.value));
+  }
+
+  void ReadModels(const RecipeNode& node) {
+    reader_.RequireList(node, "models");
+    for (const RecipeNode& item : node.items) recipe_.models.push_back(ReadModel(item));
+  }
+
+  RecipeModel ReadModel(const RecipeNode& node) {
+    reader_.RequireTable(node, "models");
+    const RecipeNode* path = node.Find("path");
+    if (path == nullptr) reader_.Fail(node.where, "a model without a 'path'");
+    RecipeModel model{reader_.ReadReference(*path, "path"), path->where, {}};
+    if (const RecipeNode* overrides = node.Find("overrides"))
+      ReadOverrides(*overrides, "models.overrides", ParameterHolder::kOneModel, &model.settings);
+    for (const RecipeEntry& entry : node.entries) {
+      if (entry.key == "path" || entry.key == "overrides") continue;
+      RequireParameterName(entry, "a model", {"path", "overrides"});
+      if (const ParameterSpec* spec = reader_.FindParameter(entry, ParameterHolder::kOneModel))
+        model.settings[entry.key].push_back(reader_.ReadSetting(*spec, entry.value));
+    }
+    return model;
+  }
+
+  void ReadOverrides(const RecipeNode& node, std::string_view name, ParameterHolder holder,
+                     Settings* settings) {
+    reader_.RequireList(node, name);
+    for (const RecipeNode& item : node.items) ReadOverride(item, name, holder, settings);
+  }
+
+  void ReadOverride(const RecipeNode& node, std::string_view name, ParameterHolder holder,
+                    Settings* settings) {
+    reader_.RequireTable(node, name);
+    const RecipeNode* tensors = node.Find("tensors");
+    if (tensors == nullptr)
+      reader_.Fail(node.where, "an override without 'tensors'", "name them, as in tensors = \"*.mlp.*\"");
+    const std::vector<const RecipeNode*> globs = Globs(*tensors);
+    if (node.entries.size() == 1) reader_.Fail(node.where, "an override that sets no parameter");
+    for (const RecipeEntry& entry : node.entries) {
+      if (entry.key == "tensors") continue;
+      RequireParameterName(entry, "an override", {"tensors"});
+      const ParameterSpec* spec = reader_.FindParameter(entry, holder);
+      if (spec == nullptr) continue;
+      if (spec->scope == ParameterScope::kRecipe)
+        reader_.Fail(
+            entry.where,
+            fmt::format("'{}' holds for the whole recipe and cannot be set for some tensors", spec->name),
+            "write it under [parameters]");
+      Setting setting = reader_.ReadSetting(*spec, entry.value);
+      for (const RecipeNode* glob : globs) {
+        setting.filter = glob->text;
+        setting.filter_where = glob->where;
+        (*settings)[entry.key].push_back(setting);
+      }
+    }
+  }
+
+  // One glob or a list of them; none of them empty.
+  std::vector<const RecipeNode*> Globs(const RecipeNode& tensors) const {
+    std::vector<const RecipeNode*> globs;
+    if (tensors.kind != RecipeNode::Kind::kList) globs.push_back(&tensors);
+    for (const RecipeNode& item : tensors.items) globs.push_back(&item);
+    if (globs.empty()) reader_.Fail(tensors.where, "'tensors' names no tensors");
+    for (const RecipeNode* glob : globs) reader_.ReadText(*glob, "tensors");
+    return globs;
+  }
+
+  // Beside keys of their own, models and overrides take parameters: a slip may be one of either.
+  void RequireParameterName(const RecipeEntry& entry, std::string_view place,
+                            std::vector<std::string_view> keys) const {
+    if (reader_.method().Find(entry.key) != nullptr || IsParameterOfAnotherMethod(entry.key)) return;
+    if (entry.key == "residual_weight") return;
+    for (const ParameterSpec& spec : reader_.method().parameters) keys.push_back(spec.name);
+    reader_.FailUnknownKey(entry, place, keys);
+  }
+
+  RecipeReader reader_;
+  Recipe& recipe_;
+};
+
+}  // namespace
+
+Recipe ParseTomlRecipe(std::string text, const std::string& path) {
+  Recipe recipe = StartRecipe(std::move(text), path, Syntax::kToml);
+  const RecipeNode root = TomlTree(recipe).Parse();
+  TomlReader(&recipe).Read(root);
+  return recipe;
+}
+
+}  // namespace braid

@@ -1,0 +1,350 @@
+// mergekit's syntax: YAML.
+#include <fmt/format.h>
+#include <yaml-cpp/eventhandler.h>
+#include <yaml-cpp/yaml.h>
+
+#include <algorithm>
+#include <map>
+#include <sstream>
+#include <utility>
+
+#include "pipeline/recipe_checks.h"
+#include "pipeline/recipe_reader.h"
+
+namespace braid {
+namespace {
+
+// --- text -> tree ---------------------------------------------------------------------------------------
+
+// Builds the tree from yaml-cpp's events rather than from its nodes: the limits then hold while the text is
+// read, aliases are copied one by one and counted (a small file can stand for an exponential tree), and no
+// more than one document is asked for (YAML::LoadAll of 0.7 never ends where a closing bracket stands alone).
+class YamlTree : private YAML::EventHandler {
+ public:
+  explicit YamlTree(const Recipe& recipe) : recipe_(recipe) {}
+
+  RecipeNode Parse() {
+    std::istringstream stream(recipe_.text);
+    try {
+      YAML::Parser parser(stream);
+      parser.HandleNextDocument(*this);
+      in_first_document_ = false;
+      parser.HandleNextDocument(*this);
+    } catch (const YAML::Exception& error) {
+      throw RecipeError(recipe_, At(error.mark), error.msg);
+    }
+    return std::move(root_);
+  }
+
+ private:
+  // A list or table whose end has not come yet.
+  struct Open {
+    RecipeNode node;
+    YAML::anchor_t anchor;
+    bool has_key = false;  // of a table: the next node is the value of the last entry
+    std::map<std::string, Location> keys = {};
+  };
+
+  static Location At(const YAML::Mark& mark) {
+    if (mark.is_null()) return {1, 1};
+    return {mark.line + 1, mark.column + 1};
+  }
+
+  void OnDocumentStart(const YAML::Mark& mark) override {
+    if (in_first_document_) return;
+    if (mark.pos < 0 ||
+        !std::string_view(recipe_.text).substr(static_cast<size_t>(mark.pos)).starts_with("---"))
+      throw RecipeError(recipe_, At(mark), "text behind the end of the recipe")
+          .Hint("look for a bracket too many, or a wrong indentation");
+    throw RecipeError(recipe_, At(mark), "a file with several YAML documents ('---') is not supported yet")
+        .Hint("write one recipe file per merge");
+  }
+  void OnDocumentEnd() override {}
+
+  void OnNull(const YAML::Mark& mark, YAML::anchor_t anchor) override {
+    // The mark of a value that is not there is that of whatever comes next.
+    RecipeNode node;
+    node.where = At(mark);
+    if (!open_.empty() && open_.back().has_key)
+      node.where = open_.back().node.entries.back().where;
+    else if (!open_.empty())
+      node.where = open_.back().node.where;
+    Add(std::move(node), anchor);
+  }
+
+  void OnAlias(const YAML::Mark& mark, YAML::anchor_t anchor) override {
+    const auto anchored = anchors_.find(anchor);
+    if (anchored == anchors_.end())
+      throw RecipeError(recipe_, At(mark), "an alias (*) inside of what it stands for");
+    CountCopy(anchored->second, open_.size());
+    Attach(anchored->second);
+  }
+
+  void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
+                const std::string& value) override {
+    CheckTag(tag, At(mark));
+    CheckNoNul(recipe_, value, At(mark));
+    RecipeNode node;
+    node.kind = RecipeNode::Kind::kText;
+    node.where = At(mark);
+    node.text = value;
+    Add(std::move(node), anchor);
+  }
+
+  void OnSequenceStart(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
+                       YAML::EmitterStyle::value) override {
+    Begin(RecipeNode::Kind::kList, At(mark), tag, anchor);
+  }
+  void OnSequenceEnd() override { End(); }
+
+  void OnMapStart(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
+                  YAML::EmitterStyle::value) override {
+    Begin(RecipeNode::Kind::kTable, At(mark), tag, anchor);
+  }
+  void OnMapEnd() override { End(); }
+
+  void Begin(RecipeNode::Kind kind, Location where, const std::string& tag, YAML::anchor_t anchor) {
+    CheckTag(tag, where);
+    if (AwaitsKey()) FailKey(where);
+    limits_.Visit(recipe_, static_cast<int>(open_.size()), where);
+    Open open{.node = {}, .anchor = anchor};
+    open.node.kind = kind;
+    open.node.where = where;
+    open_.push_back(std::move(open));
+  }
+
+  void End() {
+    Open closed = std::move(open_.back());
+    open_.pop_back();
+    Remember(closed.node, closed.anchor);
+    Attach(std::move(closed.node));
+  }
+
+  // A node without parts.
+  void Add(RecipeNode node, YAML::anchor_t anchor) {
+    limits_.Visit(recipe_, static_cast<int>(open_.size()), node.where);
+    Remember(node, anchor);
+    Attach(std::move(node));
+  }
+
+  void Remember(const RecipeNode& node, YAML::anchor_t anchor) {
+    if (anchor == YAML::NullAnchor) return;
+    CountCopy(node, open_.size());
+    anchors_[anchor] = node;
+  }
+
+  void CountCopy(const RecipeNode& node, size_t depth) {
+    limits_.Visit(recipe_, static_cast<int>(depth), node.where);
+    for (const RecipeNode& item : node.items) CountCopy(item, depth + 1);
+    for (const RecipeEntry& entry : node.entries) CountCopy(entry.value, depth + 1);
+  }
+
+  bool AwaitsKey() const {
+    return !open_.empty() && open_.back().node.kind == RecipeNode::Kind::kTable && !open_.back().has_key;
+  }
+
+  // Gives a finished node to the list or table it belongs to.
+  void Attach(RecipeNode node) {
+    if (open_.empty()) {
+      root_ = std::move(node);
+    } else if (AwaitsKey()) {
+      AttachKey(node);
+    } else if (open_.back().node.kind == RecipeNode::Kind::kTable) {
+      open_.back().node.entries.back().value = std::move(node);
+      open_.back().has_key = false;
+    } else {
+      open_.back().node.items.push_back(std::move(node));
+    }
+  }
+
+  void AttachKey(const RecipeNode& node) {
+    if (node.kind != RecipeNode::Kind::kText) FailKey(node.where);
+    if (node.text == "<<")
+      throw RecipeError(recipe_, node.where, "merge keys (<<) are not supported")
+          .Hint("write the values out");
+    Open& table = open_.back();
+    const auto [first, is_new] = table.keys.emplace(node.text, node.where);
+    if (!is_new)
+      throw RecipeError(recipe_, node.where,
+                        fmt::format("the key {} is there twice, first at {}:{}", Quoted(node.text),
+                                    first->second.line, first->second.column));
+    table.node.entries.push_back({node.text, node.where, {}});
+    table.has_key = true;
+  }
+
+  [[noreturn]] void FailKey(Location where) const {
+    throw RecipeError(recipe_, where, "a key must be plain text");
+  }
+
+  void CheckTag(const std::string& tag, Location where) const {
+    if (!tag.empty() && tag != "?" && tag != "!")
+      throw RecipeError(recipe_, where, fmt::format("YAML tags are not supported: {}", Quoted(tag)));
+  }
+
+  const Recipe& recipe_;
+  RecipeTreeLimits limits_;
+  bool in_first_document_ = true;
+  std::vector<Open> open_;
+  std::map<YAML::anchor_t, RecipeNode> anchors_;
+  RecipeNode root_;
+};
+
+// --- tree -> recipe -------------------------------------------------------------------------------------
+
+bool IsNothing(const RecipeNode& node) { return node.kind == RecipeNode::Kind::kNothing; }
+
+class YamlReader {
+ public:
+  explicit YamlReader(Recipe* recipe) : reader_(recipe), recipe_(*recipe) {}
+
+  void Read(const RecipeNode& root) {
+    if (IsNothing(root)) reader_.Fail({1, 1}, "an empty recipe");
+    if (root.kind != RecipeNode::Kind::kTable)
+      reader_.Fail(root.where, "a recipe is a table of keys and values");
+    reader_.ReadMethod(root.Find("merge_method"), "merge_method");
+    for (const RecipeEntry& entry : root.entries) ReadTopLevel(entry);
+    if (const RecipeNode* source = root.Find("tokenizer_source"); source != nullptr && !IsNothing(*source))
+      CheckTokenizerSource(*source);
+    CompleteRecipe(reader_.method(), &recipe_);
+  }
+
+ private:
+  void ReadTopLevel(const RecipeEntry& entry) {
+    static const std::vector<std::string_view> known = {"merge_method",     "models",    "base_model",
+                                                        "parameters",       "dtype",     "out_dtype",
+                                                        "tokenizer_source", "on_missing"};
+    const RecipeNode& value = entry.value;
+    const bool is_known = std::find(known.begin(), known.end(), entry.key) != known.end();
+    if (is_known && IsNothing(value)) return;  // `dtype:` alone is as good as no dtype
+    if (entry.key == "models") {
+      ReadModels(value);
+    } else if (entry.key == "base_model") {
+      recipe_.base = ReadModelReference(value, entry.key);
+      recipe_.base_where = value.where;
+    } else if (entry.key == "parameters") {
+      ReadParameters(value, ParameterHolder::kAllModels, &recipe_.settings);
+    } else if (entry.key == "dtype") {
+      recipe_.dtype = reader_.ReadType(value, entry.key);
+    } else if (entry.key == "out_dtype") {
+      recipe_.out_dtype = reader_.ReadType(value, entry.key);
+    } else if (entry.key == "on_missing") {
+      recipe_.on_missing = reader_.ReadOnMissing(value);
+    } else if (entry.key == "residual_weight") {
+      WarnOfResidualWeight(entry);
+    } else if (!is_known) {
+      reader_.RefuseUnsupportedKey(entry);
+      reader_.FailUnknownKey(entry, "the recipe", known);
+    }
+  }
+
+  // mergekit parses it and never uses it.
+  void WarnOfResidualWeight(const RecipeEntry& entry) {
+    reader_.Warn(entry.where, "'residual_weight' has no effect, in mergekit too");
+  }
+
+  void CheckTokenizerSource(const RecipeNode& node) {
+    const std::string source = reader_.ReadText(node, "tokenizer_source");
+    if (source != "base")
+      reader_.Fail(node.where, fmt::format("tokenizer_source {} is not supported yet", Quoted(source)),
+                   "use 'base', for models that share one vocabulary");
+    if (!recipe_.base) reader_.Fail(node.where, "tokenizer_source 'base' without a base_model");
+  }
+
+  std::string ReadModelReference(const RecipeNode& node, std::string_view name) const {
+    if (node.kind == RecipeNode::Kind::kTable)
+      reader_.Fail(node.where, fmt::format("'{}' as a table is not supported yet", name),
+                   "write the model as path or org/name@revision");
+    std::string reference = reader_.ReadReference(node, name);
+    if (reference.find('+') != std::string::npos)
+      reader_.Fail(node.where,
+                   fmt::format("adapters (model+lora) are not supported yet: {}", Quoted(reference)),
+                   "merge the adapter into its model first");
+    return reference;
+  }
+
+  void ReadModels(const RecipeNode& node) {
+    reader_.RequireList(node, "models");
+    for (const RecipeNode& item : node.items) recipe_.models.push_back(ReadModel(item));
+  }
+
+  RecipeModel ReadModel(const RecipeNode& node) {
+    static const std::vector<std::string_view> known = {"model", "parameters"};
+    if (node.kind != RecipeNode::Kind::kTable)
+      reader_.Fail(node.where, "an entry of 'models' must be a table", "write it as '- model: path'");
+    const RecipeNode* reference = node.Find("model");
+    RecipeModel model;
+    for (const RecipeEntry& entry : node.entries) {
+      if (entry.key == "parameters" && !IsNothing(entry.value))
+        ReadParameters(entry.value, ParameterHolder::kOneModel, &model.settings);
+      else if (entry.key == "residual_weight")
+        WarnOfResidualWeight(entry);
+      else if (std::find(known.begin(), known.end(), entry.key) == known.end())
+        reader_.FailUnknownKey(entry, "a model", known);
+    }
+    if (reference == nullptr) reader_.Fail(node.where, "an entry of 'models' without a 'model'");
+    model.reference = ReadModelReference(*reference, "model");
+    model.where = reference->where;
+    return model;
+  }
+
+  void ReadParameters(const RecipeNode& node, ParameterHolder holder, Settings* settings) {
+    reader_.RequireTable(node, "parameters");
+    for (const RecipeEntry& entry : node.entries)
+      if (const ParameterSpec* spec = reader_.FindParameter(entry, holder))
+        (*settings)[entry.key] = ReadSettings(*spec, entry.value);
+  }
+
+  // A value, a gradient, one {filter, value}, or a list of those.
+  std::vector<Setting> ReadSettings(const ParameterSpec& spec, const RecipeNode& node) const {
+    if (node.kind == RecipeNode::Kind::kTable) return {ReadFiltered(spec, node)};
+    const bool filtered = std::any_of(node.items.begin(), node.items.end(), [](const RecipeNode& item) {
+      return item.kind == RecipeNode::Kind::kTable;
+    });
+    if (!filtered) return {reader_.ReadSetting(spec, node)};
+    std::vector<Setting> settings;
+    for (const RecipeNode& item : node.items) {
+      if (item.kind != RecipeNode::Kind::kTable)
+        reader_.Fail(item.where, fmt::format("'{}' mixes plain values and filters in one list", spec.name),
+                     "write a value for all other tensors as '- value: ...'");
+      settings.push_back(ReadFiltered(spec, item));
+    }
+    return settings;
+  }
+
+  Setting ReadFiltered(const ParameterSpec& spec, const RecipeNode& node) const {
+    static const std::vector<std::string_view> known = {"filter", "value"};
+    for (const RecipeEntry& entry : node.entries)
+      if (std::find(known.begin(), known.end(), entry.key) == known.end())
+        reader_.FailUnknownKey(entry, fmt::format("a value of '{}'", spec.name), known);
+    if (spec.scope == ParameterScope::kRecipe)
+      reader_.Fail(
+          node.where,
+          fmt::format("'{}' holds for the whole recipe and cannot be set for some tensors", spec.name));
+    const RecipeNode* value = node.Find("value");
+    if (value == nullptr)
+      reader_.Fail(node.where, fmt::format("a filter of '{}' without a 'value'", spec.name));
+
+    Setting setting = reader_.ReadSetting(spec, *value);
+    const RecipeNode* filter = node.Find("filter");
+    if (filter == nullptr || IsNothing(*filter)) return setting;
+    const std::string text = reader_.ReadText(*filter, "filter");
+    if (text == "*") return setting;
+    setting.filter = text;
+    setting.filter_where = filter->where;
+    return setting;
+  }
+
+  RecipeReader reader_;
+  Recipe& recipe_;
+};
+
+}  // namespace
+
+Recipe ParseYamlRecipe(std::string text, const std::string& path) {
+  Recipe recipe = StartRecipe(std::move(text), path, Syntax::kYaml);
+  const RecipeNode root = YamlTree(recipe).Parse();
+  YamlReader(&recipe).Read(root);
+  return recipe;
+}
+
+}  // namespace braid

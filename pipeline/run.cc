@@ -1,0 +1,137 @@
+#include "pipeline/run.h"
+
+#include <fmt/format.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <chrono>
+#include <csignal>
+#include <filesystem>
+#include <map>
+
+#include "io/error.h"
+#include "io/model_files.h"
+#include "io/shard_writer.h"
+#include "io/staging.h"
+#include "pipeline/budget.h"
+#include "pipeline/manifest.h"
+#include "pipeline/model_card.h"
+
+namespace braid {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kIndexName = "model.safetensors.index.json";
+
+// Every file and directory that the output must not replace.
+std::vector<std::string> InputsOf(const Plan& plan) {
+  std::vector<std::string> inputs = {plan.recipe.path};
+  for (const Checkpoint& checkpoint : plan.checkpoints) {
+    if (!checkpoint.directory.empty()) inputs.push_back(checkpoint.directory);
+    for (const Shard& shard : checkpoint.shards) inputs.push_back(shard.path);
+  }
+  if (!plan.donor_directory.empty()) inputs.push_back(plan.donor_directory);
+  return inputs;
+}
+
+std::string IndexText(const Plan& plan) {
+  uint64_t total = 0;
+  std::map<std::string, std::string> weight_map;
+  for (const PlannedTensor& tensor : plan.tensors) {
+    total += tensor.bytes;
+    weight_map[tensor.name] = plan.shards[tensor.shard].name;
+  }
+  Json index;
+  index["metadata"] = {{"total_parameters", plan.totals.parameters}, {"total_size", total}};
+  index["weight_map"] = weight_map;
+  return index.dump(2) + "\n";
+}
+
+// Everything in a checkpoint directory that is not weights.
+void WriteSideFiles(const Plan& plan, const GraphResult& result, const std::string& fingerprint, Staging* staging) {
+  const auto write = [&](const std::string& name, std::string_view text) { WriteDurably(staging->PathFor(name), text); };
+  if (!plan.donor_directory.empty())
+    for (const std::string& name : SideFiles(plan.donor_directory))
+      CopyDurably(plan.donor_directory + "/" + name, staging->PathFor(name));
+  if (!plan.donor_config.path.empty()) write("config.json", MergedConfig(plan.donor_config, plan.config_type, plan.untie_head));
+  if (plan.shards.size() > 1) write(kIndexName, IndexText(plan));
+  write(plan.recipe.syntax == Syntax::kYaml ? "mergekit_config.yml" : "braid_recipe.toml", plan.recipe.text);
+  write("README.md", ModelCard(plan, fs::path(staging->out()).filename().string()));
+  write(kManifestName, ManifestText(plan, fingerprint, result.sums));
+}
+
+// One descriptor per shard of every source and of the output; the usual soft limit of 1024 is too low for large
+// families, and the hard limit is there to be used.
+void RaiseFileLimit() {
+  rlimit limit;
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+}  // namespace
+
+std::vector<std::string> WarningTexts(const Plan& plan) {
+  std::vector<std::string> texts;
+  for (const RecipeWarning& warning : plan.recipe.warnings)
+    texts.push_back(fmt::format("{}:{}:{}: {}", Printable(plan.recipe.path), warning.where.line, warning.where.column,
+                                Printable(warning.message)));
+  for (const std::string& warning : plan.warnings) texts.push_back(Printable(warning));
+  return texts;
+}
+
+void CheckOutput(const Plan& plan, const MergeOptions& options) {
+  CheckOutputPath(options.out, options.force, InputsOf(plan));
+  const uint64_t needed = plan.totals.bytes_written, free = FreeSpace(options.out);
+  if (needed > free)
+    throw Error(ErrorCode::kIo, fmt::format("the merged checkpoint needs {}, the disk has {} free", SizeText(needed), SizeText(free)))
+        .Path(options.out).Hint("free some space or choose an output on another disk");
+}
+
+MergeReport RunMerge(const std::string& recipe_path, const MergeOptions& options, const std::atomic<int>& interrupt,
+                     Progress* progress) {
+  const auto start = std::chrono::steady_clock::now();
+  RaiseFileLimit();
+  signal(SIGXFSZ, SIG_IGN);  // a file size limit becomes an error of write
+
+  // What the user wrote, checked as far as it can be without models.
+  Recipe recipe = ReadRecipe(recipe_path);
+
+  // Headers read and checked; every output byte has its place; the budget suffices.
+  PlanOptions plan_options = options.plan;
+  plan_options.single_file = options.out.ends_with(".safetensors");
+  const Plan plan = MakePlan(std::move(recipe), plan_options);
+  const std::string fingerprint = PlanFingerprint(plan);
+
+  // OUT may be written and fits the disk.
+  CheckOutput(plan, options);
+  Staging staging(options.out, options.force, InputsOf(plan));
+  std::vector<std::string> warnings = WarningTexts(plan);
+  warnings.insert(warnings.end(), staging.notes().begin(), staging.notes().end());
+  if (!options.quiet)
+    for (const std::string& warning : warnings) fmt::print(stderr, "warning: {}\n", warning);
+
+  // The weights: complete and durable in OUT.partial.
+  std::vector<std::string> paths;
+  for (const PlannedShard& shard : plan.shards) paths.push_back(staging.PathFor(shard.name));
+  GraphResult result = RunGraph(plan, fingerprint, paths, interrupt, options.quiet, progress);
+
+  // Everything else, then the one moment in which OUT appears.
+  if (!staging.single_file()) WriteSideFiles(plan, result, fingerprint, &staging);
+  staging.Publish(plan.shards.size() > 1 ? kIndexName : plan.shards.front().name);
+
+  MergeReport report;
+  report.output = options.out;
+  report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  report.bytes_read = progress->of(Stage::kRead).bytes;
+  report.bytes_written = progress->of(Stage::kWrite).bytes;
+  report.peak_resident = ReadResidentMemory().peak;
+  report.result = std::move(result);
+  report.totals = plan.totals;
+  report.fingerprint = fingerprint;
+  report.warnings = std::move(warnings);
+  return report;
+}
+
+}  // namespace braid

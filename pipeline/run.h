@@ -1,0 +1,46 @@
+// The main job, start to end: recipe -> plan -> graph -> checkpoint.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "pipeline/graph.h"
+#include "pipeline/plan.h"
+#include "pipeline/progress.h"
+
+namespace braid {
+
+struct MergeOptions {
+  std::string out;      // a directory, or one file when it ends in .safetensors
+  PlanOptions plan;
+  bool force = false;   // replace an existing checkpoint
+  bool quiet = false;   // nothing on stderr but errors
+};
+
+struct MergeReport {
+  std::string output;
+  double seconds = 0;
+  uint64_t bytes_read = 0, bytes_written = 0;
+  uint64_t peak_resident = 0;             // VmHWM of the process
+  GraphResult result;
+  PlanTotals totals;
+  std::string fingerprint;
+  std::vector<std::string> warnings;      // already printed unless quiet
+};
+
+// Merges. Nothing appears at `out` before all of it is complete and durable. `interrupt`: a signal handler may set it
+// to end the run. `progress` is filled while it runs. Throws Error.
+MergeReport RunMerge(const std::string& recipe_path, const MergeOptions& options, const std::atomic<int>& interrupt,
+                     Progress* progress);
+
+// The plan of a recipe, and its warnings as a user reads them ("recipe.toml:3:1: ...").
+std::vector<std::string> WarningTexts(const Plan& plan);
+
+// What one should know about space and paths before a merge: throws Error when OUT must not be written or the disk
+// is too small.
+void CheckOutput(const Plan& plan, const MergeOptions& options);
+
+}  // namespace braid

@@ -1,0 +1,139 @@
+#include "pipeline/scope_run.h"
+
+#include <algorithm>
+
+namespace braid {
+namespace {
+
+uint64_t BlocksOf(const PlannedTensor& tensor) { return (tensor.elements + kReductionBlock - 1) / kReductionBlock; }
+
+}  // namespace
+
+ScopeRun::ScopeRun(const Plan& plan, const PlannedScope& scope) : plan_(plan), scope_(scope) {
+  if (plan.tensors[scope.tensors.front()].action == TensorAction::kMerge) merger_ = plan.MakeMerger(scope);
+  BeginRound();
+}
+
+bool ScopeRun::ReadsModel(uint32_t tensor, size_t model) const {
+  const PlannedTensor& planned = plan_.tensors[tensor];
+  if (!planned.models[model].present()) return false;
+  if (is_copy()) return true;
+  const Coefficients& c = plan_.coefficients[planned.coefficients];
+  if (!scope_.resident) return merger_->Reads(round_, model, c);
+  for (uint32_t r = 0; r < scope_.rounds; ++r)
+    if (merger_->Reads(r, model, c)) return true;
+  return false;
+}
+
+bool ScopeRun::ReadsTensor(uint32_t tensor) const {
+  if (merging() || scope_.resident) return true;
+  for (size_t m = 0; m < plan_.models.size(); ++m)
+    if (ReadsModel(tensor, m)) return true;
+  return false;
+}
+
+uint64_t ScopeRun::TilesInRound() const {
+  const uint64_t tile = plan_.memory.tile_elements;
+  uint64_t count = 0;
+  for (uint32_t t : scope_.tensors)
+    if (ReadsTensor(t)) count += (plan_.tensors[t].elements + tile - 1) / tile;
+  return count;
+}
+
+void ScopeRun::BeginRound() {
+  spec_ = is_copy() ? RoundSpec{.name = "copy"} : merger_->round(round_);
+  accumulators_.clear(), free_.clear(), accumulators_made_ = 0;
+  sums_.clear(), sums_begin_.clear();
+  size_t doubles = 0;
+  if (spec_.sums > 0)
+    for (uint32_t t : scope_.tensors) sums_begin_.push_back(doubles), doubles += spec_.sums * BlocksOf(plan_.tensors[t]);
+  sums_.assign(doubles, 0.0);
+  next_order_ = 0;
+  quota_left_.clear();
+  if (spec_.ordered)
+    for (size_t m = 0; m < plan_.models.size(); ++m) quota_left_.push_back(merger_->Quota(m));
+  remaining_ = TilesInRound();
+  if (merging()) unwritten = remaining_;
+}
+
+Accumulator* ScopeRun::TakeAccumulator() {
+  if (spec_.accumulator_bytes == 0) return nullptr;
+  std::unique_lock lock(mutex_);
+  if (free_.empty() && accumulators_made_ < plan_.memory.accumulators) {
+    ++accumulators_made_;
+    lock.unlock();  // making one touches all its memory
+    std::unique_ptr<Accumulator> made = merger_->NewAccumulator(round_);
+    lock.lock();
+    accumulators_.push_back(std::move(made));
+    return accumulators_.back().get();
+  }
+  returned_.wait(lock, [&] { return !free_.empty(); });
+  Accumulator* accumulator = free_.back();
+  free_.pop_back();
+  return accumulator;
+}
+
+void ScopeRun::GiveAccumulator(Accumulator* accumulator) {
+  if (accumulator == nullptr) return;
+  {
+    std::lock_guard lock(mutex_);
+    free_.push_back(accumulator);
+  }
+  returned_.notify_one();
+}
+
+BlockSums ScopeRun::SumsOf(uint32_t slot) {
+  if (sums_.empty()) return {};
+  return {&sums_[sums_begin_[slot]], BlocksOf(plan_.tensors[scope_.tensors[slot]])};
+}
+
+// Blocks in index order within a tensor, tensors in the scope's order.
+std::vector<double> ScopeRun::TotalSums() const {
+  std::vector<double> totals(spec_.sums, 0.0);
+  for (size_t slot = 0; slot < sums_begin_.size(); ++slot) {
+    const uint64_t blocks = BlocksOf(plan_.tensors[scope_.tensors[slot]]);
+    for (size_t q = 0; q < spec_.sums; ++q) {
+      double sum = 0;
+      for (uint64_t b = 0; b < blocks; ++b) sum += sums_[sums_begin_[slot] + q * blocks + b];
+      totals[q] += sum;
+    }
+  }
+  return totals;
+}
+
+void ScopeRun::FinishRound() {
+  // A round without tiles (an empty tensor) has no accumulator to finish with.
+  if (accumulators_.empty() && spec_.accumulator_bytes > 0) accumulators_.push_back(merger_->NewAccumulator(round_));
+  for (size_t i = 1; i < accumulators_.size(); ++i) accumulators_[0]->Add(*accumulators_[i]);
+  merger_->Finish(round_, accumulators_.empty() ? nullptr : accumulators_[0].get(), TotalSums());
+  {
+    std::lock_guard lock(mutex_);
+    ++round_;
+    BeginRound();
+  }
+  begun_.notify_all();
+}
+
+void ScopeRun::Grant(TileWork* work) {
+  for (size_t m = 0; m < quota_left_.size(); ++m) {
+    if (quota_left_[m] == Merger::kNoQuota) continue;
+    work->claims[m] = std::min(work->claims[m], quota_left_[m]);
+    quota_left_[m] -= work->claims[m];
+  }
+}
+
+bool ScopeRun::WaitForRound(uint32_t r) {
+  std::unique_lock lock(mutex_);
+  begun_.wait(lock, [&] { return cancelled_ || round_ >= r; });
+  return !cancelled_;
+}
+
+void ScopeRun::Cancel() {
+  {
+    std::lock_guard lock(mutex_);
+    cancelled_ = true;
+  }
+  begun_.notify_all();
+}
+
+}  // namespace braid

@@ -1,0 +1,104 @@
+// A scope in progress: its merger, the state of its current round, and the tiles that are on their way.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "ops/merger.h"
+#include "pipeline/plan.h"
+
+namespace braid {
+
+class ScopeRun;
+
+// One range of one output tensor on its way through the graph. Objects are recycled.
+struct TileWork {
+  ScopeRun* scope = nullptr;
+  uint32_t tensor = 0;       // index into Plan::tensors
+  uint32_t slot = 0;         // index into PlannedScope::tensors
+  uint64_t first = 0;        // elements
+  uint64_t count = 0;
+  uint64_t cost = 0;         // bytes taken from the budget
+  uint64_t order = 0;        // place among the scope's tiles of this round
+  std::vector<uint64_t> claims;  // per model: entries equal to the threshold, then how many of them stay
+};
+
+class ScopeRun {
+ public:
+  ScopeRun(const Plan& plan, const PlannedScope& scope);
+
+  const PlannedScope& scope() const { return scope_; }
+  bool is_copy() const { return merger_ == nullptr; }
+  Merger* merger() const { return merger_.get(); }
+  uint32_t round() const { return round_; }
+  bool merging() const { return round_ + 1 == scope_.rounds; }
+  const RoundSpec& spec() const { return spec_; }
+
+  // Whether the current round reads anything of a tensor.
+  bool ReadsTensor(uint32_t tensor) const;
+  bool ReadsModel(uint32_t tensor, size_t model) const;
+
+  // Tiles of the current round. Any thread.
+  uint64_t TilesInRound() const;
+
+  // An accumulator to count into; waits for one when all are in use. Give it back. Any thread.
+  Accumulator* TakeAccumulator();
+  void GiveAccumulator(Accumulator* accumulator);
+  BlockSums SumsOf(uint32_t slot);
+
+  // Counts a tile of a statistics round as done; true for the last one, whose caller then calls FinishRound.
+  bool TileDone() { return remaining_.fetch_sub(1) == 1; }
+  void FinishRound();
+
+  // Passes tiles on in order: takes one that is ready, calls `emit` for every tile whose turn it is, after handing
+  // out its share of the quotas. Serial.
+  template <typename Emit>
+  void InOrder(TileWork* work, Emit emit) {
+    waiting_[work->order] = work;
+    for (auto it = waiting_.begin(); it != waiting_.end() && it->first == next_order_; it = waiting_.erase(it), ++next_order_) {
+      Grant(it->second);
+      emit(it->second);
+    }
+  }
+
+  // The I/O thread waits here until round r begins; false when cancelled.
+  bool WaitForRound(uint32_t r);
+  void Cancel();
+
+  std::vector<TileWork*> tiles;      // of a resident scope, in order
+  uint64_t taken = 0;                // bytes from the budget for statistics
+  uint64_t unwritten = 0;            // tiles of the merge still to be written; the writer thread's
+
+ private:
+  void BeginRound();
+  void Grant(TileWork* work);
+  std::vector<double> TotalSums() const;
+
+  const Plan& plan_;
+  const PlannedScope& scope_;
+  std::unique_ptr<Merger> merger_;
+  uint32_t round_ = 0;
+  RoundSpec spec_;
+  std::atomic<uint64_t> remaining_{0};
+
+  std::mutex mutex_;
+  std::condition_variable begun_, returned_;  // a round; an accumulator
+  bool cancelled_ = false;
+  uint32_t accumulators_made_ = 0;
+  std::vector<std::unique_ptr<Accumulator>> accumulators_;
+  std::vector<Accumulator*> free_;
+
+  std::vector<double> sums_;
+  std::vector<size_t> sums_begin_;   // per slot
+
+  std::map<uint64_t, TileWork*> waiting_;
+  uint64_t next_order_ = 0;
+  std::vector<uint64_t> quota_left_;
+};
+
+}  // namespace braid

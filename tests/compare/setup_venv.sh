@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Makes tests/compare/.venv with the pinned mergekit, torch and transformers that the comparisons run.
+# Exits with 77 (skipped) and a clear line when the packages cannot be had.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+stamp=.venv/requirements.txt
+if cmp -s requirements.txt "$stamp"; then
+  exit 0
+fi
+rm -rf .venv
+python3 -m venv .venv
+if ! .venv/bin/pip install --quiet --requirement requirements.txt; then
+  rm -rf .venv
+  echo "SKIPPED: the Python packages of tests/compare/requirements.txt cannot be installed (no network?)"
+  exit 77
+fi
+cp requirements.txt "$stamp"

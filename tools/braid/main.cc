@@ -1,0 +1,94 @@
+// braid: the command line. One file per verb; this one parses, dispatches, and turns errors into exit codes.
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <csignal>
+
+#include "io/error.h"
+#include "io/json.h"
+#include "tools/braid/command.h"
+
+namespace braid {
+namespace {
+
+int g_exit_status = 0;
+bool g_json = false;
+std::atomic<int> g_interrupt{0};
+
+void OnSignal(int signal) {
+  if (g_interrupt.exchange(signal) != 0) _exit(128 + signal);
+  const char message[] = "\nbraid: stopping; press again to stop at once\n";
+  [[maybe_unused]] const ssize_t ignored = write(STDERR_FILENO, message, sizeof message - 1);
+}
+
+void PrintError(const Error& error) {
+  fmt::print(stderr, "braid: error: {}\n", error.what());
+  if (!g_json) return;
+  Json out = {{"status", "error"}, {"code", ErrorCodeName(error.code())}, {"message", error.what()}};
+  if (!error.path().empty()) out["path"] = error.path();
+  if (!error.tensor().empty()) out["tensor"] = error.tensor();
+  fmt::print("{}\n", out.dump(-1, ' ', false, Json::error_handler_t::replace));
+}
+
+int ExitCodeOf(const Error& error) {
+  if (error.code() == ErrorCode::kInterrupted && g_interrupt != 0 && g_interrupt != SIGINT) return 143;
+  return static_cast<int>(error.code());
+}
+
+constexpr const char* kExamples =
+    "Merges model checkpoints that are bigger than memory.\n\n"
+    "  braid merge configs/ties.toml merged --memory 2GiB\n"
+    "  braid plan configs/ties.toml\n"
+    "  braid verify merged\n";
+
+int Main(int argc, char** argv) {
+  CLI::App app{kExamples, "braid"};
+  app.require_subcommand(1);
+  app.set_version_flag("--version", "braid " BRAID_VERSION);
+  AddMergeCommand(app);
+  AddPlanCommand(app);
+  //AddInspectCommand(app);
+  //AddDiffCommand(app);
+  //AddVerifyCommand(app);
+  AddSynthCommand(app);
+  // A usage error must be JSON as well, and then CLI11 has not told us yet that --json is there.
+  for (int i = 1; i < argc; ++i) g_json |= std::string_view(argv[i]) == "--json";
+  try {
+    app.parse(argc, argv);
+    return g_exit_status;
+  } catch (const CLI::ParseError& e) {
+    if (e.get_exit_code() == 0) return app.exit(e);  // --help, --version
+    const auto chosen = app.get_subcommands();
+    const std::string help = chosen.empty() ? "braid --help" : fmt::format("braid {} --help", chosen.front()->get_name());
+    PrintError(Error(ErrorCode::kUsage, e.what()).Hint("see " + help));
+    return 2;
+  } catch (const Error& e) {
+    PrintError(e);
+    return ExitCodeOf(e);
+  } catch (const std::bad_alloc&) {
+    PrintError(Error(ErrorCode::kMemory, "the system gave no more memory").Hint("use a smaller --memory, or free some"));
+    return static_cast<int>(ErrorCode::kMemory);
+  } catch (const std::exception& e) {
+    PrintError(Error(ErrorCode::kInternal, e.what()).Hint("this is a fault in braid; please report it with the recipe"));
+    return static_cast<int>(ErrorCode::kInternal);
+  }
+}
+
+}  // namespace
+
+void SetExitStatus(int status) { g_exit_status = status; }
+void AddJsonFlag(CLI::App* command) { command->add_flag("--json", g_json, "Print the result as one JSON object"); }
+bool JsonWanted() { return g_json; }
+const std::atomic<int>& Interrupt() { return g_interrupt; }
+
+void HandleSignals() {
+  struct sigaction action = {};
+  action.sa_handler = OnSignal;
+  action.sa_flags = SA_RESTART;
+  for (int signal : {SIGINT, SIGTERM, SIGHUP}) sigaction(signal, &action, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+}
+
+}  // namespace braid
+
+int main(int argc, char** argv) { return braid::Main(argc, argv); }

@@ -1,0 +1,125 @@
+// braid merge RECIPE OUT: the main job.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <memory>
+
+#include "io/json.h"
+#include "pipeline/budget.h"
+#include "pipeline/run.h"
+#include "tools/braid/command.h"
+#include "tools/braid/merge_options.h"
+
+namespace braid {
+namespace {
+
+double Seconds(uint64_t nanoseconds) { return static_cast<double>(nanoseconds) / 1e9; }
+double Gigabytes(uint64_t bytes) { return static_cast<double>(bytes) / 1e9; }
+
+std::string Percent(uint64_t part, uint64_t whole) {
+  return fmt::format("{:.2f} %", whole == 0 ? 0.0 : 100.0 * static_cast<double>(part) / static_cast<double>(whole));
+}
+
+Json ReportToJson(const MergeReport& report, const Progress& progress, bool stats) {
+  Json out = {{"status", "ok"},
+              {"seconds", report.seconds},
+              {"bytes_read", report.bytes_read},
+              {"bytes_written", report.bytes_written},
+              {"peak_rss_bytes", report.peak_resident},
+              {"output", report.output},
+              {"fingerprint", report.fingerprint},
+              {"tensors_merged", report.totals.merged},
+              {"tensors_copied", report.totals.copied},
+              {"parameters", report.totals.parameters},
+              {"entries", report.result.entries},
+              {"entries_kept", report.result.kept},
+              {"sign_conflicts", report.result.counts.conflicts},
+              {"nan", report.result.counts.non_finite.nan},
+              {"inf", report.result.counts.non_finite.inf},
+              {"warnings", report.warnings}};
+  if (!stats) return out;
+  for (size_t i = 0; i < progress.stages.size(); ++i) {
+    const StageCounters& s = progress.stages[i];
+    out["stages"][std::string(StageName(static_cast<Stage>(i)))] = {
+        {"bytes", s.bytes.load()}, {"wall", Seconds(s.wall_ns)}, {"cpu", Seconds(s.cpu_ns)}, {"stall", Seconds(s.stall_ns)}};
+  }
+  return out;
+}
+
+void PrintSummary(const MergeReport& report) {
+  const double seconds = std::max(report.seconds, 1e-3);
+  fmt::print("merged {} tensors ({} copied), {:.2f} billion parameters, in {:.1f} s\n", report.totals.merged,
+             report.totals.copied, static_cast<double>(report.totals.parameters) / 1e9, report.seconds);
+  fmt::print("read {} and wrote {} ({:.2f} GB/s), peak memory {} MiB\n", SizeText(report.bytes_read),
+             SizeText(report.bytes_written), Gigabytes(report.bytes_read + report.bytes_written) / seconds,
+             report.peak_resident >> 20);
+  if (report.result.entries > 0)
+    fmt::print("trimmed {} of the task vectors' entries; signs conflicted at {} of the parameters\n",
+               Percent(report.result.entries - report.result.kept, report.result.entries),
+               Percent(report.result.counts.conflicts, report.totals.merged_elements));
+  const NonFinite& bad = report.result.counts.non_finite;
+  if (bad.nan + bad.inf > 0) fmt::print("the output holds {} NaN and {} infinite values\n", bad.nan, bad.inf);
+  else fmt::print("no NaN, no infinite values\n");
+  fmt::print("output: {}   (check it any time: braid verify {})\n", report.output, report.output);
+}
+
+// Bytes of statistics are elements; the other stages count what passes.
+void PrintStages(const Progress& progress) {
+  fmt::print("{:<12}{:>12}{:>10}{:>10}{:>10}{:>10}\n", "stage", "bytes", "wall s", "cpu s", "stall s", "GB/s");
+  for (size_t i = 0; i < progress.stages.size(); ++i) {
+    const StageCounters& s = progress.stages[i];
+    const double wall = Seconds(s.wall_ns);
+    fmt::print("{:<12}{:>12}{:>10.2f}{:>10.2f}{:>10.2f}{:>10.2f}\n", StageName(static_cast<Stage>(i)), SizeText(s.bytes), wall,
+               Seconds(s.cpu_ns), Seconds(s.stall_ns), wall > 0 ? Gigabytes(s.bytes) / wall : 0.0);
+  }
+}
+
+void Run(const MergeArguments& arguments) {
+  HandleSignals();
+  MergeOptions options;
+  options.out = arguments.out;
+  options.plan = PlanOptionsFrom(arguments);
+  options.force = arguments.force;
+  options.quiet = arguments.quiet;
+  Progress progress;
+  const MergeReport report = RunMerge(arguments.recipe, options, Interrupt(), &progress);
+  if (JsonWanted()) {
+    fmt::print("{}\n", ReportToJson(report, progress, arguments.stats).dump(-1, ' ', false, Json::error_handler_t::replace));
+    return;
+  }
+  if (!arguments.quiet) PrintSummary(report);
+  if (arguments.stats) PrintStages(progress);
+}
+
+}  // namespace
+
+void AddPlanOptions(CLI::App* command, MergeArguments* arguments) {
+  command->add_option("--memory", arguments->memory,
+                      "Most memory to use, as 512MiB or 4GB. Default: a quarter of what is available, 256 MiB to 4 GiB");
+  command->add_option("--threads", arguments->threads, "Worker threads. Default: one per core")->check(CLI::Range(1, 1024));
+  command->add_option("--shard-size", arguments->shard_size, "Largest output shard, decimal as on the Hub. Default: 5GB");
+}
+
+PlanOptions PlanOptionsFrom(const MergeArguments& arguments) {
+  PlanOptions options;
+  if (!arguments.memory.empty()) options.memory = ParseSize(arguments.memory, "--memory");
+  if (!arguments.shard_size.empty()) options.shard_bytes = ParseSize(arguments.shard_size, "--shard-size");
+  options.threads = arguments.threads;
+  return options;
+}
+
+void AddMergeCommand(CLI::App& app) {
+  auto arguments = std::make_shared<MergeArguments>();
+  CLI::App* command = app.add_subcommand(
+      "merge", "Merge checkpoints by a recipe\n\n  braid merge configs/ties.toml merged --memory 2GiB\n");
+  command->add_option("RECIPE", arguments->recipe, "Recipe: our TOML, or mergekit's YAML (.yml, .yaml)")->required();
+  command->add_option("OUT", arguments->out, "Directory to write, or one file if it ends in .safetensors")->required();
+  AddPlanOptions(command, arguments.get());
+  command->add_flag("--force", arguments->force, "Replace OUT if it is a checkpoint");
+  command->add_flag("--quiet", arguments->quiet, "Print nothing but errors");
+  command->add_flag("--stats", arguments->stats, "Print bytes and times per stage");
+  AddJsonFlag(command);
+  command->callback([arguments] { Run(*arguments); });
+}
+
+}  // namespace braid

@@ -1,0 +1,23 @@
+// The options that merge and plan have in common.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <string>
+
+#include "pipeline/run.h"
+
+namespace braid {
+
+struct MergeArguments {
+  std::string recipe, out, memory, shard_size;
+  int threads = 0;
+  bool force = false, quiet = false, stats = false;
+};
+
+// --memory, --threads, --shard-size.
+void AddPlanOptions(CLI::App* command, MergeArguments* arguments);
+
+// Throws Error(kUsage) for sizes that are none.
+PlanOptions PlanOptionsFrom(const MergeArguments& arguments);
+
+}  // namespace braid

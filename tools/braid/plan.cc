@@ -1,0 +1,71 @@
+// braid plan RECIPE: what a merge would read, compute and write. From headers alone.
+#include <fmt/format.h>
+
+#include <memory>
+
+#include "io/staging.h"
+#include "pipeline/budget.h"
+#include "pipeline/plan.h"
+#include "pipeline/run.h"
+#include "tools/braid/command.h"
+#include "tools/braid/merge_options.h"
+
+namespace braid {
+namespace {
+
+void PrintPlan(const Plan& plan) {
+  const auto line = [](std::string_view label, const std::string& text) { fmt::print("{:<11}{}\n", label, text); };
+  line("method", fmt::format("{}: {}", plan.method->name, plan.method->summary));
+  if (plan.base >= 0) line("base", plan.checkpoints[static_cast<size_t>(plan.base)].reference);
+  for (uint32_t model : plan.models) {
+    const Checkpoint& checkpoint = plan.checkpoints[model];
+    line("model", fmt::format("{}  ({} in {} file{})", checkpoint.reference, SizeText(checkpoint.TotalBytes()),
+                              checkpoint.shards.size(), checkpoint.shards.size() == 1 ? "" : "s"));
+  }
+  const PlanTotals& totals = plan.totals;
+  line("tensors", fmt::format("{} merged, {} copied, {:.3f} billion parameters", totals.merged, totals.copied,
+                              static_cast<double>(totals.parameters) / 1e9));
+  size_t resident = 0;
+  for (const PlannedScope& scope : plan.scopes) resident += scope.resident;
+  line("rounds", fmt::format("{}{}", totals.read_per_round.size(), plan.model_scope ? ", over the whole model" : ""));
+  for (size_t r = 0; r < totals.read_per_round.size(); ++r)
+    line("", fmt::format("round {}: {}", r + 1, SizeText(totals.read_per_round[r])));
+  if (resident > 0)
+    line("", fmt::format("{} of {} tensors stay mapped from the first round to the last", resident, plan.scopes.size()));
+  line("reads", fmt::format("{} (mapped; what the page cache still holds is not read from the disk again)", SizeText(totals.bytes_read)));
+  line("writes", fmt::format("{} in {} shard{}", SizeText(totals.bytes_written), plan.shards.size(), plan.shards.size() == 1 ? "" : "s"));
+  const MemoryPlan& m = plan.memory;
+  line("memory", fmt::format("{} MiB: {} MiB for tiles and statistics, {} MiB output buffers, {} MiB catalogue and scratch; {} MiB would do",
+                             m.budget >> 20, m.pool >> 20, m.buffers * m.buffer_bytes >> 20, (m.catalogue + m.scratch) >> 20,
+                             (m.least + (1 << 20) - 1) >> 20));
+  line("tile", fmt::format("{} elements, {} threads", m.tile_elements, m.threads));
+  for (const std::string& warning : WarningTexts(plan)) line("warning", warning);
+}
+
+void Run(const MergeArguments& arguments) {
+  const Plan plan = MakePlan(ReadRecipe(arguments.recipe), PlanOptionsFrom(arguments));
+  const uint64_t free = FreeSpace(".");
+  if (JsonWanted()) {
+    Json out = PlanToJson(plan);
+    out["disk_needed"] = plan.totals.bytes_written;
+    out["disk_free_here"] = free;
+    fmt::print("{}\n", out.dump(-1, ' ', false, Json::error_handler_t::replace));
+    return;
+  }
+  PrintPlan(plan);
+  fmt::print("{:<11}{} needed, {} free here\n", "disk", SizeText(plan.totals.bytes_written), SizeText(free));
+}
+
+}  // namespace
+
+void AddPlanCommand(CLI::App& app) {
+  auto arguments = std::make_shared<MergeArguments>();
+  CLI::App* command = app.add_subcommand(
+      "plan", "Show what a merge would read, compute and write, without doing it\n\n  braid plan configs/ties.toml\n");
+  command->add_option("RECIPE", arguments->recipe, "Recipe")->required();
+  AddPlanOptions(command, arguments.get());
+  AddJsonFlag(command);
+  command->callback([arguments] { Run(*arguments); });
+}
+
+}  // namespace braid
