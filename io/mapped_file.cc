@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <mutex>
+#include <set>
 
 #include "io/error.h"
 
@@ -24,38 +26,43 @@ class OpenedFile {
 
 constexpr uint64_t kPage = 4096;
 
+const std::string& Interned(const std::string& path) {
+  static std::mutex mutex;
+  static std::set<std::string> paths;
+  std::lock_guard lock(mutex);
+  return *paths.insert(path).first;
+}
+
 Error Changed(const std::string& path, const char* what) {
   return Error(ErrorCode::kInputChanged, what)
-      .Path(path).Hint("nothing was published; let whoever writes it finish, then run the merge again");
+      .Path(path).Hint("nothing was published; let whoever writes it finish, then run this again");
 }
 
 }  // namespace
 
-MappedFile::MappedFile(const std::string& path, const FileIdentity& expected) : path_(path) {
-  fd_ = OpenForReading(path, &identity_);
-  if (identity_ != expected) throw Changed(path, "the file changed after the merge was planned");
-  if (identity_.size == 0) return;
-  try {
-    region_ = ipc::mapped_region(OpenedFile(fd_.get()), ipc::read_only, 0, identity_.size);
-  } catch (const ipc::interprocess_exception& e) {
-    throw SystemError(e.get_native_error(), "map it", path);
-  }
-  // Residency in steps of a huge page would break the memory bound: 33 sources times 2 MiB.
-  TheOs().Madvise(region_.get_address(), region_.get_size(), MADV_NOHUGEPAGE);
-  guard_ = std::make_unique<GuardedRegion>(region_.get_address(), region_.get_size());
-}
-
-MappedFile::~MappedFile() = default;
-
-void MappedFile::Touch(uint64_t offset, uint64_t bytes) const {
+void MappedWindow::Touch() const {
   const auto* p = reinterpret_cast<const volatile unsigned char*>(data());
-  for (uint64_t at = offset; at < offset + bytes; at = (at / kPage + 1) * kPage) (void)p[at];
+  const size_t bytes = size();
+  if (bytes == 0) return;
+  const size_t skew = reinterpret_cast<uintptr_t>(data()) % kPage;
+  for (size_t at = 0; at < bytes; at = at == 0 ? kPage - skew : at + kPage) (void)p[at];
 }
 
-void MappedFile::Unmap(uint64_t offset, uint64_t bytes) const {
-  const uint64_t begin = offset / kFaultAround * kFaultAround;
-  const uint64_t end = std::min((offset + bytes + kFaultAround - 1) / kFaultAround * kFaultAround, identity_.size);
-  if (begin < end) TheOs().Madvise(static_cast<std::byte*>(region_.get_address()) + begin, end - begin, MADV_DONTNEED);
+MappedFile::MappedFile(const std::string& path, const FileIdentity& expected)
+    : path_(Interned(path)), fd_(OpenForReading(path, &identity_)) {
+  if (identity_ != expected) throw Changed(path, "the file changed after it was first looked at");
+}
+
+MappedWindow MappedFile::Map(uint64_t offset, uint64_t bytes) const {
+  MappedWindow window;
+  if (bytes == 0) return window;
+  try {
+    window.region_ = ipc::mapped_region(OpenedFile(fd_.get()), ipc::read_only, static_cast<ipc::offset_t>(offset), bytes);
+  } catch (const ipc::interprocess_exception& e) {
+    throw SystemError(e.get_native_error(), "map it", path_);
+  }
+  window.guard_ = GuardedRegion(window.data(), bytes, &path_);
+  return window;
 }
 
 void MappedFile::Evict(uint64_t offset, uint64_t bytes) const {
@@ -65,20 +72,31 @@ void MappedFile::Evict(uint64_t offset, uint64_t bytes) const {
 double MappedFile::CachedShare() const {
   constexpr uint64_t kSamples = 64;
   const uint64_t pages = identity_.size / kPage;
-  uint64_t cached = 0, asked = 0;
-  for (uint64_t i = 0; i < kSamples && pages > 0; ++i, ++asked) {
+  if (pages == 0) return 0;
+  uint64_t cached = 0;
+  for (uint64_t i = 0; i < kSamples; ++i) {
+    const MappedWindow page = Map(pages * i / kSamples * kPage, kPage);
     unsigned char resident = 0;
-    void* page = static_cast<std::byte*>(region_.get_address()) + pages * i / kSamples * kPage;
-    if (mincore(page, kPage, &resident) == 0) cached += resident & 1;
+    if (mincore(const_cast<std::byte*>(page.data()), kPage, &resident) == 0) cached += resident & 1;
   }
-  return asked == 0 ? 0.0 : static_cast<double>(cached) / static_cast<double>(asked);
+  return static_cast<double>(cached) / kSamples;
 }
 
 void MappedFile::CheckUnchanged() const {
-  if (guard_ != nullptr && guard_->tripped()) throw Changed(path_, "the file shrank while it was being read");
   struct stat now;
   if (TheOs().Fstat(fd_.get(), &now) < 0) throw SystemError(errno, "look at it", path_);
+  if (static_cast<uint64_t>(now.st_size) < identity_.size) throw Changed(path_, "the file shrank while it was being read");
   if (IdentityOf(now) != identity_) throw Changed(path_, "the file was written to while it was being read");
+}
+
+void CheckGuard() {
+  const std::string* path = GuardedRegion::TrippedPath();
+  if (path == nullptr) return;
+  struct stat now;
+  const bool gone = TheOs().Stat(path->c_str(), &now) < 0;
+  // Which it was shows in the size only; the caller's CheckUnchanged has the exact word when the file is still open.
+  if (!gone) throw Changed(*path, "the file shrank while it was being read, or the disk could not read it");
+  throw SystemError(EIO, "read it", *path);
 }
 
 }  // namespace braid

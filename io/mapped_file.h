@@ -1,16 +1,16 @@
-// A read-only map of one input file, made resident ahead of its use and released behind it.
+// An input file, seen through windows that are mapped when they are needed and unmapped behind the cursor.
 //
-// Two different things are given back: Unmap returns the process's pages (what VmHWM counts) and leaves the page
-// cache alone; Evict drops the page cache of ranges nobody will read again. Addresses stay valid throughout: a
-// page touched too late only costs a fault.
+// A window is a map of its own, not a range of one large map, because that is what bounds resident memory: since
+// Linux 6.18 a fault maps the whole folio around it, often megabytes, but never beyond the map (measured: 16 MiB of
+// windows of one large map with MADV_DONTNEED behind the cursor kept 88 MB resident). The page cache stays as it is;
+// Evict drops ranges of it that nobody will read again. All windows share one descriptor and so its readahead.
 //
-// Any thread may read; Touch, Unmap and Evict may be called from any thread for any range.
+// Thread-safe. A window must not outlive its file.
 #pragma once
 
 #include <boost/interprocess/mapped_region.hpp>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <string>
 
 #include "io/os.h"
@@ -18,23 +18,33 @@
 
 namespace braid {
 
-class MappedFile {
+class MappedWindow {
  public:
-  // Opens and maps the file, which must still be the one that `expected` describes, otherwise
-  // Error(kInputChanged). An empty file maps to nothing. Throws Error.
-  MappedFile(const std::string& path, const FileIdentity& expected);
-  ~MappedFile();
+  MappedWindow() = default;
 
   const std::byte* data() const { return static_cast<const std::byte*>(region_.get_address()); }
+  size_t size() const { return region_.get_size(); }
+
+  // Faults every page in, in order.
+  void Touch() const;
+
+ private:
+  friend class MappedFile;
+  boost::interprocess::mapped_region region_;
+  GuardedRegion guard_;
+};
+
+class MappedFile {
+ public:
+  // Opens the file, which must still be the one that `expected` describes, otherwise Error(kInputChanged).
+  MappedFile(const std::string& path, const FileIdentity& expected);
+
   uint64_t size() const { return identity_.size; }
   const std::string& path() const { return path_; }
 
-  // Faults every page of the range in, in order.
-  void Touch(uint64_t offset, uint64_t bytes) const;
-
-  // Unmaps the pages of the range, widened to the kernel's fault-around (64 KiB): a fault at the edge maps its
-  // neighbours too, and without widening they would stay behind one by one.
-  void Unmap(uint64_t offset, uint64_t bytes) const;
+  // Maps bytes [offset, offset + bytes), which must lie in the file; any alignment. No bytes: an empty window.
+  // Throws Error.
+  MappedWindow Map(uint64_t offset, uint64_t bytes) const;
 
   // Takes the range out of the page cache. Works in whole large folios only: use multiples of kEvictWindow.
   void Evict(uint64_t offset, uint64_t bytes) const;
@@ -42,18 +52,19 @@ class MappedFile {
   // Share of the file (0 to 1) in the page cache, estimated from a few samples.
   double CachedShare() const;
 
-  // Throws Error(kInputChanged) when the file shrank under the map or is no longer the one that was opened.
+  // Throws Error(kInputChanged) when it is no longer the file that was opened.
   void CheckUnchanged() const;
 
   static constexpr uint64_t kEvictWindow = 8 << 20;
-  static constexpr uint64_t kFaultAround = 64 << 10;
 
  private:
-  std::string path_;
+  const std::string& path_;   // interned: SIGBUS may be looked into after this object is gone
   FileIdentity identity_;
   Fd fd_;
-  boost::interprocess::mapped_region region_;
-  std::unique_ptr<GuardedRegion> guard_;
 };
+
+// Throws when a guarded access failed: Error(kInputChanged) for a file that shrank, Error(kIo) for a disk that
+// could not read it.
+void CheckGuard();
 
 }  // namespace braid

@@ -3,23 +3,27 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <csignal>
 #include <cstdint>
 #include <mutex>
+#include <utility>
 
 namespace braid {
 
-// Slots are never freed, only reused, so that the handler can walk the list without a lock.
+// Slots are never freed, only reused, so that the handler can walk their list without a lock.
 struct GuardedRegion::Slot {
   std::atomic<uintptr_t> begin{0}, end{0};  // begin 0: free
-  std::atomic<bool> tripped{false};
-  Slot* next = nullptr;
+  const std::string* path = nullptr;
+  Slot* next = nullptr;       // of all slots
+  Slot* next_free = nullptr;  // of the free ones; under the mutex
 };
 
 struct SigbusHandler {
   static inline std::atomic<GuardedRegion::Slot*> slots{nullptr};
-  static inline std::atomic<bool> any_tripped{false};
-  static inline std::mutex mutex;  // registration only
+  static inline std::atomic<const std::string*> tripped{nullptr};
+  static inline std::mutex mutex;
+  static inline GuardedRegion::Slot* free_slots = nullptr;
 
   static void Handle(int, siginfo_t* info, void*) {
     const auto address = reinterpret_cast<uintptr_t>(info->si_addr);
@@ -31,41 +35,55 @@ struct SigbusHandler {
       void* zeros = mmap(reinterpret_cast<void*>(page), end - page, PROT_READ,
                          MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
       if (zeros == MAP_FAILED) break;
-      slot->tripped.store(true);
-      any_tripped.store(true);
+      const std::string* none = nullptr;
+      tripped.compare_exchange_strong(none, slot->path);
       return;
     }
     signal(SIGBUS, SIG_DFL);  // not ours: the access repeats and ends the process as it would have
   }
 
-  static void Install() {
-    struct sigaction action = {};
-    action.sa_sigaction = Handle;
-    action.sa_flags = SA_SIGINFO;
-    sigemptyset(&action.sa_mask);
-    sigaction(SIGBUS, &action, nullptr);
+  static GuardedRegion::Slot* TakeSlot() {
+    std::lock_guard lock(mutex);
+    if (free_slots != nullptr) return std::exchange(free_slots, free_slots->next_free);
+    if (slots.load() == nullptr) {
+      struct sigaction action = {};
+      action.sa_sigaction = Handle;
+      action.sa_flags = SA_SIGINFO;
+      sigemptyset(&action.sa_mask);
+      sigaction(SIGBUS, &action, nullptr);
+    }
+    auto* slot = new GuardedRegion::Slot;
+    slot->next = slots.load();
+    slots.store(slot, std::memory_order_release);
+    return slot;
+  }
+
+  static void GiveSlot(GuardedRegion::Slot* slot) {
+    slot->begin.store(0);
+    std::lock_guard lock(mutex);
+    slot->next_free = std::exchange(free_slots, slot);
   }
 };
 
-GuardedRegion::GuardedRegion(void* address, size_t bytes) {
-  std::lock_guard lock(SigbusHandler::mutex);
-  if (SigbusHandler::slots.load() == nullptr) SigbusHandler::Install();
-  for (slot_ = SigbusHandler::slots.load(); slot_ != nullptr && slot_->begin.load() != 0;) slot_ = slot_->next;
-  if (slot_ == nullptr) {
-    slot_ = new Slot;
-    slot_->next = SigbusHandler::slots.load();
-    SigbusHandler::slots.store(slot_, std::memory_order_release);
-  }
+GuardedRegion::GuardedRegion(const void* address, size_t bytes, const std::string* path)
+    : slot_(SigbusHandler::TakeSlot()) {
   const auto page = static_cast<uintptr_t>(getpagesize());
   const auto begin = reinterpret_cast<uintptr_t>(address);
-  slot_->tripped.store(false);
+  slot_->path = path;
   slot_->end.store((begin + bytes + page - 1) / page * page);
-  slot_->begin.store(begin);
+  slot_->begin.store(begin / page * page);
 }
 
-GuardedRegion::~GuardedRegion() { slot_->begin.store(0); }
+GuardedRegion::~GuardedRegion() {
+  if (slot_ != nullptr) SigbusHandler::GiveSlot(slot_);
+}
 
-bool GuardedRegion::tripped() const { return slot_->tripped.load(); }
-bool GuardedRegion::AnyTripped() { return SigbusHandler::any_tripped.load(std::memory_order_relaxed); }
+GuardedRegion::GuardedRegion(GuardedRegion&& other) noexcept : slot_(std::exchange(other.slot_, nullptr)) {}
+GuardedRegion& GuardedRegion::operator=(GuardedRegion&& other) noexcept {
+  std::swap(slot_, other.slot_);
+  return *this;
+}
+
+const std::string* GuardedRegion::TrippedPath() { return SigbusHandler::tripped.load(std::memory_order_relaxed); }
 
 }  // namespace braid

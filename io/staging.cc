@@ -59,17 +59,25 @@ bool BelongsToACheckpoint(const std::string& name, bool is_directory) {
   return std::regex_match(name, is_directory ? directories : files);
 }
 
-// The first entry of a directory that no checkpoint would hold, or "".
-std::string AlienIn(const std::string& directory) {
-  bool weights_or_config = false, empty = true;
+// The first entry of a directory, or of those in it, that no checkpoint would hold, or "". What a downloader keeps in
+// .cache is nobody's work.
+std::string AlienIn(const fs::path& directory, const std::string& prefix = "") {
   for (const auto& entry : fs::directory_iterator(directory)) {
     const std::string name = entry.path().filename().string();
     const bool is_directory = entry.is_directory() && !entry.is_symlink();
-    if (!BelongsToACheckpoint(name, is_directory)) return name;
-    empty = false;
-    weights_or_config |= name.ends_with(".safetensors") || name == "config.json" || name.ends_with(".bin");
+    if (!BelongsToACheckpoint(name, is_directory)) return prefix + name;
+    if (!is_directory || name == ".cache") continue;
+    if (std::string alien = AlienIn(entry.path(), prefix + name + "/"); !alien.empty()) return alien;
   }
-  return empty || weights_or_config ? "" : "no weights and no config.json";
+  return "";
+}
+
+bool HoldsWeights(const std::string& directory) {
+  for (const auto& entry : fs::directory_iterator(directory)) {
+    const std::string name = entry.path().filename().string();
+    if (name.ends_with(".safetensors") || name.ends_with(".bin")) return true;
+  }
+  return false;
 }
 
 bool IsEmptyDirectory(const std::string& path) {
@@ -120,7 +128,9 @@ void CheckReplaceable(const std::string& out, bool force, const std::vector<std:
   if (home != nullptr && LiesIn(home, place)) throw Refused(out, "it is, or holds, a home directory", elsewhere);
   if (IsMountPoint(out)) throw Refused(out, "it is a mount point that is not empty", "empty it, or " + elsewhere);
   if (!force) throw Refused(out, "it exists already", "use --force to replace it, or " + elsewhere);
-  if (const std::string alien = AlienIn(out); !alien.empty())
+  std::string alien = AlienIn(out);
+  if (alien.empty() && !HoldsWeights(out)) alien = "no weights";
+  if (!alien.empty())
     throw Refused(out, fmt::format("it does not look like a checkpoint (found: {}), so --force does not replace it",
                                    Printable(alien)),
                   "remove it yourself, or " + elsewhere);
@@ -136,6 +146,8 @@ Target Examine(const std::string& given, bool force, const std::vector<std::stri
   struct stat status;
   if (TheOs().Stat(target.out.c_str(), &status) < 0) {
     if (errno != ENOENT && errno != ENOTDIR) throw SystemError(errno, "look at it", target.out);
+    if (TheOs().Lstat(target.out.c_str(), &status) == 0)
+      throw Refused(given, "it is a link to something that does not exist", "remove the link, or choose another output path");
     return target;
   }
   target.exists = true;

@@ -95,10 +95,15 @@ class GraphRun {
     if (failed_.load(std::memory_order_relaxed)) return;
     try {
       body();
-      if (GuardedRegion::AnyTripped()) files_.CheckUnchanged();
+      CheckInputs();
     } catch (...) {
       Fail(std::current_exception());
     }
+  }
+  void CheckInputs() const {
+    if (GuardedRegion::TrippedPath() == nullptr) return;
+    files_.CheckUnchanged();
+    CheckGuard();
   }
   void Fail(std::exception_ptr error);
 
@@ -280,14 +285,15 @@ bool GraphRun::ReadTile(ScopeRun* run, uint32_t slot, uint64_t first, uint64_t o
   }
   {
     StageTimer timer(progress_.of(Stage::kRead));
-    ForEachSource(*work, [&](const TensorSource& source) {
-      const uint64_t bytes = BytesOf(source, work->count);
-      files_.Open(source);
-      files_.Touch(source, BytesOf(source, first), bytes);
-      progress_.of(Stage::kRead).bytes += bytes;
+    work->windows.resize(plan_.models.size() + 1);
+    ForEachSource(*work, [&](size_t index, const TensorSource& source) {
+      MappedWindow& window = work->windows[index];
+      window = files_.Map(source, BytesOf(source, first), BytesOf(source, work->count));
+      window.Touch();
+      progress_.of(Stage::kRead).bytes += window.size();
     });
   }
-  if (GuardedRegion::AnyTripped()) files_.CheckUnchanged();
+  CheckInputs();
   if (run->scope().resident) run->tiles.push_back(work);
   gateway.try_put(work);
   return !failed_;
@@ -295,33 +301,33 @@ bool GraphRun::ReadTile(ScopeRun* run, uint32_t slot, uint64_t first, uint64_t o
 
 // --- tiles ------------------------------------------------------------------------------------------------
 
-// The sources of a tile that are mapped in the current round.
+// The sources of a tile that are mapped in the current round, with the index of their window.
 template <typename Visit>
 void GraphRun::ForEachSource(const TileWork& work, Visit visit) const {
   const PlannedTensor& tensor = plan_.tensors[work.tensor];
-  if (tensor.base.present()) visit(tensor.base);
+  if (tensor.base.present()) visit(size_t{0}, tensor.base);
   for (size_t m = 0; m < tensor.models.size(); ++m)
-    if (work.scope->ReadsModel(work.tensor, m)) visit(tensor.models[m]);
+    if (work.scope->ReadsModel(work.tensor, m)) visit(m + 1, tensor.models[m]);
 }
 
 LaneTile GraphRun::LanesOf(const TileWork& work, Worker* worker) const {
   const PlannedTensor& tensor = plan_.tensors[work.tensor];
-  const auto lanes = [&](const TensorSource& source) {
-    return EncodedLanes{plan_.Info(source).dtype, files_.Address(source, BytesOf(source, work.first))};
-  };
   LaneTile tile;
   tile.first = work.first, tile.count = work.count;
-  if (tensor.base.present()) tile.base = lanes(tensor.base);
+  if (tensor.base.present()) tile.base = {plan_.Info(tensor.base).dtype, work.windows[0].data()};
   for (size_t m = 0; m < tensor.models.size(); ++m)
-    worker->lanes[m] = work.scope->ReadsModel(work.tensor, m) ? lanes(tensor.models[m]) : EncodedLanes{};
+    worker->lanes[m] = work.windows[m + 1].size() == 0 ? EncodedLanes{}
+                                                       : EncodedLanes{plan_.Info(tensor.models[m]).dtype, work.windows[m + 1].data()};
   tile.models = worker->lanes;
   return tile;
 }
 
 void GraphRun::Release(TileWork* work, bool last_use) {
-  ForEachSource(*work, [&](const TensorSource& source) {
-    files_.Release(source, BytesOf(source, work->first), BytesOf(source, work->count), last_use);
-  });
+  work->windows.clear();
+  if (last_use)
+    ForEachSource(*work, [&](size_t, const TensorSource& source) {
+      files_.Used(source, BytesOf(source, work->first), BytesOf(source, work->count));
+    });
   budget_.Give(work->cost);
   works_.Give(work);
 }
@@ -402,9 +408,9 @@ void GraphRun::MergeTile(TileWork* work, OutputTile* out) {
 void GraphRun::CopyTile(const TileWork& work, std::byte* out) {
   const PlannedTensor& tensor = plan_.tensors[work.tensor];
   const TensorSource* first = nullptr;
-  ForEachSource(work, [&](const TensorSource& source) {
+  ForEachSource(work, [&](size_t index, const TensorSource& source) {
     const uint64_t bytes = BytesOf(source, work.count);
-    const std::byte* data = files_.Address(source, BytesOf(source, work.first));
+    const std::byte* data = work.windows[index].data();
     if (first == nullptr) {
       first = &source;
       std::memcpy(out, data, bytes);

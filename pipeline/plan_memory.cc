@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <numeric>
 
-#include "io/mapped_file.h"
 #include "pipeline/budget.h"
 #include "pipeline/plan_internal.h"
 
@@ -17,6 +16,8 @@ namespace braid {
 namespace {
 
 constexpr uint64_t kLargestTile = 16 * kReductionBlock;
+constexpr uint64_t kPage = 4096;
+constexpr uint64_t kMostMaps = 16'384;
 constexpr uint64_t kHistogramRow = kLowBins * sizeof(uint64_t);  // totals of one model while a round finishes
 
 // A rough but generous count of what the plan itself occupies.
@@ -92,7 +93,8 @@ uint64_t TileCost(const Plan& plan, const PlannedTensor& tensor, uint64_t elemen
   const auto add = [&](const TensorSource& source) {
     if (!source.present()) return;
     const uint64_t bits = static_cast<uint64_t>(DTypeBits(plan.Info(source).dtype));
-    cost += elements * bits / 8 + 2 * MappedFile::kFaultAround;  // faults at both edges map their neighbours
+    // Whole pages; and never so little that the pool holds more maps than a process may have (65,530).
+    cost += std::max(elements * bits / 8 + 2 * kPage, plan.memory.budget / kMostMaps);
   };
   add(tensor.base);
   for (const TensorSource& source : tensor.models) add(source);

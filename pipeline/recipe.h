@@ -22,23 +22,23 @@ struct Location {
 };
 
 enum class Syntax {
-  kToml,  // filters are globs over the whole name; one that matches nothing is an error; weight is 1 by default
+  kToml,  // filters are globs over the whole name; one that matches nothing is an error; weight defaults to 1
   kYaml,  // filters are substrings; one that matches nothing is a warning; weight is required
 };
 
 // One value of a parameter, possibly a gradient over the layers, possibly for some tensors only.
 struct Setting {
-  std::string filter;           // empty: every tensor
-  std::vector<double> values;   // one number, or the points of a gradient; flags are 0/1, choices their index
-  Location where;               // of the values
-  Location filter_where;        // of the filter, when there is one
+  std::string filter;          // empty: every tensor
+  std::vector<double> values;  // one number, or the points of a gradient; flags are 0/1, choices their index
+  Location where;              // of the values
+  Location filter_where;       // of the filter, when there is one
 };
 
 // Per parameter name, in order of precedence: the first setting whose filter matches a tensor wins.
 using Settings = std::map<std::string, std::vector<Setting>, std::less<>>;
 
 struct RecipeModel {
-  std::string reference;   // path or org/name[@revision], as written but for a leading "~/", which is $HOME
+  std::string reference;  // path or org/name[@revision], as written but for a leading "~/", which is $HOME
   Location where;
   Settings settings;
 };
@@ -51,32 +51,33 @@ struct RecipeWarning {
 };
 
 struct Recipe {
-  std::string path;        // of the recipe file
-  std::string text;        // the file, byte for byte; goes into the model card
+  std::string path;  // of the recipe file
+  std::string text;  // the file, byte for byte; goes into the model card
   Syntax syntax = Syntax::kToml;
 
-  std::string method;      // the name of one of Methods()
+  std::string method;  // the name of one of Methods()
   Location method_where;
-  std::optional<std::string> base;   // always there when the method needs one
+  std::optional<std::string> base;  // always there when the method needs one
   Location base_where;
 
-  // The sources to merge, as listed, at least one, no two with the same reference. A method on task vectors has
-  // none for its base: listing the base there is allowed and means nothing. For a method that takes the base as
-  // a source (linear) the base is always among them, as the last one unless it is listed elsewhere.
+  // The sources to merge, as listed, at least one, no two with the same reference. A method on task vectors
+  // has none for its base: listing the base there is allowed and means nothing. For a method that takes the
+  // base as a source (linear) the base is always among them, as the last one unless it is listed elsewhere.
   std::vector<RecipeModel> models;
-  Settings settings;                 // for every model
+  Settings settings;  // for every model
 
-  std::optional<DType> dtype;        // type of the output ...
-  std::optional<DType> out_dtype;    // ... which this one overrides
+  std::optional<DType> dtype;      // type of the output ...
+  std::optional<DType> out_dtype;  // ... which this one overrides
   OnMissing on_missing = OnMissing::kError;
   std::optional<std::string> tokenizer;  // donor of config and tokenizer, TOML only; "~/" expanded
   std::vector<RecipeWarning> warnings;
 };
 
-// Reads a recipe; `.yml` and `.yaml` are mergekit's, everything else is TOML. Throws Error(kUsage) with line and
-// column (or what ReadSmallFile throws when the file cannot be read). Checks all that needs no checkpoint: keys,
-// types, ranges, the method's parameters. A recipe is at most 1 MiB, 64 levels deep and 100,000 values, those
-// that YAML aliases repeat included; time and memory are bounded by that, whatever the file holds.
+// Reads a recipe; `.yml` and `.yaml` are mergekit's, everything else is TOML. Throws Error(kUsage) with line
+// and column (or what ReadSmallFile throws when the file cannot be read). Checks all that needs no
+// checkpoint: keys, types, ranges, the method's parameters. A recipe is at most 1 MiB, 64 levels deep and
+// 100,000 values, those that YAML aliases repeat included; time and memory are bounded by that, whatever the
+// file holds.
 Recipe ReadRecipe(const std::string& path);
 
 // The same from a string; `path` is used in messages only.
@@ -90,7 +91,8 @@ Error RecipeError(const Recipe& recipe, Location where, std::string message);
 // All of it is const and safe from any thread.
 
 // Where a tensor stands among the layers of its stack: t = i / (L - 1), 1 when L = 1, 0 outside any stack. A
-// stack is the part of a dotted name before its first whole-number component; its L is its highest number + 1.
+// stack is the part of a dotted name before its first whole-number component; its L is one more than
+// its highest number.
 class LayerPositions {
  public:
   explicit LayerPositions(const std::vector<std::string_view>& tensor_names);
@@ -100,14 +102,14 @@ class LayerPositions {
   std::map<std::string, uint64_t, std::less<>> layers_by_stack_;  // prefix before the first number -> L
 };
 
-// Whether `filter` of a recipe in this syntax matches a tensor: glob (`*` and `?` over the whole name) in TOML,
-// substring (or "*") in YAML.
+// Whether `filter` of a recipe in this syntax matches a tensor: glob (`*` and `?` over the whole name) in
+// TOML, substring (or "*") in YAML.
 bool FilterMatches(Syntax syntax, std::string_view filter, std::string_view tensor_name);
 
-// The value of a parameter for one tensor: the first matching setting of `model` (when given and the parameter
-// is per model), then of the recipe, then the default. A number's gradient is interpolated in double as
-// (1-f) g[i] + f g[i+1]; flags and choices take g[int(t (len-1))]. Throws RecipeError where YAML requires a value
-// and only filters that do not match this tensor give one.
+// The value of a parameter for one tensor: the first matching setting of `model` (when given and the
+// parameter is per model), then of the recipe, then the default. A number's gradient is interpolated in
+// double as (1-f) g[i] + f g[i+1]; flags and choices take g[int(t (len-1))]. Throws RecipeError where YAML
+// requires a value and only filters that do not match this tensor give one.
 double ResolveParameter(const Recipe& recipe, const RecipeModel* model, const ParameterSpec& spec,
                         std::string_view tensor_name, double layer_position);
 

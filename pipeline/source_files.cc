@@ -53,28 +53,19 @@ SourceFiles::File& SourceFiles::FileOf(const TensorSource& source) const {
   return *files_[checkpoint][plan_.checkpoints[checkpoint].tensors[source.tensor].shard];
 }
 
-void SourceFiles::Open(const TensorSource& source) {
+MappedWindow SourceFiles::Map(const TensorSource& source, uint64_t begin, uint64_t bytes) {
   File& file = FileOf(source);
-  if (file.map != nullptr) return;
-  auto map = std::make_unique<MappedFile>(file.shard->path, file.shard->identity);
-  file.evict = map->CachedShare() < 0.5;
-  file.map = std::move(map);
+  if (file.map == nullptr) {
+    file.map = std::make_unique<MappedFile>(file.shard->path, file.shard->identity);
+    file.evict = file.map->CachedShare() < 0.5;
+  }
+  return file.map->Map(plan_.Info(source).offset + begin, bytes);
 }
 
-void SourceFiles::Touch(const TensorSource& source, uint64_t begin, uint64_t bytes) {
-  FileOf(source).map->Touch(OffsetOf(source, begin), bytes);
-}
-
-const std::byte* SourceFiles::Address(const TensorSource& source, uint64_t begin) const {
-  return FileOf(source).map->data() + OffsetOf(source, begin);
-}
-
-void SourceFiles::Release(const TensorSource& source, uint64_t begin, uint64_t bytes, bool last_use) {
+void SourceFiles::Used(const TensorSource& source, uint64_t begin, uint64_t bytes) {
   File& file = FileOf(source);
-  const uint64_t offset = OffsetOf(source, begin);
-  file.map->Unmap(offset, bytes);
-  if (!last_use || !file.evict) return;
-  ForEachWindow(offset, bytes, [&](uint64_t window, int64_t here) {
+  if (!file.evict) return;
+  ForEachWindow(plan_.Info(source).offset + begin, bytes, [&](uint64_t window, int64_t here) {
     if (file.unread[window].fetch_sub(here) == here)
       file.map->Evict(window * MappedFile::kEvictWindow, MappedFile::kEvictWindow);
   });

@@ -1,8 +1,8 @@
-// The sources of a plan as mapped memory. Files are mapped when the I/O thread first needs them; tiles are released
-// behind the cursor; the page cache of what nobody reads again is given back, unless the file was in the cache
-// before the merge began: then somebody wants it there.
+// The sources of a plan as mapped memory. Files are opened when the I/O thread first needs them; windows are mapped
+// tile by tile and released behind the cursor; the page cache of what nobody reads again is given back, unless the
+// file was in the cache before the merge began: then somebody wants it there.
 //
-// Open and Touch are for the I/O thread; Address and Release for any thread, for files that are open.
+// Map is for the I/O thread; Release for any thread.
 #pragma once
 
 #include <atomic>
@@ -20,24 +20,18 @@ class SourceFiles {
   explicit SourceFiles(const Plan& plan);
   ~SourceFiles();
 
-  // Maps the file of this source, if it is not mapped yet. Throws Error(kInputChanged).
-  void Open(const TensorSource& source);
+  // A window over bytes [begin, begin + bytes) of the source's tensor. Throws Error.
+  MappedWindow Map(const TensorSource& source, uint64_t begin, uint64_t bytes);
 
-  // Makes bytes [begin, begin + bytes) of the source's tensor resident.
-  void Touch(const TensorSource& source, uint64_t begin, uint64_t bytes);
+  // The merge round has used these bytes: no later round reads them.
+  void Used(const TensorSource& source, uint64_t begin, uint64_t bytes);
 
-  const std::byte* Address(const TensorSource& source, uint64_t begin) const;
-
-  // Unmaps them. `last_use`: no later round reads them.
-  void Release(const TensorSource& source, uint64_t begin, uint64_t bytes, bool last_use);
-
-  // Throws Error(kInputChanged) if any mapped file is not what it was.
+  // Throws Error(kInputChanged) if any opened file is not what it was.
   void CheckUnchanged() const;
 
  private:
   struct File;
   File& FileOf(const TensorSource& source) const;
-  uint64_t OffsetOf(const TensorSource& source, uint64_t begin) const { return plan_.Info(source).offset + begin; }
 
   const Plan& plan_;
   std::vector<std::vector<std::unique_ptr<File>>> files_;  // [checkpoint][shard]

@@ -203,8 +203,8 @@ inline float MergeElement(const ElementRule& rule, float base, std::span<const V
 struct Tensor {
   std::string name;  // orders the tensors of a scope, bytewise
   std::vector<float> base = {};
-  std::vector<std::vector<float>> models =
-      {};                            // lanes; empty: this model has nothing here, and counts as the base
+  // Lanes of each model; empty: this model has nothing here, and counts as the base.
+  std::vector<std::vector<float>> models = {};
   std::vector<double> weights = {};  // per model; one of weight 0 is not looked at but for selection
   double lambda = 1;
   bool normalize = false;

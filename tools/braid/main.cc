@@ -1,8 +1,12 @@
 // braid: the command line. One file per verb; this one parses, dispatches, and turns errors into exit codes.
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <csignal>
+#include <cstdio>
+#include <filesystem>
 
 #include "io/error.h"
 #include "io/json.h"
@@ -21,13 +25,26 @@ void OnSignal(int signal) {
   [[maybe_unused]] const ssize_t ignored = write(STDERR_FILENO, message, sizeof message - 1);
 }
 
+// With fputs, because fmt::print throws when the stream is full or closed, and there is nobody left to tell.
 void PrintError(const Error& error) {
-  fmt::print(stderr, "braid: error: {}\n", error.what());
+  std::fputs(fmt::format("braid: error: {}\n", error.what()).c_str(), stderr);
   if (!g_json) return;
   Json out = {{"status", "error"}, {"code", ErrorCodeName(error.code())}, {"message", error.what()}};
   if (!error.path().empty()) out["path"] = error.path();
   if (!error.tensor().empty()) out["tensor"] = error.tensor();
-  fmt::print("{}\n", out.dump(-1, ' ', false, Json::error_handler_t::replace));
+  std::fputs((out.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n").c_str(), stdout);
+}
+
+// A closed standard stream would be the number of the next file that is opened, and messages would go into weights.
+void OpenStandardStreams() {
+  for (int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+    if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd) _exit(static_cast<int>(ErrorCode::kIo));
+}
+
+// Results that did not reach the reader are a failure, unless the reader left on purpose, as head does.
+void FlushResults() {
+  if (std::fflush(stdout) == 0 || errno == EPIPE) return;
+  throw SystemError(errno, "write the result", "standard output");
 }
 
 int ExitCodeOf(const Error& error) {
@@ -47,14 +64,15 @@ int Main(int argc, char** argv) {
   app.set_version_flag("--version", "braid " BRAID_VERSION);
   AddMergeCommand(app);
   AddPlanCommand(app);
-  //AddInspectCommand(app);
-  //AddDiffCommand(app);
-  //AddVerifyCommand(app);
+  AddInspectCommand(app);
+  AddDiffCommand(app);
+  AddVerifyCommand(app);
   AddSynthCommand(app);
   // A usage error must be JSON as well, and then CLI11 has not told us yet that --json is there.
   for (int i = 1; i < argc; ++i) g_json |= std::string_view(argv[i]) == "--json";
   try {
     app.parse(argc, argv);
+    FlushResults();
     return g_exit_status;
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() == 0) return app.exit(e);  // --help, --version
@@ -68,6 +86,14 @@ int Main(int argc, char** argv) {
   } catch (const std::bad_alloc&) {
     PrintError(Error(ErrorCode::kMemory, "the system gave no more memory").Hint("use a smaller --memory, or free some"));
     return static_cast<int>(ErrorCode::kMemory);
+  } catch (const std::filesystem::filesystem_error& e) {
+    const Error error = SystemError(e.code().value(), "look at it", e.path1().string());
+    PrintError(error);
+    return ExitCodeOf(error);
+  } catch (const std::system_error& e) {  // fmt's print, or a thread that the system does not grant
+    const bool printing = std::ferror(stdout) != 0;
+    PrintError(SystemError(e.code().value(), printing ? "write the result" : "start a thread", printing ? "standard output" : ""));
+    return static_cast<int>(ErrorCode::kIo);
   } catch (const std::exception& e) {
     PrintError(Error(ErrorCode::kInternal, e.what()).Hint("this is a fault in braid; please report it with the recipe"));
     return static_cast<int>(ErrorCode::kInternal);
@@ -91,4 +117,7 @@ void HandleSignals() {
 
 }  // namespace braid
 
-int main(int argc, char** argv) { return braid::Main(argc, argv); }
+int main(int argc, char** argv) {
+  braid::OpenStandardStreams();
+  return braid::Main(argc, argv);
+}

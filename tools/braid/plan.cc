@@ -3,6 +3,7 @@
 
 #include <memory>
 
+#include "io/error.h"
 #include "io/staging.h"
 #include "pipeline/budget.h"
 #include "pipeline/plan.h"
@@ -16,10 +17,10 @@ namespace {
 void PrintPlan(const Plan& plan) {
   const auto line = [](std::string_view label, const std::string& text) { fmt::print("{:<11}{}\n", label, text); };
   line("method", fmt::format("{}: {}", plan.method->name, plan.method->summary));
-  if (plan.base >= 0) line("base", plan.checkpoints[static_cast<size_t>(plan.base)].reference);
+  if (plan.base >= 0) line("base", Printable(plan.checkpoints[static_cast<size_t>(plan.base)].reference));
   for (uint32_t model : plan.models) {
     const Checkpoint& checkpoint = plan.checkpoints[model];
-    line("model", fmt::format("{}  ({} in {} file{})", checkpoint.reference, SizeText(checkpoint.TotalBytes()),
+    line("model", fmt::format("{}  ({} in {} file{})", Printable(checkpoint.reference), SizeText(checkpoint.TotalBytes()),
                               checkpoint.shards.size(), checkpoint.shards.size() == 1 ? "" : "s"));
   }
   const PlanTotals& totals = plan.totals;

@@ -1,12 +1,12 @@
 // braid synth ARCH OUT: writes a family of synthetic checkpoints.
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <chrono>
 #include <memory>
 
 #include "io/error.h"
 #include "pipeline/synth.h"
+#include "tools/braid/command.h"
 
 namespace braid {
 namespace {
@@ -57,7 +57,8 @@ void Run(const SynthArguments& arguments) {
 
 void AddSynthCommand(CLI::App& app) {
   auto arguments = std::make_shared<SynthArguments>();
-  CLI::App* command = app.add_subcommand("synth", "Write a base model and fine-tunes with random weights");
+  CLI::App* command = app.add_subcommand(
+      "synth", "Write a base model and fine-tunes with random weights\n\n  braid synth small models --names math,code,chat\n");
   command->add_option("ARCH", arguments->architecture,
                       fmt::format("Architecture: {}", fmt::join(ArchitectureNames(), ", ")))->required();
   command->add_option("OUT", arguments->options.output, "Directory for base/, ft1/, ft2/, ...")->required();

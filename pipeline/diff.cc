@@ -1,0 +1,245 @@
+#include "pipeline/diff.h"
+
+#include <tbb/parallel_pipeline.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <memory>
+
+#include "ops/kernels.h"
+#include "ops/merger.h"
+#include "pipeline/tensor_reader.h"
+
+namespace braid {
+namespace {
+
+// --- elements ---------------------------------------------------------------------------------------------
+
+// The bits of a floating-point number as an integer that grows with its value; both zeros are 0.
+template <typename Bits>
+int64_t Ordered(Bits bits) {
+  constexpr Bits kSign = Bits{1} << (8 * sizeof(Bits) - 1);
+  const auto magnitude = static_cast<int64_t>(static_cast<Bits>(bits & ~kSign));
+  return (bits & kSign) != 0 ? -magnitude : magnitude;
+}
+
+uint64_t Distance(int64_t a, int64_t b) {
+  return a < b ? static_cast<uint64_t>(b) - static_cast<uint64_t>(a) : static_cast<uint64_t>(a) - static_cast<uint64_t>(b);
+}
+
+template <typename Bits>
+Bits LoadBits(const void* bytes, size_t i) {
+  Bits bits;
+  std::memcpy(&bits, static_cast<const std::byte*>(bytes) + i * sizeof(Bits), sizeof(Bits));
+  return bits;
+}
+
+// a and b are the values of the elements whose bits are a_bits and b_bits.
+template <typename Bits>
+void CompareFloats(const void* a_bits, const void* b_bits, const double* a, const double* b, size_t n,
+                   ElementDifference* out) {
+  for (size_t i = 0; i < n; ++i) {
+    const Bits x = LoadBits<Bits>(a_bits, i), y = LoadBits<Bits>(b_bits, i);
+    if (x == y) {
+      ++out->equal;
+      continue;
+    }
+    if (!std::isfinite(a[i]) || !std::isfinite(b[i])) {
+      ++out->not_finite;
+      continue;
+    }
+    const double absolute = std::abs(a[i] - b[i]), larger = std::max(std::abs(a[i]), std::abs(b[i]));
+    out->largest_absolute = std::max(out->largest_absolute, absolute);
+    if (larger > 0) out->largest_relative = std::max(out->largest_relative, absolute / larger);
+    out->largest_ulp = std::max(out->largest_ulp, Distance(Ordered(x), Ordered(y)));
+  }
+}
+
+void Widen(DType type, const std::byte* bytes, size_t n, float* lanes, double* values) {
+  if (type == DType::kF64) return void(std::memcpy(values, bytes, n * sizeof(double)));
+  DecodeLanes(type, bytes, n, lanes);
+  std::copy_n(lanes, n, values);
+}
+
+// Up to kBlockLanes elements of one lane type.
+void CompareSameType(DType type, const std::byte* a, const std::byte* b, size_t n, ElementDifference* out) {
+  alignas(64) float lanes[kBlockLanes + kLanePadding];
+  alignas(64) double x[kBlockLanes], y[kBlockLanes];
+  Widen(type, a, n, lanes, x);
+  Widen(type, b, n, lanes, y);
+  switch (LaneBytes(type)) {
+    case 2: return CompareFloats<uint16_t>(a, b, x, y, n, out);
+    case 4: return CompareFloats<uint32_t>(a, b, x, y, n, out);
+    default: return CompareFloats<uint64_t>(a, b, x, y, n, out);
+  }
+}
+
+// Up to kBlockLanes elements of two lane types, as float32.
+void CompareAsFloat32(DType a_type, const std::byte* a, DType b_type, const std::byte* b, size_t n,
+                      ElementDifference* out) {
+  alignas(64) float x[kBlockLanes + kLanePadding], y[kBlockLanes + kLanePadding];
+  alignas(64) double wide_x[kBlockLanes], wide_y[kBlockLanes];
+  DecodeLanes(a_type, a, n, x);
+  DecodeLanes(b_type, b, n, y);
+  std::copy_n(x, n, wide_x);
+  std::copy_n(y, n, wide_y);
+  CompareFloats<uint32_t>(x, y, wide_x, wide_y, n, out);
+}
+
+// Element i of a type of any number of bits up to 8, packed from the lowest bit of each byte up.
+unsigned PackedElement(const std::byte* bytes, size_t i, size_t bits) {
+  const size_t first = i * bits, last = first + bits - 1;
+  unsigned pair = std::to_integer<unsigned>(bytes[first / 8]);
+  if (last / 8 != first / 8) pair |= std::to_integer<unsigned>(bytes[last / 8]) << 8;
+  return pair >> first % 8 & ((1u << bits) - 1);
+}
+
+uint64_t CountEqualBits(const std::byte* a, const std::byte* b, size_t n, size_t bits) {
+  uint64_t equal = 0;
+  if (bits < 8)
+    for (size_t i = 0; i < n; ++i) equal += PackedElement(a, i, bits) == PackedElement(b, i, bits);
+  else
+    for (size_t i = 0; i < n; ++i) equal += std::memcmp(a + i * (bits / 8), b + i * (bits / 8), bits / 8) == 0;
+  return equal;
+}
+
+ElementDifference CompareElements(DType a_type, const std::byte* a, DType b_type, const std::byte* b, size_t n) {
+  ElementDifference out;
+  out.elements = n;
+  const auto a_bits = static_cast<size_t>(DTypeBits(a_type)), b_bits = static_cast<size_t>(DTypeBits(b_type));
+  // Most tensors of most pairs are equal, and memcmp is as fast as memory.
+  if (a_type == b_type && std::memcmp(a, b, BytesOf(n, DTypeBits(a_type))) == 0) {
+    out.equal = n;
+  } else if (!IsLaneType(a_type)) {
+    out.equal = CountEqualBits(a, b, n, a_bits);
+  } else {
+    for (size_t start = 0; start < n; start += kBlockLanes) {
+      const size_t count = std::min(kBlockLanes, n - start);
+      const std::byte *x = a + start * (a_bits / 8), *y = b + start * (b_bits / 8);
+      if (a_type == b_type) CompareSameType(a_type, x, y, count, &out);
+      else CompareAsFloat32(a_type, x, b_type, y, count, &out);
+    }
+  }
+  return out;
+}
+
+void Add(const ElementDifference& part, ElementDifference* total) {
+  total->equal += part.equal;
+  total->not_finite += part.not_finite;
+  total->largest_absolute = std::max(total->largest_absolute, part.largest_absolute);
+  total->largest_relative = std::max(total->largest_relative, part.largest_relative);
+  total->largest_ulp = std::max(total->largest_ulp, part.largest_ulp);
+}
+
+// --- tensors ----------------------------------------------------------------------------------------------
+
+// The same elements of both, on their way: read in order, compared anywhere, added up in order.
+struct Window {
+  size_t pair = 0;
+  uint64_t first = 0, count = 0;  // elements
+  ResidentRange a, b;
+  ElementDifference found;
+};
+using WindowPtr = std::shared_ptr<Window>;
+
+class Source {
+ public:
+  explicit Source(const CheckpointDifference& diff) : diff_(diff), a_(diff.a), b_(diff.b) {}
+
+  // The next window, or null at the end.
+  WindowPtr Next() {
+    for (; pair_ < diff_.tensors.size(); ++pair_, first_ = 0) {
+      const TensorDifference& pair = diff_.tensors[pair_];
+      if (pair.compared && first_ < pair.elements.elements) return Read(pair);
+    }
+    return nullptr;
+  }
+
+ private:
+  WindowPtr Read(const TensorDifference& pair) {
+    const CheckpointTensor &a = diff_.a.tensors[pair.a], &b = diff_.b.tensors[pair.b];
+    const int a_bits = DTypeBits(a.info.dtype), b_bits = DTypeBits(b.info.dtype);
+    const uint64_t count = std::min(WindowElements(std::max(a_bits, b_bits)), a.info.elements - first_);
+    auto window = std::make_shared<Window>(Window{pair_, first_, count,
+                                                  a_.Read(a, BytesOf(first_, a_bits), BytesOf(count, a_bits)),
+                                                  b_.Read(b, BytesOf(first_, b_bits), BytesOf(count, b_bits)),
+                                                  {}});
+    first_ += count;
+    return window;
+  }
+
+  const CheckpointDifference& diff_;
+  TensorReader a_, b_;
+  size_t pair_ = 0;
+  uint64_t first_ = 0;
+};
+
+TensorDifference PairOf(const CheckpointDifference& diff, uint32_t a, uint32_t b) {
+  const TensorInfo &x = diff.a.tensors[a].info, &y = diff.b.tensors[b].info;
+  TensorDifference pair;
+  pair.a = a, pair.b = b;
+  pair.same_shape = x.shape == y.shape;
+  pair.same_dtype = x.dtype == y.dtype;
+  pair.elements.has_distances = IsLaneType(x.dtype) && IsLaneType(y.dtype);
+  pair.compared = pair.same_shape && (pair.same_dtype || pair.elements.has_distances);
+  pair.elements.elements = x.elements;
+  return pair;
+}
+
+void MatchTensors(CheckpointDifference* diff) {
+  for (uint32_t a = 0; a < diff->a.tensors.size(); ++a) {
+    const std::string& name = diff->a.tensors[a].info.name;
+    if (const auto b = diff->b.Find(name)) diff->tensors.push_back(PairOf(*diff, a, *b));
+    else diff->only_in_a.push_back(name);
+  }
+  for (const CheckpointTensor& tensor : diff->b.tensors)
+    if (!diff->a.Find(tensor.info.name)) diff->only_in_b.push_back(tensor.info.name);
+}
+
+void Compare(const CheckpointDifference& diff, Window* window) {
+  const TensorDifference& pair = diff.tensors[window->pair];
+  window->found = CompareElements(diff.a.tensors[pair.a].info.dtype, window->a.data(),
+                                  diff.b.tensors[pair.b].info.dtype, window->b.data(), window->count);
+}
+
+void AddUp(const Window& window, CheckpointDifference* diff) {
+  TensorDifference& pair = diff->tensors[window.pair];
+  Add(window.found, &pair.elements);
+  diff->bytes_read += window.a.bytes() + window.b.bytes();
+  if (window.first + window.count < pair.elements.elements) return;
+  window.a.CheckUnchanged();
+  window.b.CheckUnchanged();
+}
+
+}  // namespace
+
+CheckpointDifference Diff(const std::string& a, const std::string& b) {
+  CheckpointDifference diff;
+  diff.a = OpenCheckpointForReading(a);
+  diff.b = OpenCheckpointForReading(b);
+  MatchTensors(&diff);
+
+  Source source(diff);
+  const auto read = [&](tbb::flow_control& control) {
+    WindowPtr window = source.Next();
+    if (window == nullptr) control.stop();
+    return window;
+  };
+  const auto compare = [&](WindowPtr window) {
+    Compare(diff, window.get());
+    return window;
+  };
+  const auto add_up = [&](const WindowPtr& window) { AddUp(*window, &diff); };
+  tbb::parallel_pipeline(WindowsInFlight(),
+                         tbb::make_filter<void, WindowPtr>(tbb::filter_mode::serial_in_order, read) &
+                             tbb::make_filter<WindowPtr, WindowPtr>(tbb::filter_mode::parallel, compare) &
+                             tbb::make_filter<WindowPtr, void>(tbb::filter_mode::serial_in_order, add_up));
+
+  diff.differing = static_cast<uint64_t>(std::count_if(diff.tensors.begin(), diff.tensors.end(),
+                                                       [](const TensorDifference& t) { return !t.identical(); }));
+  return diff;
+}
+
+}  // namespace braid
