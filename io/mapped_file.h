@@ -25,7 +25,7 @@ class MappedWindow {
   const std::byte* data() const { return static_cast<const std::byte*>(region_.get_address()); }
   size_t size() const { return region_.get_size(); }
 
-  // Faults every page in, in order.
+  // Makes every page resident, in order. What cannot be read shows in CheckGuard.
   void Touch() const;
 
  private:

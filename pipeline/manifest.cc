@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <optional>
+
 #include "io/error.h"
 #include "io/json.h"
 #include "io/os.h"
@@ -11,6 +13,7 @@ namespace braid {
 namespace {
 
 constexpr const char* kFingerprintKey = "braid.fingerprint";
+constexpr const char* kHeaderKey = "braid.header_xxh3_128";
 constexpr const char* kSumsKey = "braid.xxh3_128";
 constexpr size_t kSumDigits = 32;
 
@@ -22,23 +25,37 @@ Manifest ManifestOfFile(const std::string& out) {
   FileIdentity identity;
   const Fd fd = OpenForReading(out, &identity);
   const SafetensorsHeader header = ReadSafetensorsHeader(fd.get(), identity.size, out);
-  const auto sums = header.metadata.find(kSumsKey), fingerprint = header.metadata.find(kFingerprintKey);
-  if (sums == header.metadata.end() || fingerprint == header.metadata.end())
+  const auto end = header.metadata.end();
+  const auto sums = header.metadata.find(kSumsKey), fingerprint = header.metadata.find(kFingerprintKey),
+             header_sum = header.metadata.find(kHeaderKey);
+  if (sums == end || fingerprint == end || header_sum == end)
     throw Damaged(out, "it carries no checksums, so it was not written by braid merge");
   if (sums->second.size() != header.tensors.size() * kSumDigits) throw Damaged(out, "its checksums do not fit its tensors");
   Manifest manifest;
   manifest.fingerprint = fingerprint->second;
+  manifest.headers[""] = header_sum->second;
   for (size_t i = 0; i < header.tensors.size(); ++i)
     manifest.tensors[header.tensors[i].name] = {"", header.tensors[i].bytes, sums->second.substr(i * kSumDigits, kSumDigits)};
   return manifest;
 }
 
-void Put(std::string* header, const char* key, size_t digits, const std::string& value) {
-  // Keys of ours are found by their room of zeros, which no other metadata has.
-  const std::string room = fmt::format("\"{}\":\"{}\"", key, std::string(digits, '0'));
-  const size_t at = header->find(room);
-  if (at == std::string::npos) throw Error(ErrorCode::kInternal, "no room for checksums in the header");
-  header->replace(at, room.size(), fmt::format("\"{}\":\"{}\"", key, value));
+// Where the value of a metadata key of ours lies in a header: between its quotes.
+struct Span {
+  size_t begin = 0, size = 0;
+};
+std::optional<Span> FindValue(const std::string& header, const char* key) {
+  const std::string before = fmt::format("\"{}\":\"", key);
+  const size_t at = header.find(before);
+  if (at == std::string::npos) return std::nullopt;
+  const size_t begin = at + before.size(), end = header.find('"', begin);
+  if (end == std::string::npos) return std::nullopt;
+  return Span{begin, end - begin};
+}
+
+void Put(std::string* header, const char* key, const std::string& value) {
+  const auto room = FindValue(*header, key);
+  if (!room || room->size != value.size()) throw Error(ErrorCode::kInternal, "no room for checksums in the header");
+  header->replace(room->begin, room->size, value);
 }
 
 }  // namespace
@@ -47,15 +64,24 @@ std::string SumText(XXH128_hash_t sum) { return fmt::format("{:016x}{:016x}", su
 
 void AddChecksumRoom(std::map<std::string, std::string>* metadata, size_t tensors) {
   (*metadata)[kFingerprintKey] = std::string(kSumDigits, '0');
+  (*metadata)[kHeaderKey] = std::string(kSumDigits, '0');
   (*metadata)[kSumsKey] = std::string(kSumDigits * tensors, '0');
 }
 
 std::string FillChecksums(std::string header, const std::string& fingerprint, const std::vector<XXH128_hash_t>& sums) {
   std::string text;
   for (XXH128_hash_t sum : sums) text += SumText(sum);
-  Put(&header, kFingerprintKey, kSumDigits, fingerprint);
-  Put(&header, kSumsKey, text.size(), text);
+  Put(&header, kFingerprintKey, fingerprint);
+  const std::string header_sum = HeaderSum(header);
+  Put(&header, kHeaderKey, header_sum);
+  Put(&header, kSumsKey, text);
   return header;
+}
+
+std::string HeaderSum(std::string header) {
+  for (const char* key : {kHeaderKey, kSumsKey})
+    if (const auto value = FindValue(header, key)) header.replace(value->begin, value->size, value->size, '0');
+  return SumText(XXH3_128bits(header.data(), header.size()));
 }
 
 std::string ManifestText(const Plan& plan, const std::string& fingerprint, const std::vector<XXH128_hash_t>& sums) {
@@ -63,6 +89,7 @@ std::string ManifestText(const Plan& plan, const std::string& fingerprint, const
   out["format"] = 1;
   out["method"] = plan.method->name;
   out["fingerprint"] = fingerprint;
+  for (const PlannedShard& shard : plan.shards) out["headers"][shard.name] = HeaderSum(shard.header);
   for (size_t t = 0; t < plan.tensors.size(); ++t) {
     const PlannedTensor& tensor = plan.tensors[t];
     out["tensors"][tensor.name] = {{"file", plan.shards[tensor.shard].name}, {"bytes", tensor.bytes}, {"xxh3_128", SumText(sums[t])}};
@@ -80,6 +107,9 @@ Manifest ReadManifest(const std::string& out) {
       !json["fingerprint"].is_string())
     throw Damaged(path, "this is not a manifest of braid merge");
   manifest.fingerprint = json["fingerprint"];
+  if (json.contains("headers") && json["headers"].is_object())
+    for (const auto& [name, sum] : json["headers"].items())
+      if (sum.is_string()) manifest.headers[name] = sum;
   for (const auto& [name, entry] : json["tensors"].items()) {
     const bool sound = entry.is_object() && entry.contains("file") && entry["file"].is_string() && entry.contains("bytes") &&
                        AsSize(entry["bytes"]) && entry.contains("xxh3_128") && entry["xxh3_128"].is_string();

@@ -1,6 +1,6 @@
-// What a merge leaves behind so that it can be checked: per tensor its size and XXH3-128, and the plan's fingerprint.
-// In a directory this is braid.json; a single file carries it in its safetensors metadata, where room is kept for
-// the checksums, because they are known only after the header was written.
+// What a merge leaves behind so that it can be checked: per tensor its size and XXH3-128, the same of every header,
+// and the plan's fingerprint. In a directory this is braid.json; a single file carries it in its safetensors metadata,
+// where the plan keeps room for what is known only at the end.
 #pragma once
 
 #include <xxhash.h>
@@ -24,9 +24,13 @@ std::string FillChecksums(std::string header, const std::string& fingerprint, co
 // The text of braid.json; `sums` in the order of plan.tensors.
 std::string ManifestText(const Plan& plan, const std::string& fingerprint, const std::vector<XXH128_hash_t>& sums);
 
-// What a manifest promises, from either place. `sums` by tensor name.
+// XXH3-128 of a shard's header, with the checksums that a single file carries in it taken for zeros.
+std::string HeaderSum(std::string header);
+
+// What a manifest promises, from either place.
 struct Manifest {
   std::string fingerprint;
+  std::map<std::string, std::string> headers;  // HeaderSum by file name; of a single file by ""
   struct Entry {
     std::string file;
     uint64_t bytes = 0;

@@ -153,8 +153,9 @@ void PlanMemory(Plan* plan, const PlanOptions& options) {
   }
   const auto threads = static_cast<uint64_t>(m.threads);
   const auto buffers_for = [&](uint64_t tile) {
-    const uint64_t bytes = BufferBytes(*plan, tile);
-    return std::clamp<uint64_t>((m.budget - fixed) / 4 / bytes, 2, 2 * threads + 4);
+    const uint64_t bytes = BufferBytes(*plan, tile), rest = m.budget - fixed;
+    const uint64_t needed = std::min(rest, accumulator + sums + 2 * LargestTileCost(*plan, tile));
+    return std::clamp<uint64_t>(std::min(rest / 4, rest - needed) / bytes, 2, 2 * threads + 4);
   };
   const auto pool_for = [&](uint64_t tile) {
     const uint64_t taken = fixed + buffers_for(tile) * BufferBytes(*plan, tile);

@@ -50,6 +50,7 @@ void ScopeRun::BeginRound() {
   sums_.assign(doubles, 0.0);
   next_order_ = 0;
   quota_left_.clear();
+  quotas_spent_ = false;
   if (spec_.ordered)
     for (size_t m = 0; m < plan_.models.size(); ++m) quota_left_.push_back(merger_->Quota(m));
   remaining_ = TilesInRound();
@@ -115,11 +116,14 @@ void ScopeRun::FinishRound() {
 }
 
 void ScopeRun::Grant(TileWork* work) {
+  bool spent = true;
   for (size_t m = 0; m < quota_left_.size(); ++m) {
     if (quota_left_[m] == Merger::kNoQuota) continue;
     work->claims[m] = std::min(work->claims[m], quota_left_[m]);
     quota_left_[m] -= work->claims[m];
+    spent &= quota_left_[m] == 0;
   }
+  if (spent) quotas_spent_ = true;
 }
 
 bool ScopeRun::WaitForRound(uint32_t r) {

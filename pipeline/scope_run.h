@@ -30,7 +30,9 @@ struct TileWork {
   std::vector<uint64_t> claims;  // per model: entries equal to the threshold, then how many of them stay
 };
 
-class ScopeRun {
+// Retired once its last tile is written, perhaps while the thread that let that tile go is still inside one of its
+// functions: whoever passes tiles on holds a reference of its own.
+class ScopeRun : public std::enable_shared_from_this<ScopeRun> {
  public:
   ScopeRun(const Plan& plan, const PlannedScope& scope);
 
@@ -68,6 +70,9 @@ class ScopeRun {
     }
   }
 
+  // Whether every quota is spent, so that claims need no counting any more. Any thread.
+  bool QuotasSpent() const { return quotas_spent_.load(std::memory_order_relaxed); }
+
   // The I/O thread waits here until round r begins; false when cancelled.
   bool WaitForRound(uint32_t r);
   void Cancel();
@@ -101,6 +106,7 @@ class ScopeRun {
   std::map<uint64_t, TileWork*> waiting_;
   uint64_t next_order_ = 0;
   std::vector<uint64_t> quota_left_;
+  std::atomic<bool> quotas_spent_{false};
 };
 
 }  // namespace braid

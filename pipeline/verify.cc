@@ -120,6 +120,22 @@ class Catalogue {
   std::set<std::string> unreadable_;
 };
 
+// --- headers ----------------------------------------------------------------------------------------------
+
+// A flipped bit in a type, a shape or a name can leave a header that reads well, so its bytes are checked too.
+void CheckHeaders(const Checkpoint& checkpoint, const std::string& out, const Manifest& manifest,
+                  std::vector<VerifyFault>* faults) {
+  for (const Shard& shard : checkpoint.shards) {
+    const auto expected = manifest.headers.find(IsSingleFile(out) ? "" : shard.name);
+    if (expected == manifest.headers.end()) continue;  // a file that is not in the manifest is a fault already
+    std::string header(shard.data_offset, '\0');
+    const Fd fd = OpenForReading(shard.path);
+    ReadExactly(fd.get(), header.data(), header.size(), 0, shard.path);
+    if (HeaderSum(std::move(header)) != expected->second)
+      faults->push_back({shard.name, "", "its header is not the one the merge wrote"});
+  }
+}
+
 // --- checksums --------------------------------------------------------------------------------------------
 
 struct Window {
@@ -239,6 +255,8 @@ VerifyReport Verify(const std::string& out) {
 
   // Every tensor is where the merge put it, and nothing else is there.
   const std::vector<uint32_t> sound = Catalogue(checkpoint, *manifest, &report.faults).Match();
+
+  CheckHeaders(checkpoint, out, *manifest, &report.faults);
 
   // Their bytes.
   CheckSums(checkpoint, *manifest, sound, &report);

@@ -88,7 +88,7 @@ class Usage(CliTest):
             ('method = "tise"\nbase = "base"\n', "recipe.toml:1:10", "'ties'"),
             ('method = "ties"\nbase = [\n', "recipe.toml:", ""),
             (recipe(density=1.5), "recipe.toml:5:11", "density"),
-            (recipe(models=("a", "a")), "recipe.toml:10:", "'a'"),
+            (recipe(models=("a", "a")), "recipe.toml:11:8", "'a'"),
         ]
         for text, where, what in cases:
             with self.subTest(text):

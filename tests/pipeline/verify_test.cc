@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <random>
 
 #include "io/os.h"
@@ -18,7 +19,7 @@ namespace fs = std::filesystem;
 class VerifyTest : public ::testing::Test {
  protected:
   VerifyTest() {
-    std::string large(5 << 20, '\0');  // of several windows
+    std::string large((2 << 20) + 70'002, '\0');  // of several windows
     std::mt19937 random(1);
     for (char& c : large) c = static_cast<char>(random());
     const Tensor a{"a", DType::kBF16, {large.size() / 2}, large};
@@ -37,6 +38,12 @@ class VerifyTest : public ::testing::Test {
     directory_.Write(to, manifest.dump(1));
   }
 
+  static size_t HeaderBytes(const std::string& file) {
+    uint64_t length = 0;
+    std::memcpy(&length, file.data(), sizeof length);
+    return sizeof length + length;
+  }
+
   std::string WriteSingleFile(const std::string& name) {
     std::vector<Tensor> tensors;
     std::vector<XXH128_hash_t> sums;
@@ -46,7 +53,9 @@ class VerifyTest : public ::testing::Test {
     AddChecksumRoom(&metadata, tensors.size());
     // The empty tensor goes first among those of its offset.
     std::swap(tensors[2], tensors[3]), std::swap(sums[2], sums[3]);
-    return directory_.Write(name, FillChecksums(FileOf(tensors, metadata), std::string(32, 'f'), sums));
+    const std::string file = FileOf(tensors, metadata);
+    const size_t header = HeaderBytes(file);
+    return directory_.Write(name, FillChecksums(file.substr(0, header), std::string(32, 'f'), sums) + file.substr(header));
   }
 
   std::string Shard(int number) const { return out_ + "/model-" + std::to_string(number) + ".safetensors"; }
@@ -71,7 +80,7 @@ TEST_F(VerifyTest, WhatTheMergeWroteIsSound) {
   EXPECT_EQ(report.tensors, 5u);
   EXPECT_EQ(report.checked, 5u);
   EXPECT_EQ(report.files, 3u);
-  EXPECT_EQ(report.bytes, (5u << 20) + 12 + 4 + 3);
+  EXPECT_EQ(report.bytes, (2u << 20) + 70'002 + 12 + 4 + 3);
   EXPECT_EQ(report.fingerprint, std::string(32, 'f'));
 }
 
@@ -118,6 +127,33 @@ TEST_F(VerifyTest, AFlippedBitInAHeaderIsFound) {
     Overwrite(Shard(1), flipped);
     EXPECT_FALSE(Verify(out_).ok()) << "bit " << bit % 8 << " of byte " << bit / 8;
   }
+}
+
+// The header holds the checksums; its own takes them for zeros, so each of them is checked in another way.
+TEST_F(VerifyTest, AFlippedBitInTheHeaderOfASingleFileIsFound) {
+  const std::string path = WriteSingleFile("one.safetensors"), whole = Read(path);
+  for (size_t bit = 0; bit < 8 * HeaderBytes(whole); ++bit) {
+    std::string flipped = whole;
+    flipped[bit / 8] = static_cast<char>(flipped[bit / 8] ^ 1 << bit % 8);
+    Overwrite(path, flipped);
+    bool sound = false;
+    try {
+      sound = Verify(path).ok();
+    } catch (const Error&) {  // no manifest to be found any more
+    }
+    EXPECT_FALSE(sound) << "bit " << bit % 8 << " of byte " << bit / 8;
+  }
+}
+
+TEST_F(VerifyTest, ATypeOfTheSameSizeIsNoticed) {
+  std::string bytes = Read(Shard(1));
+  Json manifest = ParseJson(Read(out_ + "/braid.json"), "braid.json");
+  manifest["headers"]["model-1.safetensors"] = HeaderSum(bytes.substr(0, HeaderBytes(bytes)));
+  Overwrite(out_ + "/braid.json", manifest.dump());
+  EXPECT_TRUE(Verify(out_).ok());
+  bytes.replace(bytes.find("\"BF16\""), 6, "\"F16\" ");
+  Overwrite(Shard(1), bytes);
+  EXPECT_EQ(OnlyFault().file, "model-1.safetensors");
 }
 
 TEST_F(VerifyTest, ATruncatedShardIsAFaultAndTheOthersAreChecked) {

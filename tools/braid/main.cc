@@ -1,6 +1,7 @@
 // braid: the command line. One file per verb; this one parses, dispatches, and turns errors into exit codes.
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <malloc.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -40,6 +41,10 @@ void OpenStandardStreams() {
   for (int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
     if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd) _exit(static_cast<int>(ErrorCode::kIo));
 }
+
+// glibc raises its threshold for mapped blocks with every large one that is freed, and then each thread's arena keeps
+// what that thread frees: with 33 sources, 16 threads and --memory 64MiB that was 70 MiB. A fixed threshold stays.
+void ReturnFreedMemory() { mallopt(M_MMAP_THRESHOLD, 64 << 10); }
 
 // Results that did not reach the reader are a failure, unless the reader left on purpose, as head does.
 void FlushResults() {
@@ -91,8 +96,9 @@ int Main(int argc, char** argv) {
     PrintError(error);
     return ExitCodeOf(error);
   } catch (const std::system_error& e) {  // fmt's print, or a thread that the system does not grant
-    const bool printing = std::ferror(stdout) != 0;
-    PrintError(SystemError(e.code().value(), printing ? "write the result" : "start a thread", printing ? "standard output" : ""));
+    const bool out = std::ferror(stdout) != 0, err = std::ferror(stderr) != 0;
+    PrintError(SystemError(e.code().value(), out ? "write the result" : err ? "write a message" : "start a thread",
+                           out ? "standard output" : err ? "standard error" : ""));
     return static_cast<int>(ErrorCode::kIo);
   } catch (const std::exception& e) {
     PrintError(Error(ErrorCode::kInternal, e.what()).Hint("this is a fault in braid; please report it with the recipe"));
@@ -119,5 +125,6 @@ void HandleSignals() {
 
 int main(int argc, char** argv) {
   braid::OpenStandardStreams();
+  braid::ReturnFreedMemory();
   return braid::Main(argc, argv);
 }

@@ -63,7 +63,7 @@ void PrintSummary(const MergeReport& report) {
   fmt::print("output: {}   (check it any time: braid verify {})\n", report.output, report.output);
 }
 
-// Bytes of statistics are elements; the other stages count what passes.
+// Bytes: of the sources that a stage went through (read: mapped), for write those of the output.
 void PrintStages(const Progress& progress) {
   fmt::print("{:<12}{:>12}{:>10}{:>10}{:>10}{:>10}\n", "stage", "bytes", "wall s", "cpu s", "stall s", "GB/s");
   for (size_t i = 0; i < progress.stages.size(); ++i) {

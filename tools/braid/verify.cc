@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <memory>
 
 #include "io/error.h"
@@ -47,7 +48,8 @@ std::string FaultText(const VerifyFault& fault) {
 }
 
 void Print(const VerifyReport& report) {
-  for (const std::string& warning : report.warnings) fmt::print(stderr, "warning: {}\n", Printable(warning));
+  for (const std::string& warning : report.warnings)
+    std::fputs(fmt::format("warning: {}\n", Printable(warning)).c_str(), stderr);
   for (const VerifyFault& fault : report.faults) fmt::print("{}\n", FaultText(fault));
   const std::string checked =
       fmt::format("{} of {} tensors ({}) in {} file{} checked in {:.1f} s, {:.2f} GB/s", report.checked, report.tensors,

@@ -1,0 +1,82 @@
+"""Resident memory, as the kernel counts it, is at most --memory + 64 MiB: many sources, a tensor larger than the
+budget, any number of threads, both scopes. Prints every figure.
+
+BRAID_LARGE=1 adds the same with 33 sources of more than 1 GB each (3 GB of disk).
+"""
+import json
+import os
+import random
+import struct
+import unittest
+
+from support import MIB, SEED, CliTest, main, random_lanes, recipe, synth, write_text
+
+ALLOWANCE = 64 * MIB
+
+
+def write_large_model(directory, seed, shapes, dtype):
+    """Written in small pieces: the kernel would count this process's own memory for the child that it starts."""
+    os.makedirs(directory)
+    block = random_lanes(random.Random(seed), MIB // 4, dtype)
+    size, header, at = len(block) // (MIB // 4), {}, 0
+    for name, shape in shapes.items():
+        elements = 1
+        for extent in shape:
+            elements *= extent
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + elements * size]}
+        at += elements * size
+    text = json.dumps(header).encode()
+    with open(os.path.join(directory, "model.safetensors"), "wb") as f:
+        f.write(struct.pack("<Q", len(text)) + text)
+        while at > 0:
+            at -= f.write(block[:at])
+
+
+class Memory(CliTest):
+    def measure(self, what, budget, threads, *options):
+        result, peaks = self.run_measured("merge", "recipe.toml", "out", "--memory", f"{budget}MiB", "--threads", str(threads),
+                                          "--json", "--force", *options)
+        self.assert_ok(result)
+        peaks["peak_rss_bytes"] = result.json()["peak_rss_bytes"]
+        figures = "  ".join(f"{key} {value / MIB:.0f}" for key, value in peaks.items())
+        print(f"  {what}, --memory {budget}MiB --threads {threads}: MiB {figures}  {result.json()['seconds']:.2f} s", flush=True)
+        self.assertGreater(peaks.get("VmHWM", 0), 0)
+        for key in ("VmHWM", "ru_maxrss", "peak_rss_bytes"):
+            self.assertLessEqual(peaks[key], budget * MIB + ALLOWANCE, f"{what}: {key}")
+
+    def many_sources(self, what, budget, thread_counts):
+        for i in range(32):
+            os.symlink("ft", self.path(f"m{i}"))
+        for scope in ("tensor", "model"):
+            write_text(self.path("recipe.toml"), recipe([f"m{i}" for i in range(32)], scope=scope, density=0.3))
+            for threads in thread_counts:
+                with self.subTest(what, scope=scope, threads=threads):
+                    self.measure(f"{what}, {scope} scope", budget, threads)
+
+    def test_many_sources(self):
+        shapes = {f"model.layers.{i}.mlp.up_proj.weight": [1024, 1024] for i in range(5)}
+        shapes["model.norm.weight"] = [1024]
+        shapes["lm_head.weight"] = [1000, 1024]
+        write_large_model(self.path("base"), SEED, shapes, "BF16")
+        write_large_model(self.path("ft"), SEED + 1, shapes, "BF16")
+        self.many_sources("33 sources of 12 MB", 64, (1, 2, 8, 16))
+
+    def test_a_tensor_larger_than_the_budget(self):
+        shapes = {"lm_head.weight": [75_000, 1000]}  # 300 MB
+        write_large_model(self.path("base"), SEED, shapes, "F32")
+        write_large_model(self.path("a"), SEED + 1, shapes, "F32")
+        os.symlink("a", self.path("b"))
+        for scope in ("tensor", "model"):
+            self.write_recipe(scope=scope, more='dtype = "bfloat16"')
+            for threads in (1, 2, 8) if scope == "tensor" else (2,):
+                with self.subTest(scope=scope, threads=threads):
+                    self.measure(f"a tensor of 300 MB, {scope} scope", 32, threads)
+
+    @unittest.skipUnless(os.environ.get("BRAID_LARGE"), "set BRAID_LARGE=1 to run it: minutes, and 3 GB of disk")
+    def test_many_large_sources(self):
+        synth(self.dir, "llama-350m", "--names", "ft", "--dtype", "f32")
+        self.many_sources("33 sources of 1.3 GB", 128, (2, 8))
+
+
+if __name__ == "__main__":
+    main()
