@@ -59,8 +59,8 @@ bool BelongsToACheckpoint(const std::string& name, bool is_directory) {
   return std::regex_match(name, is_directory ? directories : files);
 }
 
-// The first entry of a directory, or of those in it, that no checkpoint would hold, or "". What a downloader keeps in
-// .cache is nobody's work.
+// The first entry of a directory, or of those in it, that no checkpoint would hold, or "". What a downloader keeps
+// in .cache is nobody's work.
 std::string AlienIn(const fs::path& directory, const std::string& prefix = "") {
   for (const auto& entry : fs::directory_iterator(directory)) {
     const std::string name = entry.path().filename().string();
@@ -147,7 +147,8 @@ Target Examine(const std::string& given, bool force, const std::vector<std::stri
   if (TheOs().Stat(target.out.c_str(), &status) < 0) {
     if (errno != ENOENT && errno != ENOTDIR) throw SystemError(errno, "look at it", target.out);
     if (TheOs().Lstat(target.out.c_str(), &status) == 0)
-      throw Refused(given, "it is a link to something that does not exist", "remove the link, or choose another output path");
+      throw Refused(given, "it is a link to something that does not exist",
+                    "remove the link, or choose another output path");
     return target;
   }
   target.exists = true;

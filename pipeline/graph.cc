@@ -12,6 +12,7 @@
 #include "io/error.h"
 #include "io/shard_writer.h"
 #include "pipeline/budget.h"
+#include "pipeline/interrupt.h"
 #include "pipeline/output_writer.h"
 #include "pipeline/scope_run.h"
 #include "pipeline/source_files.h"
@@ -141,7 +142,11 @@ GraphResult GraphRun::Run(const std::string& fingerprint, const std::atomic<int>
     while (!done) {
       std::this_thread::sleep_for(std::chrono::milliseconds(50));
       reporter->Tick();
-      if (interrupt != 0) Fail(std::make_exception_ptr(Error(ErrorCode::kInterrupted, "interrupted; nothing was published")));
+      try {
+        ThrowIfInterrupted(interrupt);
+      } catch (...) {
+        Fail(std::current_exception());
+      }
     }
   };
   std::thread watcher(watch);
@@ -212,7 +217,7 @@ GraphResult GraphRun::Run(const std::string& fingerprint, const std::atomic<int>
   reporter->Finish();
   if (error_) std::rethrow_exception(error_);
   files_.CheckUnchanged();
-  writer_.Finish(fingerprint);
+  writer_.Finish(fingerprint, interrupt);
   return {writer_.sums(), counts_, entries_, kept_};
 }
 
@@ -270,9 +275,12 @@ bool GraphRun::ReadRound(ScopeRun* run, Read::gateway_type& gateway) {
     FinishStatistics(run);
     return true;
   }
-  for (uint32_t slot = 0; slot < scope.tensors.size(); ++slot) {
+  // Settled beforehand: the round may be over, and the next one begun, once its last tile is on its way.
+  std::vector<uint32_t> slots;
+  for (uint32_t slot = 0; slot < scope.tensors.size(); ++slot)
+    if (run->ReadsTensor(scope.tensors[slot])) slots.push_back(slot);
+  for (uint32_t slot : slots) {
     const uint32_t t = scope.tensors[slot];
-    if (!run->ReadsTensor(t)) continue;
     for (uint64_t first = 0; first < plan_.tensors[t].elements; first += plan_.memory.tile_elements)
       if (!ReadTile(run, slot, first, order++, gateway)) return false;
   }
@@ -380,8 +388,9 @@ void GraphRun::AccumulateTile(TileWork* work, Accumulate::output_ports_type& por
 
 void GraphRun::FinishStatistics(ScopeRun* run) {
   StageTimer timer(progress_.of(Stage::kStatistics));
+  const bool last = run->round() + 2 == run->scope().rounds;  // asked now: afterwards another thread may be a round ahead
   run->FinishRound();
-  if (run->merging()) budget_.Give(std::exchange(run->taken, 0));
+  if (last) budget_.Give(std::exchange(run->taken, 0));
 }
 
 void GraphRun::MergeTile(TileWork* work, OutputTile* out) {

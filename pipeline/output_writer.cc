@@ -1,6 +1,7 @@
 #include "pipeline/output_writer.h"
 
 #include "io/error.h"
+#include "pipeline/interrupt.h"
 #include "pipeline/manifest.h"
 #include "pipeline/scope_run.h"
 
@@ -46,8 +47,9 @@ void OutputWriter::Stop() {
   if (thread_.joinable()) thread_.join();
 }
 
-void OutputWriter::Finish(const std::string& fingerprint) {
+void OutputWriter::Finish(const std::string& fingerprint, const std::atomic<int>& interrupt) {
   for (size_t i = 0; i < shards_.size(); ++i) {
+    ThrowIfInterrupted(interrupt);
     std::string header = plan_.shards[i].header;
     if (plan_.single_file) header = FillChecksums(std::move(header), fingerprint, sums_);
     shards_[i]->Write(0, header.data(), header.size());

@@ -56,7 +56,7 @@ class OutputWriter {
 
   // Writes the headers, last, because a single file's header holds the checksums, and because a file without one
   // cannot be mistaken for a checkpoint. Every shard is complete and durable then. Throws Error.
-  void Finish(const std::string& fingerprint);
+  void Finish(const std::string& fingerprint, const std::atomic<int>& interrupt);
 
   const std::vector<XXH128_hash_t>& sums() const { return sums_; }
 

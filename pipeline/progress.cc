@@ -28,6 +28,11 @@ std::string DurationText(double seconds) {
 
 }  // namespace
 
+void PrintToStderr(const std::string& text) {
+  std::fputs(text.c_str(), stderr);
+  std::fflush(stderr);
+}
+
 std::string_view StageName(Stage stage) {
   constexpr std::array<std::string_view, 4> kNames = {"read", "statistics", "merge", "write"};
   return kNames[static_cast<size_t>(stage)];
@@ -54,12 +59,11 @@ void ProgressReporter::Tick() {
   if (now - last_ < (terminal_ ? std::chrono::milliseconds(200) : std::chrono::milliseconds(5000))) return;
   last_ = now;
   const std::string line = Line(std::chrono::duration<double>(now - start_).count());
-  fmt::print(stderr, "{}{}{}", terminal_ ? "\r\x1b[K" : "", line, terminal_ ? "" : "\n");
-  std::fflush(stderr);
+  PrintToStderr(terminal_ ? "\r\x1b[K" + line : line + "\n");
 }
 
 void ProgressReporter::Finish() {
-  if (!quiet_ && terminal_) fmt::print(stderr, "\r\x1b[K");
+  if (!quiet_ && terminal_) PrintToStderr("\r\x1b[K");
 }
 
 std::string ProgressReporter::Line(double seconds) const {

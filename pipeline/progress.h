@@ -6,6 +6,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <string>
 #include <string_view>
 
 namespace braid {
@@ -54,6 +55,9 @@ class StallTimer {
   StageCounters& counters_;
   std::chrono::steady_clock::time_point start_;
 };
+
+// Prints; a stderr that is full or has gone away is no reason to fail.
+void PrintToStderr(const std::string& text);
 
 // Prints progress to stderr: a bar that redraws on a terminal, otherwise a line every few seconds. Call Tick often;
 // it decides when to print. Not thread-safe.

@@ -14,6 +14,7 @@
 #include "io/shard_writer.h"
 #include "io/staging.h"
 #include "pipeline/budget.h"
+#include "pipeline/interrupt.h"
 #include "pipeline/manifest.h"
 #include "pipeline/model_card.h"
 
@@ -110,7 +111,7 @@ MergeReport RunMerge(const std::string& recipe_path, const MergeOptions& options
   std::vector<std::string> warnings = WarningTexts(plan);
   warnings.insert(warnings.end(), staging.notes().begin(), staging.notes().end());
   if (!options.quiet)
-    for (const std::string& warning : warnings) fmt::print(stderr, "warning: {}\n", warning);
+    for (const std::string& warning : warnings) PrintToStderr("warning: " + warning + "\n");
 
   // The weights: complete and durable in OUT.partial.
   std::vector<std::string> paths;
@@ -119,6 +120,7 @@ MergeReport RunMerge(const std::string& recipe_path, const MergeOptions& options
 
   // Everything else, then the one moment in which OUT appears.
   if (!staging.single_file()) WriteSideFiles(plan, result, fingerprint, &staging);
+  ThrowIfInterrupted(interrupt);
   staging.Publish(plan.shards.size() > 1 ? kIndexName : plan.shards.front().name);
 
   MergeReport report;

@@ -64,9 +64,12 @@ class ScopeRun : public std::enable_shared_from_this<ScopeRun> {
   template <typename Emit>
   void InOrder(TileWork* work, Emit emit) {
     waiting_[work->order] = work;
-    for (auto it = waiting_.begin(); it != waiting_.end() && it->first == next_order_; it = waiting_.erase(it), ++next_order_) {
-      Grant(it->second);
-      emit(it->second);
+    while (!waiting_.empty() && waiting_.begin()->first == next_order_) {
+      TileWork* const next = waiting_.begin()->second;
+      waiting_.erase(waiting_.begin());
+      ++next_order_;
+      Grant(next);
+      emit(next);  // last: this may end the round, and another thread begins the next one
     }
   }
 

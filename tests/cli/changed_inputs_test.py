@@ -1,11 +1,22 @@
-"""Inputs that shrink, change or are replaced while they are read: exit 4 that names the file, never a crash."""
+"""Inputs that shrink, change or are replaced while they are read: exit 4 with the file's name, no crash."""
+
 import os
 import random
 import shutil
 import signal
 import time
 
-from support import CHANGED, MIB, SEED, CliTest, main, random_tensors, read_weights, write_family, write_safetensors
+from support import (
+    CHANGED,
+    MIB,
+    SEED,
+    CliTest,
+    main,
+    random_tensors,
+    read_weights,
+    write_family,
+    write_safetensors,
+)
 
 SHAPES = {f"model.layers.{i}.mlp.up_proj.weight": [1024, 1024] for i in range(12)}  # 24 MiB in bfloat16
 
@@ -29,7 +40,9 @@ class ChangedInputs(CliTest):
 
     def start_and_stop(self, extra):
         """A merge that has begun to write, stopped there for a moment."""
-        process = self.start("merge", "recipe.toml", "out", "--threads", "1", "--memory", "24MiB", "--quiet", "--json")
+        process = self.start(
+            "merge", "recipe.toml", "out", "--threads", "1", "--memory", "24MiB", "--quiet", "--json"
+        )
         while not os.path.exists(self.path("out.partial")):
             self.assertIsNone(process.poll(), "the merge ended before it began to write")
             time.sleep(0.0005)
@@ -67,7 +80,9 @@ class ChangedInputs(CliTest):
     def test_shrinks_bit_by_bit_while_it_is_read(self):
         content = self.content()
         for _ in range(4):
-            process = self.start("merge", "recipe.toml", "out", "--threads", "2", "--memory", "24MiB", "--quiet")
+            process = self.start(
+                "merge", "recipe.toml", "out", "--threads", "2", "--memory", "24MiB", "--quiet"
+            )
             while not os.path.exists(self.path("out.partial")) and process.poll() is None:
                 time.sleep(0.0005)
             size = len(content)
@@ -97,7 +112,8 @@ class ChangedInputs(CliTest):
         self.each_time(change, self.assert_changed)
 
     def test_is_replaced(self):
-        """A file that was already open is read to its end under its old inode: the merge of what was planned."""
+        """A file that was already open is read to its end under its old inode: what was planned is merged."""
+
         def change(size):
             write_safetensors(self.path("new"), random_tensors(99, SHAPES))
             os.replace(self.path("new"), self.file)

@@ -1,4 +1,5 @@
 """The surroundings do not matter: locale, home, current directory, standard streams, umask, limits."""
+
 import os
 import resource
 import shutil
@@ -8,7 +9,11 @@ from support import BRAID, IO, CliTest, main, read_weights, recipe, tree_of, wri
 
 
 def locales():
-    listed = subprocess.run(["locale", "-a"], capture_output=True, text=True).stdout if shutil.which("locale") else ""
+    listed = (
+        subprocess.run(["locale", "-a"], capture_output=True, text=True).stdout
+        if shutil.which("locale")
+        else ""
+    )
     wanted = ("tr_TR.utf8", "de_DE.utf8", "tr_TR.UTF-8", "de_DE.UTF-8", "C.utf8", "POSIX")
     return [name for name in listed.split() if name in wanted] + ["xx_XX.UTF-8"]
 
@@ -34,20 +39,32 @@ class Environment(CliTest):
                 self.assert_same_output()
 
     def test_variables(self):
-        environments = ({"HOME": ""}, {"HOME": "/nonexistent"}, {"TERM": "dumb"}, {"TZ": "Asia/Kathmandu"}, {"TMPDIR": "/nonexistent"})
+        environments = (
+            {"HOME": ""},
+            {"HOME": "/nonexistent"},
+            {"TERM": "dumb"},
+            {"TZ": "Asia/Kathmandu"},
+            {"TMPDIR": "/nonexistent"},
+        )
         for environment in environments:
             with self.subTest(environment):
                 self.assert_ok(self.merge(env=environment))
                 self.assert_same_output()
 
     def test_no_variables_at_all(self):
-        result = subprocess.run([BRAID, "merge", "recipe.toml", "out"], cwd=self.dir, env={}, capture_output=True)
+        result = subprocess.run(
+            [BRAID, "merge", "recipe.toml", "out"], cwd=self.dir, env={}, capture_output=True
+        )
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assert_same_output()
 
     def test_read_only_current_directory(self):
-        write_text(self.path("absolute.toml"), recipe((self.path("a"), self.path("b")), base=self.path("base")))
-        self.assert_ok(self.run_braid("merge", self.path("absolute.toml"), self.path("out"), cwd="/proc/self"))
+        write_text(
+            self.path("absolute.toml"), recipe((self.path("a"), self.path("b")), base=self.path("base"))
+        )
+        self.assert_ok(
+            self.run_braid("merge", self.path("absolute.toml"), self.path("out"), cwd="/proc/self")
+        )
         self.assert_ok(self.run_braid("verify", self.path("out"), cwd="/proc/self"))
 
     def test_umask(self):
@@ -67,7 +84,9 @@ class Environment(CliTest):
                     result = subprocess.run(["sh", "-c", command, BRAID], cwd=self.dir, capture_output=True)
                     self.assertEqual(result.returncode, 0, result.stderr)
                     self.assert_same_output()
-        failing = subprocess.run(["sh", "-c", '"$0" merge none.toml out --json >&- 2>&-', BRAID], cwd=self.dir)
+        failing = subprocess.run(
+            ["sh", "-c", '"$0" merge none.toml out --json >&- 2>&-', BRAID], cwd=self.dir
+        )
         self.assertEqual(failing.returncode, 2)
 
     def test_reader_that_has_gone(self):
@@ -89,8 +108,23 @@ class Environment(CliTest):
     def test_no_child_no_network(self):
         if not shutil.which("strace"):
             self.skipTest("strace is not installed")
-        traced = subprocess.run(["strace", "-f", "-qq", "-o", self.path("trace"), "-e", "trace=execve,socket,fork,vfork", BRAID,
-                                 "merge", "recipe.toml", "out"], cwd=self.dir, capture_output=True)
+        traced = subprocess.run(
+            [
+                "strace",
+                "-f",
+                "-qq",
+                "-o",
+                self.path("trace"),
+                "-e",
+                "trace=execve,socket,fork,vfork",
+                BRAID,
+                "merge",
+                "recipe.toml",
+                "out",
+            ],
+            cwd=self.dir,
+            capture_output=True,
+        )
         if traced.returncode != 0:
             self.skipTest("strace may not trace here")
         with open(self.path("trace")) as f:
@@ -100,16 +134,21 @@ class Environment(CliTest):
 class Descriptors(CliTest):
     def setUp(self):
         super().setUp()
-        write_family(self.dir, shapes={f"model.layers.{i}.mlp.up_proj.weight": [16, 16] for i in range(60)}, shards=30)
+        write_family(
+            self.dir, shapes={f"model.layers.{i}.mlp.up_proj.weight": [16, 16] for i in range(60)}, shards=30
+        )
 
     def test_few_descriptors(self):
-        """3 sources of 30 shards and 12 output shards, with 64 descriptors: done right, or refused with the way out."""
+        """3 sources of 30 shards, 12 output shards, 64 descriptors: done right, or refused with a hint."""
         for scope in ("tensor", "model"):
             with self.subTest(scope):
                 self.write_recipe(scope=scope)
                 self.assert_ok(self.merge("--shard-size", "3KB", out="many"))
-                result = self.merge("--shard-size", "3KB",
-                                    preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)))
+                result = self.merge(
+                    "--shard-size",
+                    "3KB",
+                    preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)),
+                )
                 if result.code == 0:
                     self.assertEqual(read_weights(self.path("out")), read_weights(self.path("many")))
                 else:

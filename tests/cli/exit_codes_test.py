@@ -1,4 +1,5 @@
 """Every documented exit code, its message, its JSON, and that a failing run leaves nothing behind."""
+
 import json
 import os
 import resource
@@ -7,8 +8,24 @@ import struct
 import subprocess
 import unittest
 
-from support import (BAD_INPUT, INCOMPATIBLE, IO, MEMORY, MIB, TINY_SHAPES, USAGE, CliTest, header_of, main, random_tensors,
-                     recipe, write_family, write_model, write_safetensors, write_text)
+from support import (
+    BAD_INPUT,
+    INCOMPATIBLE,
+    IO,
+    MEMORY,
+    MIB,
+    TINY_SHAPES,
+    USAGE,
+    CliTest,
+    header_of,
+    main,
+    random_tensors,
+    recipe,
+    write_family,
+    write_model,
+    write_safetensors,
+    write_text,
+)
 
 
 class Success(CliTest):
@@ -64,9 +81,16 @@ class Usage(CliTest):
         self.write_recipe()
 
     def test_command_line(self):
-        for arguments in ([], ["mrege", "recipe.toml", "out"], ["merge"], ["merge", "recipe.toml"],
-                          ["merge", "recipe.toml", "out", "--memroy", "1GiB"], ["merge", "recipe.toml", "out", "more"],
-                          ["merge", "recipe.toml", "out", "--threads", "0"], ["merge", "recipe.toml", "out", "--threads", "two"]):
+        for arguments in (
+            [],
+            ["mrege", "recipe.toml", "out"],
+            ["merge"],
+            ["merge", "recipe.toml"],
+            ["merge", "recipe.toml", "out", "--memroy", "1GiB"],
+            ["merge", "recipe.toml", "out", "more"],
+            ["merge", "recipe.toml", "out", "--threads", "0"],
+            ["merge", "recipe.toml", "out", "--threads", "two"],
+        ):
             with self.subTest(arguments):
                 self.assert_fails(self.run_braid(*arguments), USAGE, "--help")
                 told = self.run_braid(*arguments, "--json").json()
@@ -77,7 +101,9 @@ class Usage(CliTest):
         for option in ("--memory", "--shard-size"):
             for size in ("much", "0", "1XB", "-1GB", "nan", "inf", "1e300", "1 GB GB"):
                 with self.subTest(f"{option}={size}"):
-                    self.assert_merge_fails(USAGE, f"{option} '{size}' is not a size", options=[f"{option}={size}"])
+                    self.assert_merge_fails(
+                        USAGE, f"{option} '{size}' is not a size", options=[f"{option}={size}"]
+                    )
 
     def test_no_recipe(self):
         self.assert_merge_fails(USAGE, "none.toml", "No such file", recipe_file="none.toml")
@@ -106,7 +132,9 @@ class Usage(CliTest):
 
     def test_model_that_is_not_in_the_cache(self):
         self.write_recipe(models=("a", "some-org/some-name"))
-        self.assert_merge_fails(USAGE, "hf download some-org/some-name", env={"HF_HUB_CACHE": self.path("cache")})
+        self.assert_merge_fails(
+            USAGE, "hf download some-org/some-name", env={"HF_HUB_CACHE": self.path("cache")}
+        )
 
     def test_output_that_exists(self):
         os.mkdir(self.path("out"))
@@ -155,7 +183,9 @@ class BadInput(CliTest):
             "no JSON": struct.pack("<Q", 8) + b"notjson!" + data,
             "overlap": struct.pack("<Q", len(lie(data_offsets=[2, 514]))) + lie(data_offsets=[2, 514]) + data,
             "shape against bytes": struct.pack("<Q", len(lie(shape=[33, 8]))) + lie(shape=[33, 8]) + data,
-            "overflow": struct.pack("<Q", len(lie(shape=[1 << 40, 1 << 40]))) + lie(shape=[1 << 40, 1 << 40]) + data,
+            "overflow": struct.pack("<Q", len(lie(shape=[1 << 40, 1 << 40])))
+            + lie(shape=[1 << 40, 1 << 40])
+            + data,
             "trailing bytes": struct.pack("<Q", len(plain)) + plain + data + b"x",
         }
         for what, content in cases.items():
@@ -177,8 +207,13 @@ class BadInput(CliTest):
         directory = "mo\x1bdel"
         write_model(self.path(directory), random_tensors(9, {"te\x1bnsor": [4]}))
         self.write_recipe(models=("a", directory))
-        for result in (self.run_braid("inspect", directory), self.run_braid("plan", "recipe.toml"), self.merge(),
-                       self.run_braid("diff", "base", directory), self.run_braid("verify", directory)):
+        for result in (
+            self.run_braid("inspect", directory),
+            self.run_braid("plan", "recipe.toml"),
+            self.merge(),
+            self.run_braid("diff", "base", directory),
+            self.run_braid("verify", directory),
+        ):
             self.assertNotIn("\x1b", result.stdout + result.stderr)
 
     def sharded(self):
@@ -205,7 +240,12 @@ class BadInput(CliTest):
 
     def test_index_that_leaves_the_directory(self):
         write_safetensors(self.path("secret.safetensors"), random_tensors(3))
-        for target in ("../secret.safetensors", self.path("secret.safetensors"), "x/../../secret.safetensors", ""):
+        for target in (
+            "../secret.safetensors",
+            self.path("secret.safetensors"),
+            "x/../../secret.safetensors",
+            "",
+        ):
             with self.subTest(target):
                 shutil.rmtree(self.path("a"))
                 write_model(self.path("a"), random_tensors(2))
@@ -234,7 +274,9 @@ class Io(CliTest):
 
     def test_disk_full(self):
         os.mkdir(self.path("disk"))
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", self.path("disk")], capture_output=True)
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", self.path("disk")], capture_output=True
+        )
         if mounted.returncode != 0:
             self.skipTest("this user may not mount a tmpfs")
         self.addCleanup(subprocess.run, ["umount", self.path("disk")])
@@ -263,11 +305,15 @@ class Memory(CliTest):
             for threads in ("1", "8"):
                 with self.subTest(scope=scope, threads=threads):
                     self.write_recipe(scope=scope)
-                    told = self.assert_merge_fails(MEMORY, "does not fit in 1 MiB",
-                                                   options=["--memory", "1MiB", "--threads", threads])
+                    told = self.assert_merge_fails(
+                        MEMORY, "does not fit in 1 MiB", options=["--memory", "1MiB", "--threads", threads]
+                    )
                     least = int(told["message"].split("works is ")[1].split("MiB")[0])
-                    self.assert_merge_fails(MEMORY, f"works is {least}MiB",
-                                            options=["--memory", f"{least - 1}MiB", "--threads", threads])
+                    self.assert_merge_fails(
+                        MEMORY,
+                        f"works is {least}MiB",
+                        options=["--memory", f"{least - 1}MiB", "--threads", threads],
+                    )
                     self.assert_ok(self.merge("--memory", f"{least}MiB", "--threads", threads))
                     shutil.rmtree(self.path("out"))
 
@@ -296,11 +342,15 @@ class Incompatible(CliTest):
         shutil.rmtree(self.path("a"))
         os.mkdir(self.path("a"))
         write_text(self.path("a", "adapter_config.json"), '{"base_model_name_or_path": "org/base"}')
-        write_safetensors(self.path("a", "adapter_model.safetensors"), random_tensors(2, {"x.lora_A.weight": [2, 4]}))
+        write_safetensors(
+            self.path("a", "adapter_model.safetensors"), random_tensors(2, {"x.lora_A.weight": [2, 4]})
+        )
         self.assert_merge_fails(INCOMPATIBLE, "adapter", "org/base")
 
     def test_quantised(self):
-        self.replace(random_tensors(2), config={"model_type": "llama", "quantization_config": {"quant_method": "gptq"}})
+        self.replace(
+            random_tensors(2), config={"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}
+        )
         self.assert_merge_fails(INCOMPATIBLE, "quantised", "gptq")
         self.replace(random_tensors(2, dtype="F8_E4M3"))
         self.assert_merge_fails(INCOMPATIBLE, "quantised", "F8_E4M3")

@@ -1,9 +1,20 @@
 """What --force replaces, what it never replaces, and that nothing is lost when it refuses."""
+
 import os
 import shutil
 import subprocess
 
-from support import USAGE, CliTest, main, random_tensors, read_weights, tree_of, write_family, write_model, write_text
+from support import (
+    USAGE,
+    CliTest,
+    main,
+    random_tensors,
+    read_weights,
+    tree_of,
+    write_family,
+    write_model,
+    write_text,
+)
 
 
 class Force(CliTest):
@@ -36,7 +47,9 @@ class Force(CliTest):
         many = [name for name in os.listdir(self.path("out")) if name.endswith(".safetensors")]
         self.assertGreater(len(many), 1)
         self.assert_ok(self.merge("--force"))
-        self.assertEqual([name for name in os.listdir(self.path("out")) if "safetensors" in name], ["model.safetensors"])
+        self.assertEqual(
+            [name for name in os.listdir(self.path("out")) if "safetensors" in name], ["model.safetensors"]
+        )
         self.assert_ok(self.run_braid("verify", "out"))
 
     def test_replaces_a_single_file(self):
@@ -80,8 +93,12 @@ class Force(CliTest):
         self.make_checkpoint("out/deep")
         self.write_recipe(models=(self.path("a"), self.path("b")), base=self.path("base"))
         recipe_file = self.path("recipe.toml")
-        self.assert_refused("current directory", recipe_file=recipe_file, cwd=self.path("out", "deep"), out=self.path("out"))
-        self.assert_refused("current directory", recipe_file=recipe_file, cwd=self.path("out", "deep"), out="../deep")
+        self.assert_refused(
+            "current directory", recipe_file=recipe_file, cwd=self.path("out", "deep"), out=self.path("out")
+        )
+        self.assert_refused(
+            "current directory", recipe_file=recipe_file, cwd=self.path("out", "deep"), out="../deep"
+        )
 
     def test_home(self):
         self.make_checkpoint()
@@ -129,7 +146,9 @@ class Force(CliTest):
 
     def test_mount_points(self):
         os.mkdir(self.path("out"))
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", self.path("out")], capture_output=True).returncode:
+        if subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", self.path("out")], capture_output=True
+        ).returncode:
             self.skipTest("this user may not mount a tmpfs")
         self.addCleanup(subprocess.run, ["umount", self.path("out")])
         self.assert_ok(self.merge())  # an empty one is written into

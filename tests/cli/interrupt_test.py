@@ -1,4 +1,5 @@
 """Signals, kills and rivals: OUT is complete or not there, whatever happens and whenever."""
+
 import os
 import random
 import re
@@ -8,26 +9,51 @@ import subprocess
 import time
 import unittest
 
-from support import BRAID, IO, SEED, CliTest, main, read_weights, recipe, synth, tree_of, write_family, write_text
+from support import (
+    BRAID,
+    IO,
+    SEED,
+    CliTest,
+    main,
+    read_weights,
+    recipe,
+    synth,
+    tree_of,
+    write_family,
+    write_text,
+)
 
 MODELS = 8
 
 
 class Interrupts(CliTest):
-    """A merge that takes long enough to be hit in the middle: a small family, each model under several names."""
+    """A merge long enough to be hit in the middle: a small family, its fine-tune under many names."""
 
     @classmethod
     def setUpClass(cls):
         import tempfile
+
         cls.family = tempfile.mkdtemp(prefix="braid-cli-family-")
         cls.addClassCleanup(shutil.rmtree, cls.family, ignore_errors=True)
         synth(os.path.join(cls.family, "models"), "small", "--finetunes", "1", "--seed", str(SEED))
         for i in range(MODELS):
             os.symlink("ft1", os.path.join(cls.family, "models", f"m{i}"))
-        write_text(os.path.join(cls.family, "recipe.toml"),
-                   recipe([f"models/m{i}" for i in range(MODELS)], base="models/base", density=0.3))
+        write_text(
+            os.path.join(cls.family, "recipe.toml"),
+            recipe([f"models/m{i}" for i in range(MODELS)], base="models/base", density=0.3),
+        )
         cls.rng = random.Random(SEED)
-        arguments = [BRAID, "merge", "recipe.toml", "whole", "--threads", "1", "--shard-size", "16MB", "--quiet"]
+        arguments = [
+            BRAID,
+            "merge",
+            "recipe.toml",
+            "whole",
+            "--threads",
+            "1",
+            "--shard-size",
+            "16MB",
+            "--quiet",
+        ]
         start = time.monotonic()
         subprocess.run(arguments, cwd=cls.family, check=True)
         cls.seconds = time.monotonic() - start
@@ -132,11 +158,15 @@ class Interrupts(CliTest):
 
 @unittest.skipUnless(shutil.which("strace"), "strace is not installed")
 class KillsAtSystemCalls(CliTest):
-    """The process dies right before the nth call that changes a file, for the first ns and a sample of the others."""
+    """The process dies at the nth call that changes a file, for the first ns and a sample of the others."""
 
     def strace(self, *options, command):
-        return subprocess.run(["strace", "-f", "-qq", "-o", self.path("trace"), *options, BRAID, *command], cwd=self.dir,
-                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        return subprocess.run(
+            ["strace", "-f", "-qq", "-o", self.path("trace"), *options, BRAID, *command],
+            cwd=self.dir,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
 
     def setUp(self):
         super().setUp()
@@ -161,7 +191,9 @@ class KillsAtSystemCalls(CliTest):
         for n in sorted({*range(1, min(total, 6) + 1), *range(1, total + 1, 4), total}):
             with self.subTest(f"{calls} {n} of {total}"):
                 prepare()
-                self.strace("-e", f"trace={calls}", "-e", f"inject={calls}:signal=KILL:when={n}", command=command)
+                self.strace(
+                    "-e", f"trace={calls}", "-e", f"inject={calls}:signal=KILL:when={n}", command=command
+                )
                 check()
 
     def remove_output(self):
@@ -189,7 +221,9 @@ class KillsAtSystemCalls(CliTest):
             for i in range(3):
                 write_text(self.path("out.partial", f"model-0000{i}-of-00003.safetensors"), "half")
 
-        self.kill_everywhere("unlink,rmdir", self.command, leave_a_dead_run, self.assert_the_next_run_succeeds)
+        self.kill_everywhere(
+            "unlink,rmdir", self.command, leave_a_dead_run, self.assert_the_next_run_succeeds
+        )
 
     def test_replacing(self):
         """With --force the old checkpoint or the new one is at OUT, never neither and never half of one."""
@@ -202,8 +236,12 @@ class KillsAtSystemCalls(CliTest):
             shutil.copytree(self.path("old"), self.path("out"))
 
         for calls in ("renameat2", "unlink,rmdir", "fsync,fdatasync"):
-            self.kill_everywhere(calls, [*self.command, "--force"], put_the_old_one,
-                                 lambda: self.assertIn(tree_of(self.path("out")), (old, self.whole)))
+            self.kill_everywhere(
+                calls,
+                [*self.command, "--force"],
+                put_the_old_one,
+                lambda: self.assertIn(tree_of(self.path("out")), (old, self.whole)),
+            )
 
 
 if __name__ == "__main__":

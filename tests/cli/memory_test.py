@@ -1,8 +1,9 @@
-"""Resident memory, as the kernel counts it, is at most --memory + 64 MiB: many sources, a tensor larger than the
-budget, any number of threads, both scopes. Prints every figure.
+"""Resident memory, as the kernel counts it, is at most --memory + 64 MiB: many sources, a tensor larger than
+the budget, any number of threads, both scopes. Prints every figure.
 
 BRAID_LARGE=1 adds the same with 33 sources of more than 1 GB each (3 GB of disk).
 """
+
 import json
 import os
 import random
@@ -15,7 +16,7 @@ ALLOWANCE = 64 * MIB
 
 
 def write_large_model(directory, seed, shapes, dtype):
-    """Written in small pieces: the kernel would count this process's own memory for the child that it starts."""
+    """Written in small pieces: the kernel would count this process's memory for the child that it starts."""
     os.makedirs(directory)
     block = random_lanes(random.Random(seed), MIB // 4, dtype)
     size, header, at = len(block) // (MIB // 4), {}, 0
@@ -34,12 +35,25 @@ def write_large_model(directory, seed, shapes, dtype):
 
 class Memory(CliTest):
     def measure(self, what, budget, threads, *options):
-        result, peaks = self.run_measured("merge", "recipe.toml", "out", "--memory", f"{budget}MiB", "--threads", str(threads),
-                                          "--json", "--force", *options)
+        result, peaks = self.run_measured(
+            "merge",
+            "recipe.toml",
+            "out",
+            "--memory",
+            f"{budget}MiB",
+            "--threads",
+            str(threads),
+            "--json",
+            "--force",
+            *options,
+        )
         self.assert_ok(result)
         peaks["peak_rss_bytes"] = result.json()["peak_rss_bytes"]
         figures = "  ".join(f"{key} {value / MIB:.0f}" for key, value in peaks.items())
-        print(f"  {what}, --memory {budget}MiB --threads {threads}: MiB {figures}  {result.json()['seconds']:.2f} s", flush=True)
+        seconds = result.json()["seconds"]
+        print(
+            f"  {what}, --memory {budget}MiB --threads {threads}: MiB {figures}  {seconds:.2f} s", flush=True
+        )
         self.assertGreater(peaks.get("VmHWM", 0), 0)
         for key in ("VmHWM", "ru_maxrss", "peak_rss_bytes"):
             self.assertLessEqual(peaks[key], budget * MIB + ALLOWANCE, f"{what}: {key}")
@@ -48,7 +62,9 @@ class Memory(CliTest):
         for i in range(32):
             os.symlink("ft", self.path(f"m{i}"))
         for scope in ("tensor", "model"):
-            write_text(self.path("recipe.toml"), recipe([f"m{i}" for i in range(32)], scope=scope, density=0.3))
+            write_text(
+                self.path("recipe.toml"), recipe([f"m{i}" for i in range(32)], scope=scope, density=0.3)
+            )
             for threads in thread_counts:
                 with self.subTest(what, scope=scope, threads=threads):
                     self.measure(f"{what}, {scope} scope", budget, threads)
@@ -72,7 +88,9 @@ class Memory(CliTest):
                 with self.subTest(scope=scope, threads=threads):
                     self.measure(f"a tensor of 300 MB, {scope} scope", 32, threads)
 
-    @unittest.skipUnless(os.environ.get("BRAID_LARGE"), "set BRAID_LARGE=1 to run it: minutes, and 3 GB of disk")
+    @unittest.skipUnless(
+        os.environ.get("BRAID_LARGE"), "set BRAID_LARGE=1 to run it: minutes, and 3 GB of disk"
+    )
     def test_many_large_sources(self):
         synth(self.dir, "llama-350m", "--names", "ft", "--dtype", "f32")
         self.many_sources("33 sources of 1.3 GB", 128, (2, 8))

@@ -1,4 +1,5 @@
 """Every recipe in configs/ runs as it is, and the two syntaxes of one merge give the same weights."""
+
 import glob
 import os
 import shutil
@@ -13,7 +14,11 @@ class Recipes(CliTest):
         shutil.copytree(CONFIGS, self.path("configs"))
         synth(self.path("models"), "tiny", "--names", "math,code,chat")
         base = read_weights(self.path("models", "base"))
-        recipes = sorted(os.path.relpath(p, self.dir) for s in ("toml", "yml") for p in glob.glob(self.path("configs", "*." + s)))
+        recipes = sorted(
+            os.path.relpath(p, self.dir)
+            for s in ("toml", "yml")
+            for p in glob.glob(self.path("configs", "*." + s))
+        )
         self.assertGreaterEqual(len(recipes), 10)
         weights = {}
         for recipe in recipes:
@@ -22,7 +27,9 @@ class Recipes(CliTest):
                 self.assertEqual(result.json()["warnings"], [])
                 self.assert_ok(self.run_braid("verify", "out"))
                 weights[recipe] = read_weights(self.path("out"))
-                self.assertEqual({n: w[:2] for n, w in weights[recipe].items()}, {n: w[:2] for n, w in base.items()})
+                self.assertEqual(
+                    {n: w[:2] for n, w in weights[recipe].items()}, {n: w[:2] for n, w in base.items()}
+                )
                 self.assertNotEqual(weights[recipe], base)
                 kept = "mergekit_config.yml" if recipe.endswith("yml") else "braid_recipe.toml"
                 with open(self.path("out", kept)) as copy, open(self.path(recipe)) as original:

@@ -1,9 +1,10 @@
 """What the tests of the command line share: small models made by hand, a runner, and what must hold after it.
 
-The program under test is named by the environment variable BRAID; ctest sets it. By hand, from the repository root:
+The program under test is named by the environment variable BRAID; ctest sets it. By hand, from the root:
 
     BRAID=build/release/braid python3 tests/cli/exit_codes_test.py
 """
+
 import hashlib
 import json
 import os
@@ -20,8 +21,16 @@ SEED = int(os.environ.get("BRAID_TEST_SEED", random.SystemRandom().randrange(1 <
 MIB = 1 << 20
 
 USAGE, BAD_INPUT, CHANGED, IO, MEMORY, INCOMPATIBLE = 2, 3, 4, 5, 6, 7
-CODE_NAMES = {USAGE: "usage", BAD_INPUT: "bad_input", CHANGED: "input_changed", IO: "io", MEMORY: "memory",
-              INCOMPATIBLE: "incompatible", 130: "interrupted", 143: "interrupted"}
+CODE_NAMES = {
+    USAGE: "usage",
+    BAD_INPUT: "bad_input",
+    CHANGED: "input_changed",
+    IO: "io",
+    MEMORY: "memory",
+    INCOMPATIBLE: "incompatible",
+    130: "interrupted",
+    143: "interrupted",
+}
 
 ELEMENT_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1, "I64": 8}
 # High bytes that keep random lanes finite and near 0.01, of either sign.
@@ -39,11 +48,12 @@ TINY_SHAPES = {
 
 # --- models made by hand ----------------------------------------------------------------------------------
 
+
 def random_lanes(rng, elements, dtype):
     """The bytes of `elements` finite floating-point values."""
     size = ELEMENT_BYTES[dtype]
     data = bytearray(rng.randbytes(elements * size))
-    data[size - 1::size] = data[size - 1::size].translate(_SIGN)
+    data[size - 1 :: size] = data[size - 1 :: size].translate(_SIGN)
     if dtype == "F16":
         data[0::2] = data[0::2].translate(_LOW)
     return bytes(data)
@@ -88,19 +98,26 @@ def read_text(path):
 
 def write_model(directory, tensors, shards=1, config=None):
     os.makedirs(directory)
-    write_text(os.path.join(directory, "config.json"),
-               json.dumps(config or {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16"}))
+    write_text(
+        os.path.join(directory, "config.json"),
+        json.dumps(
+            config
+            or {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16"}
+        ),
+    )
     if shards == 1:
         write_safetensors(os.path.join(directory, "model.safetensors"), tensors)
         return
     names, weight_map = list(tensors), {}
     for s in range(shards):
         file = f"model-{s + 1:05}-of-{shards:05}.safetensors"
-        mine = names[s * len(names) // shards:(s + 1) * len(names) // shards]
+        mine = names[s * len(names) // shards : (s + 1) * len(names) // shards]
         write_safetensors(os.path.join(directory, file), {n: tensors[n] for n in mine})
         weight_map.update({n: file for n in mine})
-    write_text(os.path.join(directory, "model.safetensors.index.json"),
-               json.dumps({"metadata": {}, "weight_map": weight_map}))
+    write_text(
+        os.path.join(directory, "model.safetensors.index.json"),
+        json.dumps({"metadata": {}, "weight_map": weight_map}),
+    )
 
 
 def write_family(directory, names=("base", "a", "b"), shapes=None, dtype="BF16", shards=1):
@@ -123,10 +140,14 @@ def recipe(models=("a", "b"), base="base", method="ties", density=0.5, scope="te
 
 # --- what came out ----------------------------------------------------------------------------------------
 
+
 def read_weights(out):
     """tensor name -> (dtype, shape, SHA-256 of its bytes), of a directory or a file."""
-    files = [out] if os.path.isfile(out) else [os.path.join(out, f) for f in sorted(os.listdir(out))
-                                               if f.endswith(".safetensors")]
+    files = (
+        [out]
+        if os.path.isfile(out)
+        else [os.path.join(out, f) for f in sorted(os.listdir(out)) if f.endswith(".safetensors")]
+    )
     weights = {}
     for path in files:
         with open(path, "rb") as f:
@@ -137,7 +158,11 @@ def read_weights(out):
                     continue
                 begin, end = info["data_offsets"]
                 f.seek(8 + size + begin)
-                weights[name] = (info["dtype"], info["shape"], hashlib.sha256(f.read(end - begin)).hexdigest())
+                weights[name] = (
+                    info["dtype"],
+                    info["shape"],
+                    hashlib.sha256(f.read(end - begin)).hexdigest(),
+                )
     return weights
 
 
@@ -154,6 +179,7 @@ def tree_of(directory):
 
 # --- running ----------------------------------------------------------------------------------------------
 
+
 class Result:
     def __init__(self, code, stdout, stderr):
         self.code, self.stdout, self.stderr = code, stdout, stderr
@@ -166,7 +192,9 @@ class Result:
 
 
 def synth(directory, architecture, *arguments):
-    subprocess.run([BRAID, "synth", architecture, directory, *arguments], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [BRAID, "synth", architecture, directory, *arguments], check=True, stdout=subprocess.DEVNULL
+    )
 
 
 def resident(pid):
@@ -194,9 +222,15 @@ class CliTest(unittest.TestCase):
         return os.path.join(self.dir, *parts)
 
     def start(self, *arguments, env=None, cwd=None, prefix=(), **options):
-        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-        return subprocess.Popen([*prefix, BRAID, *arguments], cwd=cwd or self.dir,
-                                env={**os.environ, **(env or {})}, **options)
+        options = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            **options,
+        }
+        return subprocess.Popen(
+            [*prefix, BRAID, *arguments], cwd=cwd or self.dir, env={**os.environ, **(env or {})}, **options
+        )
 
     def run_braid(self, *arguments, timeout=120, **options):
         process = self.start(*arguments, **options)
@@ -206,7 +240,11 @@ class CliTest(unittest.TestCase):
             process.kill()
             process.communicate()
             self.fail(f"braid {' '.join(arguments)} hangs")
-        return Result(process.returncode, (out or b"").decode("utf-8", "replace"), (err or b"").decode("utf-8", "replace"))
+        return Result(
+            process.returncode,
+            (out or b"").decode("utf-8", "replace"),
+            (err or b"").decode("utf-8", "replace"),
+        )
 
     def merge(self, *options, recipe_file="recipe.toml", out="out", **run_options):
         return self.run_braid("merge", recipe_file, out, *options, **run_options)
@@ -231,8 +269,16 @@ class CliTest(unittest.TestCase):
             self.assertIn(fragment, errors[0])
         self.assertFalse([c for c in result.stderr if ord(c) < 32 and c != "\n"], repr(result.stderr))
 
-    def assert_merge_fails(self, code, *fragments, options=(), recipe_file="recipe.toml", out="out", keeps_out=False,
-                           **run_options):
+    def assert_merge_fails(
+        self,
+        code,
+        *fragments,
+        options=(),
+        recipe_file="recipe.toml",
+        out="out",
+        keeps_out=False,
+        **run_options,
+    ):
         """Fails with and without --json, leaves nothing, and says the same in both."""
         plain = self.merge(*options, recipe_file=recipe_file, out=out, **run_options)
         self.assert_fails(plain, code, *fragments)

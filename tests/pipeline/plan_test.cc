@@ -93,6 +93,23 @@ TEST_F(PlanTest, SmallestBudgetIsNamedAndWorks) {
     }
 }
 
+// Where tensors are small, output buffers are small too, and must not take what tiles and histograms need.
+TEST_F(PlanTest, SmallestBudgetOfSmallTensorsWorks) {
+  for (size_t elements : {1, 1000, 30'000, 65'536, 70'000}) {
+    SCOPED_TRACE(elements);
+    for (const char* name : {"base", "a", "b"}) {
+      std::filesystem::remove_all(place_ / name);
+      fixture::WriteCheckpoint(place_, name, {Constant("w", DType::kF32, elements, 1)});
+    }
+    const std::string recipe = Ties("density = 0.2\nrescale = true");
+    const Error error = PlanError(recipe, {.memory = 1000, .threads = 4});
+    const size_t digit = error.hint().find_first_of("0123456789");
+    ASSERT_NE(digit, std::string::npos) << error.what();
+    CheckBytes(recipe, {.memory = std::stoull(error.hint().substr(digit)) * kMiB, .threads = 4});
+    CheckBytes(recipe, {.memory = fixture::PlanOf(recipe, {.memory = kMiB * 512, .threads = 4}).memory.least, .threads = 4});
+  }
+}
+
 TEST_F(PlanTest, BytesOfAResidentMergeAreReadOnce) {
   const Plan plan = CheckBytes(Ties("density = 0.2"), {.memory = kGiB, .threads = 2});
   EXPECT_EQ(plan.totals.bytes_read, 2 * kBF16Bytes + kF32Bytes);

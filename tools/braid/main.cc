@@ -36,14 +36,14 @@ void PrintError(const Error& error) {
   std::fputs((out.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n").c_str(), stdout);
 }
 
-// A closed standard stream would be the number of the next file that is opened, and messages would go into weights.
+// The next file that is opened would get the number of a closed stream, and messages would go into weights.
 void OpenStandardStreams() {
   for (int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
     if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd) _exit(static_cast<int>(ErrorCode::kIo));
 }
 
-// glibc raises its threshold for mapped blocks with every large one that is freed, and then each thread's arena keeps
-// what that thread frees: with 33 sources, 16 threads and --memory 64MiB that was 70 MiB. A fixed threshold stays.
+// glibc raises its threshold for mapped blocks whenever a large one is freed, and then each thread's arena keeps
+// what the thread frees: 70 MiB with 33 sources, 16 threads and --memory 64MiB. A threshold that is set stays.
 void ReturnFreedMemory() { mallopt(M_MMAP_THRESHOLD, 64 << 10); }
 
 // Results that did not reach the reader are a failure, unless the reader left on purpose, as head does.
@@ -97,8 +97,8 @@ int Main(int argc, char** argv) {
     return ExitCodeOf(error);
   } catch (const std::system_error& e) {  // fmt's print, or a thread that the system does not grant
     const bool out = std::ferror(stdout) != 0, err = std::ferror(stderr) != 0;
-    PrintError(SystemError(e.code().value(), out ? "write the result" : err ? "write a message" : "start a thread",
-                           out ? "standard output" : err ? "standard error" : ""));
+    const char* doing = out ? "write the result" : err ? "write a message" : "start a thread";
+    PrintError(SystemError(e.code().value(), doing, out ? "standard output" : err ? "standard error" : ""));
     return static_cast<int>(ErrorCode::kIo);
   } catch (const std::exception& e) {
     PrintError(Error(ErrorCode::kInternal, e.what()).Hint("this is a fault in braid; please report it with the recipe"));

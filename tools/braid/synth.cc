@@ -58,7 +58,8 @@ void Run(const SynthArguments& arguments) {
 void AddSynthCommand(CLI::App& app) {
   auto arguments = std::make_shared<SynthArguments>();
   CLI::App* command = app.add_subcommand(
-      "synth", "Write a base model and fine-tunes with random weights\n\n  braid synth small models --names math,code,chat\n");
+      "synth",
+      "Write a base model and fine-tunes with random weights\n\n  braid synth small models --names math,code,chat\n");
   command->add_option("ARCH", arguments->architecture,
                       fmt::format("Architecture: {}", fmt::join(ArchitectureNames(), ", ")))->required();
   command->add_option("OUT", arguments->options.output, "Directory for base/, ft1/, ft2/, ...")->required();
