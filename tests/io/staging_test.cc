@@ -191,7 +191,7 @@ TEST_F(StagingTest, OutThatAppearsMeanwhileIsKept) {
 TEST_F(StagingTest, ChecksWithoutTouchingAnything) {
   CheckOutputPath(out(), false, {});
   EXPECT_FALSE(fs::exists(out() + ".partial"));
-  place_.Write("out/config.json", "{}");
+  place_.Write("out/model.safetensors", "old");
   EXPECT_EQ(fixture::ErrorOf([&] { CheckOutputPath(out(), false, {}); }).code(), ErrorCode::kUsage);
   CheckOutputPath(out(), true, {});
   EXPECT_EQ(fixture::ErrorOf([] { CheckOutputPath("", true, {}); }).code(), ErrorCode::kUsage);
