@@ -25,6 +25,7 @@ class OpenedFile {
 };
 
 constexpr uint64_t kPage = 4096;
+constexpr uint64_t kFaultAround = 64 << 10;  // the kernel's default
 
 const std::string& Interned(const std::string& path) {
   static std::mutex mutex;
@@ -40,15 +41,19 @@ Error Changed(const std::string& path, const char* what) {
 
 }  // namespace
 
-// MADV_POPULATE_READ (Linux 5.14) maps at 40 GB/s from the page cache where touching page by page does 30, and reads
-// as fast from the disk (2 MiB windows, EPYC). An older kernel, or a page that cannot be read, is left to the touch.
-void MappedWindow::Touch() const {
+// From the disk, MADV_POPULATE_READ (Linux 5.14) reads as fast as touching page by page, with fewer faults; an older
+// kernel, or a page that cannot be read, is left to the touch. From the page cache, one touch per fault-around window
+// maps 55 GB/s where MADV_POPULATE_READ, which visits every page, maps 40 (2 MiB windows, EPYC).
+void MappedWindow::Touch(bool cached) const {
   if (size() == 0) return;
   const auto* p = reinterpret_cast<const volatile unsigned char*>(data());
-  const size_t skew = reinterpret_cast<uintptr_t>(data()) % kPage;
-  auto* first_page = const_cast<std::byte*>(data()) - skew;
-  if (TheOs().Madvise(first_page, size() + skew, MADV_POPULATE_READ) == 0) return;
-  for (size_t at = 0; at < size(); at = at == 0 ? kPage - skew : at + kPage) (void)p[at];
+  const size_t step = cached ? kFaultAround : kPage;
+  const size_t skew = reinterpret_cast<uintptr_t>(data()) % step;
+  if (!cached) {
+    auto* first_page = const_cast<std::byte*>(data()) - skew;
+    if (TheOs().Madvise(first_page, size() + skew, MADV_POPULATE_READ) == 0) return;
+  }
+  for (size_t at = 0; at < size(); at = at == 0 ? step - skew : at + step) (void)p[at];
 }
 
 MappedFile::MappedFile(const std::string& path, const FileIdentity& expected)

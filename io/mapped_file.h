@@ -25,8 +25,9 @@ class MappedWindow {
   const std::byte* data() const { return static_cast<const std::byte*>(region_.get_address()); }
   size_t size() const { return region_.get_size(); }
 
-  // Makes every page resident, in order. What cannot be read shows in CheckGuard.
-  void Touch() const;
+  // Makes every page resident, in order. What cannot be read shows in CheckGuard. `cached`: the file is likely in the
+  // page cache, where a fault brings its neighbours along, so touching a few pages is enough.
+  void Touch(bool cached = false) const;
 
  private:
   friend class MappedFile;

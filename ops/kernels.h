@@ -33,8 +33,9 @@ void EncodeLanes(DType type, const float* lanes, size_t n, void* bytes, NonFinit
 
 // --- task vectors -----------------------------------------------------------------------------------------
 
-// d = x - base, n lanes and the padding.
-void Subtract(const float* x, const float* base, size_t n, float* d);
+// d = x - base: decodes n elements of x and subtracts lanes of the base. Lanes n .. n + kLanePadding of `d` are set to
+// zero. `bytes` as for DecodeLanes.
+void DecodeTaskVector(DType type, const void* bytes, const float* base, size_t n, float* d);
 
 // --- selection by magnitude -------------------------------------------------------------------------------
 // The key of a lane is its bits without the sign: as integers, keys order as magnitudes do. All NaNs share
@@ -52,6 +53,14 @@ void CountLowHalves(const float* d, size_t n, uint32_t high, uint32_t* bins);
 
 // Lanes whose key is `key`.
 uint64_t CountKey(const float* d, size_t n, uint32_t key);
+
+// Writes the keys of d[0 .. n) with low <= key <= high, and first_index + their place, to `keys` and `indices` (room
+// for n and one more vector each); returns how many. *above gets the number of keys above `high` added.
+size_t CollectKeys(const float* d, size_t n, uint32_t low, uint32_t high, uint32_t first_index, uint32_t* keys,
+                   uint32_t* indices, uint64_t* above);
+
+// The keys of d[0 .. n).
+void StoreKeys(const float* d, size_t n, uint32_t* keys);
 
 // --- sums -------------------------------------------------------------------------------------------------
 

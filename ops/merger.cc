@@ -34,7 +34,7 @@ size_t Scratch::Bytes(size_t num_models) {
 std::unique_ptr<Accumulator> Merger::NewAccumulator(size_t) const { return nullptr; }
 void Merger::Accumulate(size_t, const Coefficients&, const LaneTile&, const uint64_t*, Scratch&, Accumulator*,
                         BlockSums) const {}
-void Merger::Finish(size_t, const Accumulator*, std::span<const double>) {}
+void Merger::Finish(size_t, Accumulator*, std::span<const double>) {}
 void Merger::CountClaims(const Coefficients&, const LaneTile&, Scratch&, uint64_t*) const {}
 uint64_t Merger::Quota(size_t) const { return kNoQuota; }
 
@@ -44,8 +44,9 @@ double FoldSums(double* sums) {
   return sums[0];
 }
 
-std::unique_ptr<Merger> NewMerger(const MethodInfo& method, const Coefficients& coefficients, uint64_t elements) {
-  if (method.base == BaseUse::kRequired) return NewTaskVectorMerger(method, coefficients, elements);
+std::unique_ptr<Merger> NewMerger(const MethodInfo& method, const Coefficients& coefficients, uint64_t elements,
+                                  CandidatePool* pool) {
+  if (method.base == BaseUse::kRequired) return NewTaskVectorMerger(method, coefficients, elements, pool);
   return NewLinearMerger(method, coefficients);
 }
 

@@ -56,7 +56,7 @@ class Accumulator {
  public:
   virtual ~Accumulator() = default;
   virtual void Clear() = 0;
-  virtual void Add(const Accumulator& other) = 0;
+  virtual void Add(Accumulator* other) = 0;  // may empty the other
 };
 
 // Where a round leaves its sums: data[quantity * stride + block index in the tensor].
@@ -99,11 +99,13 @@ class Scratch {
   std::unique_ptr<Storage> storage_;
 };
 
+class CandidatePool;  // ops/bracket.h
+
 class Merger {
  public:
   virtual ~Merger() = default;
 
-  // Rounds before the merge. round(statistics_rounds()) describes the merge.
+  // Rounds before the merge. round(statistics_rounds()) describes the merge. Finish may add rounds after its own.
   virtual size_t statistics_rounds() const = 0;
   virtual RoundSpec round(size_t r) const = 0;
 
@@ -117,7 +119,7 @@ class Merger {
                           const uint64_t* grants, Scratch& scratch, Accumulator* accumulator,
                           BlockSums sums) const;
   // Serial, once all tiles of the round are in. `sums` holds one total per quantity.
-  virtual void Finish(size_t r, const Accumulator* accumulator, std::span<const double> sums);
+  virtual void Finish(size_t r, Accumulator* accumulator, std::span<const double> sums);
 
   // --- ordered rounds
   // Adds to claims[m] the entries of this tile that are equal to model m's threshold.
@@ -136,9 +138,12 @@ class Merger {
   virtual uint64_t kept() const { return 0; }
 };
 
-// A merger of `method` for a scope of `elements` elements. `coefficients` are those of the tensor; for the whole
-// model, those parameters that decide statistics are the same in all tensors.
-std::unique_ptr<Merger> NewMerger(const MethodInfo& method, const Coefficients& coefficients, uint64_t elements);
+// A merger of `method` for a scope of `elements` elements. `coefficients` are those of the tensor; for the whole model,
+// those parameters that decide statistics are the same in all tensors. A model whose weight is 0 takes no part.
+// `pool`: given when tiles are cheap to visit once more, so that a first round may look at a sample and save a pass over
+// all elements; the result is the same either way. Only for a scope of one tensor. The pool must outlive the merger.
+std::unique_ptr<Merger> NewMerger(const MethodInfo& method, const Coefficients& coefficients, uint64_t elements,
+                                  CandidatePool* pool);
 
 // Adds 16 interleaved sums in a fixed tree: 8 pairs at distance 8, then 4, 2, 1.
 double FoldSums(double* sums);

@@ -3,11 +3,14 @@
 // up or, with an election of signs, merged where they agree.
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cmath>
+#include <optional>
 #include <utility>
 #include <vector>
 
+#include "ops/bracket.h"
 #include "ops/magnitude_selection.h"
 #include "ops/mergers_internal.h"
 
@@ -17,7 +20,16 @@ namespace {
 constexpr double kLeastNorm = 1e-7;         // below it, rescale does nothing (mergekit sparsify.py)
 constexpr float kLeastWeightSum = 1e-8f;    // below it, normalize does nothing (without an election)
 
-enum class Step { kHighHalves, kLowHalves, kSigns, kMerge };
+enum class Step {
+  kSample,      // a few thousand keys bracket the thresholds
+  kCandidates,  // one pass collects what is inside; a miss adds the two passes below
+  kHighHalves, kLowHalves,
+  kSigns,
+  kMerge,
+};
+
+constexpr uint64_t kLeastSampled = 1 << 18;   // elements; below it two passes cost less than a sample
+constexpr uint64_t kSampleSpots = 256, kSpotLanes = 128;
 
 // One histogram per model that needs selection. Workers count in 32 bits, half the memory of 64 and all that a tensor
 // of fewer than 2^31 elements needs; with more, counts move to a second table of 64 bits before they could overflow.
@@ -39,8 +51,8 @@ class Histograms : public Accumulator {
     large_.clear();
     counted_ = 0;
   }
-  void Add(const Accumulator& other) override {
-    const auto& o = static_cast<const Histograms&>(other);
+  void Add(Accumulator* other) override {
+    const auto& o = static_cast<const Histograms&>(*other);
     WillCount(o.counted_);
     for (size_t i = 0; i < small_.size(); ++i) small_[i] += o.small_[i];
     if (!o.large_.empty()) Widen();
@@ -68,11 +80,38 @@ class Histograms : public Accumulator {
   uint64_t counted_ = 0;   // at most this much in any entry of small_
 };
 
+class Sample : public Accumulator {
+ public:
+  explicit Sample(size_t models) : keys(models) {}
+  std::vector<std::vector<uint32_t>> keys;   // per slot
+  void Clear() override {
+    for (auto& k : keys) k.clear();
+  }
+  void Add(Accumulator* other) override {
+    auto& o = static_cast<Sample&>(*other);
+    for (size_t s = 0; s < keys.size(); ++s) keys[s].insert(keys[s].end(), o.keys[s].begin(), o.keys[s].end());
+  }
+};
+
+class CandidateSet : public Accumulator {
+ public:
+  CandidateSet(size_t models, CandidatePool* pool) {
+    for (size_t s = 0; s < models; ++s) slots.emplace_back(pool);
+  }
+  std::vector<Candidates> slots;
+  void Clear() override {
+    for (Candidates& c : slots) c.Clear();
+  }
+  void Add(Accumulator* other) override {
+    for (size_t s = 0; s < slots.size(); ++s) slots[s].TakeOver(&static_cast<CandidateSet&>(*other).slots[s]);
+  }
+};
+
 class SignSum : public Accumulator {
  public:
   VoteCounts votes;
   void Clear() override { votes = {}; }
-  void Add(const Accumulator& other) override { votes.sign_sum += static_cast<const SignSum&>(other).votes.sign_sum; }
+  void Add(Accumulator* other) override { votes.sign_sum += static_cast<SignSum&>(*other).votes.sign_sum; }
 };
 
 // How one model's task vector is trimmed, and what is known of it so far.
@@ -83,21 +122,24 @@ struct Trim {
   uint32_t key = 0;           // the threshold: larger keys stay, smaller ones go
   bool equals_stay = true;    // all entries equal to the threshold stay
   uint64_t quota = Merger::kNoQuota;  // otherwise only so many of them, by index
+  std::optional<uint64_t> cut;        // or, when it is known already, those below this index
+  Bracket bracket;
   double norm = 0, kept_norm = 0;
   float factor = 1;           // rescale
 };
 
 // d = x - base for lanes start .. start + n of the tile, in the scratch lanes of model m.
-const float* DecodeTaskVector(const LaneTile& tile, size_t m, size_t start, size_t n, Scratch& scratch) {
+const float* TaskVectorAt(const LaneTile& tile, size_t m, size_t start, size_t n, Scratch& scratch) {
+  const EncodedLanes& source = tile.models[m];
   DecodeLanesAt(tile.base, start, n, scratch.base);
-  DecodeLanesAt(tile.models[m], start, n, scratch.models[m]);
-  Subtract(scratch.models[m], scratch.base, n, scratch.models[m]);
+  DecodeTaskVector(source.type, source.bytes + start * static_cast<size_t>(LaneBytes(source.type)), scratch.base, n,
+                   scratch.models[m]);
   return scratch.models[m];
 }
 
 class TaskVectorMerger : public Merger {
  public:
-  TaskVectorMerger(const MethodInfo& method, const Coefficients& c, uint64_t elements);
+  TaskVectorMerger(const MethodInfo& method, const Coefficients& c, uint64_t elements, CandidatePool* pool);
 
   size_t statistics_rounds() const override { return steps_.size() - 1; }
   RoundSpec round(size_t r) const override;
@@ -105,7 +147,7 @@ class TaskVectorMerger : public Merger {
   std::unique_ptr<Accumulator> NewAccumulator(size_t r) const override;
   void Accumulate(size_t r, const Coefficients& c, const LaneTile& tile, const uint64_t* grants, Scratch& scratch,
                   Accumulator* accumulator, BlockSums sums) const override;
-  void Finish(size_t r, const Accumulator* accumulator, std::span<const double> sums) override;
+  void Finish(size_t r, Accumulator* accumulator, std::span<const double> sums) override;
   void CountClaims(const Coefficients& c, const LaneTile& tile, Scratch& scratch, uint64_t* claims) const override;
   uint64_t Quota(size_t model) const override { return trims_[model].quota; }
   void Merge(const Coefficients& c, const LaneTile& tile, const uint64_t* grants, Scratch& scratch, DType type,
@@ -119,6 +161,10 @@ class TaskVectorMerger : public Merger {
   }
   double WeightOf(const Coefficients& c, size_t m) const { return c.model[m][static_cast<size_t>(weight_)]; }
 
+  void TakeSample(const LaneTile& tile, Scratch& scratch, Sample& sample) const;
+  void CollectCandidates(const LaneTile& tile, Scratch& scratch, CandidateSet& set) const;
+  void FinishSample(Sample& sample);
+  void FinishCandidates(const CandidateSet& set);
   void CountHalves(bool low, const LaneTile& tile, Scratch& scratch, Histograms& histograms, BlockSums sums) const;
   void FinishHigh(const Histograms& histograms, std::span<const double> sums);
   void FinishLow(const Histograms& histograms, std::span<const double> sums);
@@ -132,6 +178,8 @@ class TaskVectorMerger : public Merger {
   bool elect_, rescale_, keep_equals_, by_count_, weighted_vote_;
   bool zero_elects_minus_ = false;
   bool ordered_possible_ = false;   // some model selects, and equals are handed out by index
+  CandidatePool* pool_;                     // null: no sampling
+  mutable std::atomic<bool> missed_{false}; // the candidates are not complete
   uint64_t elements_;
   uint64_t active_ = 0;             // models with a weight
   size_t slots_ = 0;
@@ -139,13 +187,13 @@ class TaskVectorMerger : public Merger {
   std::vector<Step> steps_;
 };
 
-TaskVectorMerger::TaskVectorMerger(const MethodInfo& method, const Coefficients& c, uint64_t elements)
+TaskVectorMerger::TaskVectorMerger(const MethodInfo& method, const Coefficients& c, uint64_t elements, CandidatePool* pool)
     : weight_(method.IndexOf("weight")), density_(method.IndexOf("density")), lambda_(method.IndexOf("lambda")),
       normalize_(method.IndexOf("normalize")), rescale_param_(method.IndexOf("rescale")),
       elect_(method.name == "ties"), rescale_(Shared(c, rescale_param_, 0) != 0),
       keep_equals_(Shared(c, method.IndexOf("ties_at_threshold"), 0) != 0),
       by_count_(Shared(c, method.IndexOf("elect"), 0) != 0),
-      weighted_vote_(Shared(c, method.IndexOf("elect_weighted"), 1) != 0), elements_(elements),
+      weighted_vote_(Shared(c, method.IndexOf("elect_weighted"), 1) != 0), pool_(pool), elements_(elements),
       trims_(c.model.size()) {
   for (size_t m = 0; m < trims_.size(); ++m) {
     Trim& trim = trims_[m];
@@ -161,6 +209,9 @@ TaskVectorMerger::TaskVectorMerger(const MethodInfo& method, const Coefficients&
   }
   ordered_possible_ = slots_ > 0 && !keep_equals_;
   if (slots_ > 0) steps_ = {Step::kHighHalves, Step::kLowHalves};
+  // rescale needs sums over all entries, which the candidates' pass does not take; indices are 32 bits wide.
+  if (slots_ > 0 && pool != nullptr && !rescale_ && elements >= kLeastSampled && elements < UINT32_MAX)
+    steps_ = {Step::kSample, Step::kCandidates};
   if (elect_ && Shared(c, method.IndexOf("zero_sign"), 0) != 0) steps_.push_back(Step::kSigns);
   steps_.push_back(Step::kMerge);
 }
@@ -168,6 +219,10 @@ TaskVectorMerger::TaskVectorMerger(const MethodInfo& method, const Coefficients&
 RoundSpec TaskVectorMerger::round(size_t r) const {
   const size_t sums = rescale_ ? trims_.size() : 0;
   switch (steps_[r]) {
+    case Step::kSample:
+      return {.name = "sample", .accumulator_bytes = slots_ * kSampleSpots * kSpotLanes * sizeof(uint32_t)};
+    case Step::kCandidates:
+      return {.name = "candidates", .accumulator_bytes = slots_ * sizeof(Candidates)};
     case Step::kHighHalves:
       return {.name = "high halves", .accumulator_bytes = Histograms::Bytes(slots_, kHighBins, elements_), .sums = sums};
     case Step::kLowHalves:
@@ -181,13 +236,15 @@ RoundSpec TaskVectorMerger::round(size_t r) const {
 
 bool TaskVectorMerger::Reads(size_t r, size_t model, const Coefficients& c) const {
   const bool selects = trims_[model].slot >= 0;
-  if (steps_[r] == Step::kHighHalves || steps_[r] == Step::kLowHalves) return selects;
+  if (steps_[r] < Step::kSigns) return selects;
   // With weight 0 in this tensor only (model scope), its entries still use up quota.
   return WeightOf(c, model) != 0 || (selects && ordered_possible_);
 }
 
 std::unique_ptr<Accumulator> TaskVectorMerger::NewAccumulator(size_t r) const {
   switch (steps_[r]) {
+    case Step::kSample: return std::make_unique<Sample>(slots_);
+    case Step::kCandidates: return std::make_unique<CandidateSet>(slots_, pool_);
     case Step::kHighHalves: return std::make_unique<Histograms>(slots_, kHighBins);
     case Step::kLowHalves: return std::make_unique<Histograms>(slots_, kLowBins);
     case Step::kSigns: return std::make_unique<SignSum>();
@@ -198,6 +255,8 @@ std::unique_ptr<Accumulator> TaskVectorMerger::NewAccumulator(size_t r) const {
 
 void TaskVectorMerger::Accumulate(size_t r, const Coefficients& c, const LaneTile& tile, const uint64_t* grants,
                                   Scratch& scratch, Accumulator* accumulator, BlockSums sums) const {
+  if (steps_[r] == Step::kSample) return TakeSample(tile, scratch, static_cast<Sample&>(*accumulator));
+  if (steps_[r] == Step::kCandidates) return CollectCandidates(tile, scratch, static_cast<CandidateSet&>(*accumulator));
   if (steps_[r] != Step::kSigns)
     return CountHalves(steps_[r] == Step::kLowHalves, tile, scratch, static_cast<Histograms&>(*accumulator), sums);
   VoteCounts& votes = static_cast<SignSum&>(*accumulator).votes;
@@ -208,6 +267,75 @@ void TaskVectorMerger::Accumulate(size_t r, const Coefficients& c, const LaneTil
     DecodeBlock(tile, start, n, scratch);
     ForEachSegment(start, n, block, scratch,
                    [&](size_t, size_t length) { CountElectedSigns(block, length, &votes); });
+  }
+}
+
+// kSampleSpots runs of kSpotLanes lanes, evenly over the tensor.
+void TaskVectorMerger::TakeSample(const LaneTile& tile, Scratch& scratch, Sample& sample) const {
+  const uint64_t stride = elements_ / kSampleSpots;
+  for (uint64_t at = (tile.first + stride - 1) / stride * stride; at + kSpotLanes <= tile.first + tile.count; at += stride)
+    for (size_t m = 0; m < trims_.size(); ++m) {
+      if (tile.models[m].bytes == nullptr || trims_[m].slot < 0) continue;
+      std::vector<uint32_t>& keys = sample.keys[static_cast<size_t>(trims_[m].slot)];
+      keys.resize(keys.size() + kSpotLanes);
+      StoreKeys(TaskVectorAt(tile, m, at - tile.first, kSpotLanes, scratch), kSpotLanes, &keys[keys.size() - kSpotLanes]);
+    }
+}
+
+void TaskVectorMerger::FinishSample(Sample& sample) {
+  for (Trim& trim : trims_) {
+    if (trim.slot < 0) continue;
+    const auto bracket = BracketOf(&sample.keys[static_cast<size_t>(trim.slot)], trim.keep, elements_);
+    if (bracket) trim.bracket = *bracket;
+    else missed_ = true;
+  }
+}
+
+void TaskVectorMerger::CollectCandidates(const LaneTile& tile, Scratch& scratch, CandidateSet& set) const {
+  for (size_t start = 0; start < tile.count && !missed_.load(std::memory_order_relaxed); start += kBlockLanes) {
+    const size_t n = std::min(kBlockLanes, tile.count - start);
+    DecodeLanesAt(tile.base, start, n, scratch.base);
+    for (size_t m = 0; m < trims_.size(); ++m) {
+      const EncodedLanes& source = tile.models[m];
+      const Trim& trim = trims_[m];
+      if (source.bytes == nullptr || trim.slot < 0) continue;
+      DecodeTaskVector(source.type, source.bytes + start * static_cast<size_t>(LaneBytes(source.type)), scratch.base, n,
+                       scratch.models[m]);
+      Candidates& candidates = set.slots[static_cast<size_t>(trim.slot)];
+      CandidateChunk* chunk = candidates.RoomFor(n);
+      if (chunk == nullptr) {
+        missed_ = true;
+        return;
+      }
+      chunk->count += CollectKeys(scratch.models[m], n, trim.bracket.low, trim.bracket.high,
+                                  static_cast<uint32_t>(tile.first + start), chunk->keys + chunk->count,
+                                  chunk->indices + chunk->count, &candidates.above);
+    }
+  }
+}
+
+void TaskVectorMerger::FinishCandidates(const CandidateSet& set) {
+  std::vector<Trim> trims = trims_;
+  bool found = !missed_;
+  for (size_t m = 0; found && m < trims.size(); ++m) {
+    Trim& trim = trims[m];
+    if (trim.slot < 0) continue;
+    const Candidates& candidates = set.slots[static_cast<size_t>(trim.slot)];
+    const std::optional<Threshold> threshold = candidates.Select(trim.keep);
+    found = threshold.has_value();
+    if (!found) break;
+    const uint64_t equals_kept = keep_equals_ ? threshold->equal : trim.keep - threshold->above;
+    trim.key = threshold->key;
+    trim.keep = threshold->above + equals_kept;
+    trim.equals_stay = equals_kept == threshold->equal || threshold->key == 0;
+    if (!trim.equals_stay) trim.cut = candidates.CutAfter(threshold->key, equals_kept);
+  }
+  if (found) {
+    trims_ = std::move(trims);
+    ordered_possible_ = false;  // who stays is known: no quota is left to hand out
+  } else {
+    const auto here = std::find(steps_.begin(), steps_.end(), Step::kCandidates);
+    steps_.insert(here + 1, {Step::kHighHalves, Step::kLowHalves});
   }
 }
 
@@ -224,7 +352,7 @@ void TaskVectorMerger::CountHalves(bool low, const LaneTile& tile, Scratch& scra
       double partial[kSumLanes] = {};
       for (size_t start = block; start < block_end; start += kBlockLanes) {
         const size_t n = std::min(kBlockLanes, block_end - start);
-        const float* d = DecodeTaskVector(tile, m, start, n, scratch);
+        const float* d = TaskVectorAt(tile, m, start, n, scratch);
         if (low) CountLowHalves(d, n, trim.bin.high, bins);
         else CountHighHalves(d, n, bins);
         if (sums.data != nullptr) AddMagnitudes(d, n, low ? static_cast<int32_t>(trim.bin.high) : -1, partial);
@@ -234,8 +362,10 @@ void TaskVectorMerger::CountHalves(bool low, const LaneTile& tile, Scratch& scra
   }
 }
 
-void TaskVectorMerger::Finish(size_t r, const Accumulator* accumulator, std::span<const double> sums) {
+void TaskVectorMerger::Finish(size_t r, Accumulator* accumulator, std::span<const double> sums) {
   switch (steps_[r]) {
+    case Step::kSample: return FinishSample(static_cast<Sample&>(*accumulator));
+    case Step::kCandidates: return FinishCandidates(static_cast<const CandidateSet&>(*accumulator));
     case Step::kHighHalves: return FinishHigh(static_cast<const Histograms&>(*accumulator), sums);
     case Step::kLowHalves: return FinishLow(static_cast<const Histograms&>(*accumulator), sums);
     // The paper's code selects the negative entries when even the majority is a draw.
@@ -289,7 +419,7 @@ void TaskVectorMerger::CountClaims(const Coefficients&, const LaneTile& tile, Sc
     if (tile.models[m].bytes == nullptr || trims_[m].quota == kNoQuota) continue;
     for (size_t start = 0; start < tile.count; start += kBlockLanes) {
       const size_t n = std::min(kBlockLanes, tile.count - start);
-      claims[m] += CountKey(DecodeTaskVector(tile, m, start, n, scratch), n, trims_[m].key);
+      claims[m] += CountKey(TaskVectorAt(tile, m, start, n, scratch), n, trims_[m].key);
     }
   }
 }
@@ -301,11 +431,12 @@ void TaskVectorMerger::FindCuts(const LaneTile& tile, const uint64_t* grants, Sc
     const Trim& trim = trims_[m];
     uint64_t& cut = scratch.cuts[m];
     if (trim.equals_stay) cut = tile.count;
+    else if (trim.cut) cut = std::min<uint64_t>(*trim.cut - std::min(*trim.cut, tile.first), tile.count);
     if (trim.quota == kNoQuota || tile.models[m].bytes == nullptr || grants[m] == 0) continue;
     uint64_t left = grants[m];
     for (size_t start = 0; left > 0 && start < tile.count; start += kBlockLanes) {
       const size_t n = std::min(kBlockLanes, tile.count - start);
-      const float* d = DecodeTaskVector(tile, m, start, n, scratch);
+      const float* d = TaskVectorAt(tile, m, start, n, scratch);
       const uint64_t here = CountKey(d, n, trim.key);
       if (here < left) {
         left -= here;
@@ -394,8 +525,9 @@ uint64_t TaskVectorMerger::kept() const {
 
 }  // namespace
 
-std::unique_ptr<Merger> NewTaskVectorMerger(const MethodInfo& method, const Coefficients& c, uint64_t elements) {
-  return std::make_unique<TaskVectorMerger>(method, c, elements);
+std::unique_ptr<Merger> NewTaskVectorMerger(const MethodInfo& method, const Coefficients& c, uint64_t elements,
+                                            CandidatePool* pool) {
+  return std::make_unique<TaskVectorMerger>(method, c, elements, pool);
 }
 
 }  // namespace braid

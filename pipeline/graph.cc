@@ -11,6 +11,7 @@
 
 #include "io/error.h"
 #include "io/shard_writer.h"
+#include "ops/bracket.h"
 #include "pipeline/budget.h"
 #include "pipeline/interrupt.h"
 #include "pipeline/output_writer.h"
@@ -61,7 +62,7 @@ uint64_t MappedBytes(const TileWork& work) {
 class GraphRun {
  public:
   GraphRun(const Plan& plan, const std::vector<std::string>& shard_paths, Progress* progress)
-      : plan_(plan), progress_(*progress), files_(plan), budget_(plan.memory.pool), writer_(plan, shard_paths, progress) {}
+      : plan_(plan), progress_(*progress), files_(plan), budget_(plan.memory.pool), candidates_(plan.memory.candidates), writer_(plan, shard_paths, progress) {}
 
   GraphResult Run(const std::string& fingerprint, const std::atomic<int>& interrupt, ProgressReporter* reporter);
 
@@ -120,6 +121,7 @@ class GraphRun {
   Progress& progress_;
   SourceFiles files_;
   Budget budget_;
+  CandidatePool candidates_;  // outlives the scopes
   OutputWriter writer_;
   Shelf<Worker> workers_;
   Shelf<TileWork> works_;
@@ -259,7 +261,7 @@ std::shared_ptr<ScopeRun> GraphRun::StartScope(const PlannedScope& scope) {
     StallTimer stall(progress_.of(Stage::kRead));
     if (!budget_.Take(bytes)) return nullptr;
   }
-  auto run = std::make_shared<ScopeRun>(plan_, scope);
+  auto run = std::make_shared<ScopeRun>(plan_, scope, &candidates_);
   run->taken = bytes;
   {
     std::lock_guard lock(mutex_);
@@ -304,7 +306,6 @@ bool GraphRun::ReadTile(ScopeRun* run, uint32_t slot, uint64_t first, uint64_t o
     ForEachSource(*work, [&](size_t index, const TensorSource& source) {
       MappedWindow& window = work->windows[index];
       window = files_.Map(source, BytesOf(source, first), BytesOf(source, work->count));
-      window.Touch();
       progress_.of(Stage::kRead).bytes += window.size();
     });
   }
@@ -388,9 +389,7 @@ void GraphRun::AccumulateTile(TileWork* work, Accumulate::output_ports_type& por
 
 void GraphRun::FinishStatistics(ScopeRun* run) {
   StageTimer timer(progress_.of(Stage::kStatistics));
-  const bool last = run->round() + 2 == run->scope().rounds;  // asked now: afterwards another thread may be a round ahead
-  run->FinishRound();
-  if (last) budget_.Give(std::exchange(run->taken, 0));
+  if (run->FinishRound()) budget_.Give(std::exchange(run->taken, 0));
 }
 
 void GraphRun::MergeTile(TileWork* work, OutputTile* out) {

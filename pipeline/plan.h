@@ -63,7 +63,7 @@ struct PlannedShard {
 struct PlannedScope {
   std::vector<uint32_t> tensors;    // in the order of processing: of the file, or (model scope) of the names
   uint64_t elements = 0;
-  uint32_t rounds = 1;              // statistics and the merge
+  uint32_t rounds = 1;              // statistics and the merge, if streamed
   bool resident = false;            // its tiles stay mapped from the first round to the last
   uint64_t statistics_bytes = 0;    // one accumulator of its largest round
   uint64_t sums_bytes = 0;
@@ -80,6 +80,7 @@ struct MemoryPlan {
   uint32_t buffers = 0;             // output tiles in flight
   uint64_t buffer_bytes = 0;        // of one
   uint32_t accumulators = 1;        // per scope in progress
+  uint64_t candidates = 0;          // for selection in one pass, shared by all scopes
   uint64_t pool = 0;                // what remains for mapped tiles and accumulators
 };
 
@@ -115,7 +116,8 @@ struct Plan {
     return checkpoints[static_cast<size_t>(source.checkpoint)].tensors[source.tensor].info;
   }
   // The merger of a scope; the same every time.
-  std::unique_ptr<Merger> MakeMerger(const PlannedScope& scope) const;
+  // `pool`: for a resident scope, memory for selection in one pass; otherwise null.
+  std::unique_ptr<Merger> MakeMerger(const PlannedScope& scope, CandidatePool* pool = nullptr) const;
 };
 
 // Throws Error: kUsage (recipe, missing sources), kBadInput, kIncompatible, kMemory (budget too small).

@@ -16,6 +16,7 @@ namespace braid {
 namespace {
 
 constexpr uint64_t kLargestTile = 16 * kReductionBlock;
+constexpr uint64_t kMostCandidateBytes = uint64_t{256} << 20;
 constexpr uint64_t kPage = 4096;
 constexpr uint64_t kMostMaps = 16'384;
 constexpr uint64_t kHistogramRow = kLowBins * sizeof(uint64_t);  // totals of one model while a round finishes
@@ -49,7 +50,9 @@ void MarkResidentScopes(Plan* plan) {
     if (scope.rounds == 1 || scope.tensors.size() != 1) continue;
     const PlannedTensor& tensor = plan->tensors[scope.tensors.front()];
     const uint64_t tiles = (tensor.elements + plan->memory.tile_elements - 1) / plan->memory.tile_elements;
-    scope.resident = tiles * TileCost(*plan, tensor, plan->memory.tile_elements) <= plan->memory.pool / 2;
+    const uint64_t needed = tiles * TileCost(*plan, tensor, plan->memory.tile_elements) +
+                            scope.statistics_bytes * plan->memory.accumulators + scope.sums_bytes;
+    scope.resident = needed <= plan->memory.pool / 2;  // half, so that the next one is read meanwhile
   }
 }
 
@@ -57,7 +60,7 @@ uint64_t BytesOf(const Plan& plan, const TensorSource& source) {
   return source.present() ? plan.Info(source).bytes : 0;
 }
 
-// Bytes that each round touches; a resident scope touches its bytes once.
+// Bytes that each round maps, counted from the merge back; a resident scope maps its bytes once, counted to the merge.
 void CountBytes(Plan* plan) {
   PlanTotals& totals = plan->totals;
   for (const PlannedShard& shard : plan->shards) totals.bytes_written += shard.bytes;
@@ -77,10 +80,11 @@ void CountBytes(Plan* plan) {
         for (size_t m = 0; m < tensor.models.size(); ++m)
           if (copy || merger->Reads(r, m, plan->coefficients[tensor.coefficients])) bytes += BytesOf(*plan, tensor.models[m]);
         if (bytes > 0 || r + 1 == scope.rounds) bytes += BytesOf(*plan, tensor.base);
-        totals.read_per_round[r + totals.read_per_round.size() - scope.rounds] += bytes;
+        if (!scope.resident) totals.read_per_round[r + totals.read_per_round.size() - scope.rounds] += bytes;
         largest_round = std::max(largest_round, bytes);
         all_rounds += bytes;
       }
+      if (scope.resident) totals.read_per_round.back() += largest_round;
       totals.bytes_read += scope.resident ? largest_round : all_rounds;
     }
   }
@@ -175,6 +179,10 @@ void PlanMemory(Plan* plan, const PlanOptions& options) {
     throw Error(ErrorCode::kMemory, "these tiles do not fit the budget");
   m.accumulators = accumulator == 0 ? 1
                                     : static_cast<uint32_t>(std::clamp<uint64_t>((m.pool - for_tiles) / 2 / accumulator, 1, threads));
+  if (accumulator > 0) {  // some scope has statistics
+    m.candidates = std::min(m.pool / 8, kMostCandidateBytes);
+    m.pool -= m.candidates;
+  }
   MarkResidentScopes(plan);
   CountBytes(plan);
 }

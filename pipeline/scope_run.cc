@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "io/error.h"
+
 namespace braid {
 namespace {
 
@@ -9,8 +11,9 @@ uint64_t BlocksOf(const PlannedTensor& tensor) { return (tensor.elements + kRedu
 
 }  // namespace
 
-ScopeRun::ScopeRun(const Plan& plan, const PlannedScope& scope) : plan_(plan), scope_(scope) {
-  if (plan.tensors[scope.tensors.front()].action == TensorAction::kMerge) merger_ = plan.MakeMerger(scope);
+ScopeRun::ScopeRun(const Plan& plan, const PlannedScope& scope, CandidatePool* pool) : plan_(plan), scope_(scope) {
+  if (plan.tensors[scope.tensors.front()].action == TensorAction::kMerge)
+    merger_ = plan.MakeMerger(scope, scope.resident ? pool : nullptr);
   BeginRound();
 }
 
@@ -20,7 +23,7 @@ bool ScopeRun::ReadsModel(uint32_t tensor, size_t model) const {
   if (is_copy()) return true;
   const Coefficients& c = plan_.coefficients[planned.coefficients];
   if (!scope_.resident) return merger_->Reads(round_, model, c);
-  for (uint32_t r = 0; r < scope_.rounds; ++r)
+  for (size_t r = 0; r <= merger_->statistics_rounds(); ++r)
     if (merger_->Reads(r, model, c)) return true;
   return false;
 }
@@ -68,7 +71,8 @@ Accumulator* ScopeRun::TakeAccumulator() {
     accumulators_.push_back(std::move(made));
     return accumulators_.back().get();
   }
-  returned_.wait(lock, [&] { return !free_.empty(); });
+  returned_.wait(lock, [&] { return cancelled_ || !free_.empty(); });
+  if (free_.empty()) throw Error(ErrorCode::kInternal, "cancelled");  // not the first error, so nobody sees it
   Accumulator* accumulator = free_.back();
   free_.pop_back();
   return accumulator;
@@ -102,17 +106,16 @@ std::vector<double> ScopeRun::TotalSums() const {
   return totals;
 }
 
-void ScopeRun::FinishRound() {
+bool ScopeRun::FinishRound() {
   // A round without tiles (an empty tensor) has no accumulator to finish with.
   if (accumulators_.empty() && spec_.accumulator_bytes > 0) accumulators_.push_back(merger_->NewAccumulator(round_));
-  for (size_t i = 1; i < accumulators_.size(); ++i) accumulators_[0]->Add(*accumulators_[i]);
+  for (size_t i = 1; i < accumulators_.size(); ++i) accumulators_[0]->Add(accumulators_[i].get());
   merger_->Finish(round_, accumulators_.empty() ? nullptr : accumulators_[0].get(), TotalSums());
-  {
-    std::lock_guard lock(mutex_);
-    ++round_;
-    BeginRound();
-  }
+  std::lock_guard lock(mutex_);
+  ++round_;
+  BeginRound();
   begun_.notify_all();
+  return merging();
 }
 
 void ScopeRun::Grant(TileWork* work) {
@@ -138,6 +141,7 @@ void ScopeRun::Cancel() {
     cancelled_ = true;
   }
   begun_.notify_all();
+  returned_.notify_all();
 }
 
 }  // namespace braid

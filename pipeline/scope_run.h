@@ -34,13 +34,13 @@ struct TileWork {
 // functions: whoever passes tiles on holds a reference of its own.
 class ScopeRun : public std::enable_shared_from_this<ScopeRun> {
  public:
-  ScopeRun(const Plan& plan, const PlannedScope& scope);
+  ScopeRun(const Plan& plan, const PlannedScope& scope, CandidatePool* pool);
 
   const PlannedScope& scope() const { return scope_; }
   bool is_copy() const { return merger_ == nullptr; }
   Merger* merger() const { return merger_.get(); }
   uint32_t round() const { return round_; }
-  bool merging() const { return round_ + 1 == scope_.rounds; }
+  bool merging() const { return is_copy() || round_ == merger_->statistics_rounds(); }
   const RoundSpec& spec() const { return spec_; }
 
   // Whether the current round reads anything of a tensor.
@@ -57,7 +57,7 @@ class ScopeRun : public std::enable_shared_from_this<ScopeRun> {
 
   // Counts a tile of a statistics round as done; true for the last one, whose caller then calls FinishRound.
   bool TileDone() { return remaining_.fetch_sub(1) == 1; }
-  void FinishRound();
+  bool FinishRound();  // true: the merge is next
 
   // Passes tiles on in order: takes one that is ready, calls `emit` for every tile whose turn it is, after handing
   // out its share of the quotas. Serial.

@@ -7,7 +7,7 @@ namespace braid {
 struct SourceFiles::File {
   const Shard* shard = nullptr;
   std::unique_ptr<MappedFile> map;
-  bool evict = false;
+  bool cached = false;  // when the merge began
   // Bytes per 8 MiB window that the merge round still has to read; a window is evicted when it reaches 0.
   std::vector<std::atomic<int64_t>> unread;
 };
@@ -57,14 +57,16 @@ MappedWindow SourceFiles::Map(const TensorSource& source, uint64_t begin, uint64
   File& file = FileOf(source);
   if (file.map == nullptr) {
     file.map = std::make_unique<MappedFile>(file.shard->path, file.shard->identity);
-    file.evict = file.map->CachedShare() < 0.5;
+    file.cached = file.map->CachedShare() >= 0.5;
   }
-  return file.map->Map(plan_.Info(source).offset + begin, bytes);
+  MappedWindow window = file.map->Map(plan_.Info(source).offset + begin, bytes);
+  window.Touch(file.cached);
+  return window;
 }
 
 void SourceFiles::Used(const TensorSource& source, uint64_t begin, uint64_t bytes) {
   File& file = FileOf(source);
-  if (!file.evict) return;
+  if (file.cached) return;
   ForEachWindow(plan_.Info(source).offset + begin, bytes, [&](uint64_t window, int64_t here) {
     if (file.unread[window].fetch_sub(here) == here)
       file.map->Evict(window * MappedFile::kEvictWindow, MappedFile::kEvictWindow);

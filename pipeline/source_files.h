@@ -20,7 +20,7 @@ class SourceFiles {
   explicit SourceFiles(const Plan& plan);
   ~SourceFiles();
 
-  // A window over bytes [begin, begin + bytes) of the source's tensor. Throws Error.
+  // A window over bytes [begin, begin + bytes) of the source's tensor, made resident. Throws Error.
   MappedWindow Map(const TensorSource& source, uint64_t begin, uint64_t bytes);
 
   // The merge round has used these bytes: no later round reads them.

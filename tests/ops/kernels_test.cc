@@ -16,16 +16,51 @@ using test::RandomLanes;
 using test::SameLane;
 using test::SameSum;
 
-TEST(Kernels, Subtract) {
+TEST(Kernels, DecodeTaskVector) {
   Random random;
   ForEachTarget([&] {
     for (size_t n : test::Lengths()) {
       for (Kind kind : test::kAllKinds) {
         const std::vector<float> x = Padded(random, RandomLanes(random, n, kind));
         const std::vector<float> base = Padded(random, RandomLanes(random, n, kind));
-        std::vector<float> d(n + kLanePadding, 7.0f);
-        Subtract(x.data(), base.data(), n, d.data());
-        for (size_t i = 0; i < n; ++i) ASSERT_TRUE(SameLane(d[i], x[i] - base[i])) << n << " " << i;
+        for (DType type : {DType::kF64, DType::kF32, DType::kF16, DType::kBF16}) {
+          std::vector<std::byte> bytes(n * static_cast<size_t>(LaneBytes(type)) + 1);
+          NonFinite counts;
+          EncodeLanes(type, x.data(), n, bytes.data() + 1, &counts);
+          std::vector<float> rounded(n + kLanePadding), d(n + kLanePadding, 7.0f);
+          DecodeLanes(type, bytes.data() + 1, n, rounded.data());
+          DecodeTaskVector(type, bytes.data() + 1, base.data(), n, d.data());
+          for (size_t i = 0; i < n; ++i) ASSERT_TRUE(SameLane(d[i], rounded[i] - base[i])) << n << " " << i;
+          for (size_t i = n; i < d.size(); ++i) ASSERT_EQ(d[i], 0.0f);
+        }
+      }
+    }
+  });
+}
+
+TEST(Kernels, CollectKeys) {
+  Random random;
+  ForEachTarget([&] {
+    for (size_t n : test::Lengths()) {
+      const std::vector<float> d = Padded(random, RandomLanes(random, n, test::kAllKinds[n % 4]));
+      std::vector<uint32_t> all(n), keys(n + kLanePadding), indices(n + kLanePadding);
+      StoreKeys(d.data(), n, all.data());
+      for (size_t i = 0; i < n; ++i) ASSERT_EQ(all[i], reference::Key(d[i]));
+      const auto any = [&] { return n == 0 ? 0u : all[random.Below(n)]; };
+      for (auto [low, high] : {std::pair{0u, kNanKey}, std::pair{any(), any()}, std::pair{any(), any()}, std::pair{0u, 0u}}) {
+        if (low > high) std::swap(low, high);
+        uint64_t above = 5, expected_above = 5;
+        const size_t count = CollectKeys(d.data(), n, low, high, 1000, keys.data(), indices.data(), &above);
+        size_t expected = 0;
+        for (size_t i = 0; i < n; ++i) {
+          expected_above += all[i] > high;
+          if (all[i] < low || all[i] > high) continue;
+          ASSERT_LT(expected, count);
+          ASSERT_EQ(keys[expected], all[i]);
+          ASSERT_EQ(indices[expected++], 1000 + i);
+        }
+        ASSERT_EQ(count, expected);
+        ASSERT_EQ(above, expected_above);
       }
     }
   });

@@ -1,5 +1,7 @@
 #include "tests/ops/merge_driver.h"
 
+#include "ops/bracket.h"
+
 #include <algorithm>
 #include <numeric>
 
@@ -30,7 +32,7 @@ class Driver {
       for (size_t first = 0; first < tensors[t].elements; first += step)
         jobs_.push_back({.tensor = t, .first = first, .count = std::min(step, tensors[t].elements - first)});
     }
-    merger_ = NewMerger(method, CoefficientsOfScope(), elements);
+    merger_ = NewMerger(method, CoefficientsOfScope(), elements, tensors.size() == 1 && random.Chance(0.7) ? &pool_ : nullptr);
     for (size_t w = 0; w < options.workers; ++w) scratch_.push_back(std::make_unique<Scratch>(num_models_));
     for (const ScopeTensor& tensor : tensors) {  // every source at an odd address
       bytes_.emplace_back();
@@ -150,7 +152,7 @@ class Driver {
       if (total == nullptr)
         total = std::move(accumulator);
       else
-        total->Add(*accumulator);
+        total->Add(accumulator.get());
     }
     std::vector<double> totals(spec.sums, 0.0);
     for (size_t q = 0; q < spec.sums; ++q) {
@@ -200,6 +202,7 @@ class Driver {
   size_t num_models_ = 0;
   std::vector<size_t> order_;  // tensors by name
   std::vector<TileJob> jobs_;  // in the order of the index
+  CandidatePool pool_{random_.Chance(0.8) ? uint64_t{64} << 20 : 100'000};
   std::unique_ptr<Merger> merger_;
   std::vector<std::unique_ptr<Scratch>> scratch_;
   std::vector<std::vector<std::vector<std::byte>>> bytes_;  // [tensor][0: base, m + 1: model]

@@ -363,7 +363,7 @@ TEST(Merger, RoundsAreThoseThatTheOptionsNeed) {
     Coefficients c = test::DefaultCoefficients(ties, 2);
     SetModel(ties, c, 0, "density", density);
     SetShared(ties, c, "zero_sign", majority);
-    return NewMerger(ties, c, 100)->statistics_rounds();
+    return NewMerger(ties, c, 100, nullptr)->statistics_rounds();
   };
   EXPECT_EQ(rounds(1, false), 0u);
   EXPECT_EQ(rounds(0, false), 0u);
