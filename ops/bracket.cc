@@ -70,26 +70,54 @@ uint64_t Candidates::size() const {
   return size;
 }
 
-std::optional<Threshold> Candidates::Select(uint64_t k) const {
+template <typename Visit>
+void Candidates::ForEach(Visit visit) const {
+  for (const CandidateChunk* chunk : chunks_)
+    for (size_t i = 0; i < chunk->count; ++i) visit(chunk->keys[i], chunk->indices[i], i % 4);
+}
+
+// Within a bracket most keys share a few bins, and adding to one bin over and over waits for the store before: four
+// tables in turn hide that.
+std::optional<Threshold> Candidates::Select(uint64_t k, const Bracket& bracket) const {
   if (above >= k || above + size() < k) return std::nullopt;
-  std::vector<uint64_t> bins(kHighBins);
-  for (const CandidateChunk* chunk : chunks_)
-    for (size_t i = 0; i < chunk->count; ++i) ++bins[chunk->keys[i] >> 16];
-  const CriticalBin bin = FindCriticalBin(bins.data(), k - above);
-  bins.assign(kLowBins, 0);
-  for (const CandidateChunk* chunk : chunks_)
-    for (size_t i = 0; i < chunk->count; ++i)
-      if (chunk->keys[i] >> 16 == bin.high) ++bins[chunk->keys[i] & 0xffff];
-  Threshold threshold = FindThreshold(bin, bins.data(), k - above);
+  uint64_t wanted = k - above;
+  CriticalBin bin{.high = bracket.high >> 16};
+  const uint32_t lowest = bracket.low >> 16, bins = bin.high - lowest + 1;
+  if (bins > 1) {
+    std::vector<uint64_t> counts(4 * bins);
+    ForEach([&](uint32_t key, uint32_t, size_t lane) { ++counts[lane * bins + (key >> 16) - lowest]; });
+    const auto count_of = [&](uint32_t high) {
+      const size_t at = high - lowest;
+      return counts[at] + counts[bins + at] + counts[2 * bins + at] + counts[3 * bins + at];
+    };
+    while (bin.high > lowest && bin.above + count_of(bin.high) < wanted) bin.above += count_of(bin.high--);
+  }
+  std::vector<uint32_t> tables(4 * kLowBins);
+  ForEach([&](uint32_t key, uint32_t, size_t lane) {
+    if (key >> 16 == bin.high) ++tables[lane * kLowBins + (key & 0xffff)];
+  });
+  std::vector<uint64_t> low(kLowBins);
+  for (size_t i = 0; i < kLowBins; ++i)
+    low[i] = uint64_t{tables[i]} + tables[kLowBins + i] + tables[2 * kLowBins + i] + tables[3 * kLowBins + i];
+  Threshold threshold = FindThreshold(bin, low.data(), wanted);
   threshold.above += above;
   return threshold;
 }
 
+// Again in two steps: the block of 65,536 indices that holds the last one, then its place there.
 uint64_t Candidates::CutAfter(uint32_t key, uint64_t count) const {
+  std::vector<uint64_t> blocks;
+  ForEach([&](uint32_t candidate, uint32_t index, size_t) {
+    if (candidate != key) return;
+    if (index >> 16 >= blocks.size()) blocks.resize((index >> 16) + 1);
+    ++blocks[index >> 16];
+  });
+  uint32_t block = 0;
+  while (blocks[block] < count) count -= blocks[block++];
   std::vector<uint32_t> indices;
-  for (const CandidateChunk* chunk : chunks_)
-    for (size_t i = 0; i < chunk->count; ++i)
-      if (chunk->keys[i] == key) indices.push_back(chunk->indices[i]);
+  ForEach([&](uint32_t candidate, uint32_t index, size_t) {
+    if (candidate == key && index >> 16 == block) indices.push_back(index);
+  });
   const auto last = indices.begin() + static_cast<ptrdiff_t>(count - 1);
   std::nth_element(indices.begin(), last, indices.end());
   return uint64_t{*last} + 1;

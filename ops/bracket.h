@@ -62,13 +62,17 @@ class Candidates {
 
   uint64_t above = 0;    // keys above the bracket
 
-  // The k-th largest key overall, how many are larger and equal. Nothing when it is not inside the bracket.
-  std::optional<Threshold> Select(uint64_t k) const;
+  // The k-th largest key overall, how many are larger and equal. Nothing when it is not inside the bracket, which must
+  // be the one that these were collected with.
+  std::optional<Threshold> Select(uint64_t k, const Bracket& bracket) const;
 
   // The index up to which (exclusive) exactly `count` of the candidates equal to `key` lie. 1 <= count <= equals.
   uint64_t CutAfter(uint32_t key, uint64_t count) const;
 
  private:
+  template <typename Visit>
+  void ForEach(Visit visit) const;   // visit(key, index, lane): lane counts modulo 4, to spread equal bins over tables
+
   CandidatePool* pool_;
   std::vector<CandidateChunk*> chunks_;
 };

@@ -321,7 +321,7 @@ void TaskVectorMerger::FinishCandidates(const CandidateSet& set) {
     Trim& trim = trims[m];
     if (trim.slot < 0) continue;
     const Candidates& candidates = set.slots[static_cast<size_t>(trim.slot)];
-    const std::optional<Threshold> threshold = candidates.Select(trim.keep);
+    const std::optional<Threshold> threshold = candidates.Select(trim.keep, trim.bracket);
     found = threshold.has_value();
     if (!found) break;
     const uint64_t equals_kept = keep_equals_ ? threshold->equal : trim.keep - threshold->above;
