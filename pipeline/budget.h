@@ -14,9 +14,9 @@ namespace braid {
 
 class Budget {
  public:
-  explicit Budget(uint64_t total) : free_(total) {}
+  explicit Budget(uint64_t total) : total_(total), free_(total) {}
 
-  // False when cancelled. `bytes` must not be above the total.
+  // False when cancelled. More than the total is Error(kInternal): waiting for it would never end.
   bool Take(uint64_t bytes);
   void Give(uint64_t bytes);
   void Cancel();
@@ -24,6 +24,7 @@ class Budget {
  private:
   std::mutex mutex_;
   std::condition_variable changed_;
+  const uint64_t total_;
   uint64_t free_;
   bool cancelled_ = false;
 };

@@ -179,8 +179,9 @@ void PlanMemory(Plan* plan, const PlanOptions& options) {
     throw Error(ErrorCode::kMemory, "these tiles do not fit the budget");
   m.accumulators = accumulator == 0 ? 1
                                     : static_cast<uint32_t>(std::clamp<uint64_t>((m.pool - for_tiles) / 2 / accumulator, 1, threads));
-  if (accumulator > 0) {  // some scope has statistics
-    m.candidates = std::min(m.pool / 8, kMostCandidateBytes);
+  if (accumulator > 0) {  // some scope has statistics; what they and two tiles do not need may hold candidates
+    const uint64_t spare = m.pool - for_tiles - accumulator * m.accumulators;
+    m.candidates = std::min(spare / 6, kMostCandidateBytes);
     m.pool -= m.candidates;
   }
   MarkResidentScopes(plan);
