@@ -8,8 +8,16 @@ stamp=.venv/requirements.txt
 if cmp -s requirements.txt "$stamp"; then
   exit 0
 fi
+if [ "${BRAID_PEERS:-}" != 1 ]; then
+  echo "SKIPPED: set BRAID_PEERS=1 to install mergekit, torch and transformers (gigabytes) and compare with them"
+  exit 77
+fi
 rm -rf .venv
-python3 -m venv .venv
+if ! python3 -m venv .venv; then
+  rm -rf .venv
+  echo "SKIPPED: python3 cannot make a virtual environment here (Debian: python3-venv)"
+  exit 77
+fi
 if ! .venv/bin/pip install --quiet --requirement requirements.txt; then
   rm -rf .venv
   echo "SKIPPED: the Python packages of tests/compare/requirements.txt cannot be installed (no network?)"
