@@ -9,6 +9,17 @@
 
 #include "hwy/cache_control.h"
 
+#ifndef BRAID_OPS_KERNELS_ONCE
+#define BRAID_OPS_KERNELS_ONCE
+namespace braid {
+namespace {
+bool IsUsualFew(const TaskVectorBlock& block) {
+  return block.elect && block.elect_weighted && !block.elect_by_count && block.num_models >= 1 && block.num_models <= 4;
+}
+}  // namespace
+}  // namespace braid
+#endif
+
 HWY_BEFORE_NAMESPACE();
 namespace braid {
 namespace HWY_NAMESPACE {
@@ -269,22 +280,30 @@ uint64_t CountKeyTarget(const float* d, size_t n, uint32_t key) {
 
 // Masks first, 64 lanes to a word, then their set bits one by one: 0.11 ns per lane when 4 % are collected. Compressing
 // stores took 0.24 behind a branch on an empty mask, which is a coin toss then, and 0.44 without it (EPYC, AVX-512).
-size_t CollectKeysTarget(const float* d, size_t n, uint32_t low, uint32_t high, uint32_t first_index, uint32_t* keys,
-                         uint32_t* indices, uint64_t* above) {
+template <class From>
+size_t CollectAs(const void* bytes, const float* base, size_t n, uint32_t low, uint32_t high, uint32_t first_index,
+                 uint32_t* keys, uint32_t* indices, uint64_t* above) {
+  using Element = typename From::Element;
   constexpr size_t kWord = 64;
   HWY_ALIGN uint32_t batch[kWord];
+  HWY_ALIGN float rest[kWord + kLanePadding];
+  const auto* p = static_cast<const Element*>(bytes);
   // As signed integers: keys have no sign bit, and low - 1 may be -1.
   const auto below = hn::Set(di, static_cast<int32_t>(low) - 1), top = hn::Set(di, static_cast<int32_t>(high));
   size_t collected = 0, larger = 0;
   for (size_t start = 0; start < n; start += kWord) {
+    const bool whole = n - start >= kWord;
+    if (!whole) DecodeAs<From, true>(p + start, n - start, rest, base + start);  // the input has no padding
     uint64_t inside = 0, over = 0;
     for (size_t i = 0; i < kWord; i += hn::Lanes(df)) {
-      const auto key = hn::BitCast(di, KeyOf(hn::LoadU(df, d + start + i)));
+      hwy::Prefetch(p + start + i + kPrefetchAhead);
+      const VF d = whole ? hn::Sub(From::Load(p + start + i), hn::LoadU(df, base + start + i)) : hn::LoadU(df, rest + i);
+      const auto key = hn::BitCast(di, KeyOf(d));
       hn::Store(hn::BitCast(du, key), du, batch + i);
       inside |= MaskBits(di, hn::Gt(key, below)) << i;
       over |= MaskBits(di, hn::Gt(key, top)) << i;
     }
-    const uint64_t valid = n - start >= kWord ? ~uint64_t{0} : (uint64_t{1} << (n - start)) - 1;
+    const uint64_t valid = whole ? ~uint64_t{0} : (uint64_t{1} << (n - start)) - 1;
     larger += hwy::PopCount(over & valid);
     for (uint64_t left = inside & ~over & valid; left != 0; left &= left - 1, ++collected) {
       const size_t i = hwy::Num0BitsBelowLS1Bit_Nonzero64(left);
@@ -293,6 +312,26 @@ size_t CollectKeysTarget(const float* d, size_t n, uint32_t low, uint32_t high, 
     }
   }
   *above += larger;
+  return collected;
+}
+
+size_t CollectKeysTarget(DType type, const void* bytes, const float* base, size_t n, uint32_t low, uint32_t high,
+                         uint32_t first_index, uint32_t* keys, uint32_t* indices, uint64_t* above) {
+  switch (type) {
+    case DType::kF16: return CollectAs<FromF16>(bytes, base, n, low, high, first_index, keys, indices, above);
+    case DType::kBF16: return CollectAs<FromBF16>(bytes, base, n, low, high, first_index, keys, indices, above);
+    case DType::kF32: return CollectAs<FromF32>(bytes, base, n, low, high, first_index, keys, indices, above);
+    default: break;
+  }
+  constexpr size_t kBatch = 256;
+  HWY_ALIGN float lanes[kBatch + kLanePadding];
+  size_t collected = 0;
+  for (size_t start = 0; start < n; start += kBatch) {
+    const size_t m = HWY_MIN(kBatch, n - start);
+    DecodeF64(static_cast<const char*>(bytes) + start * sizeof(double), m, lanes);
+    collected += CollectAs<FromF32>(lanes, base + start, m, low, high, first_index + static_cast<uint32_t>(start),
+                                    keys + collected, indices + collected, above);
+  }
   return collected;
 }
 
@@ -356,7 +395,7 @@ HWY_INLINE VF OneForZero(VF x) { return hn::IfThenElse(hn::Eq(x, hn::Zero(df)), 
 HWY_INLINE VF AddUp(const TaskVectorBlock& block, size_t i, VF base, MF* bad) {
   VF mixed = hn::Zero(df);
   for (size_t m = 0; m < block.num_models; ++m) {
-    const VF x = hn::LoadU(df, block.models[m] + i);
+    const VF x = hn::LoadU(df, static_cast<const float*>(block.models[m]) + i);
     *bad = hn::Or(*bad, hn::IsNaN(x));
     mixed = hn::Add(mixed, EntryOf(block, m, x, base).weighted);
   }
@@ -370,7 +409,7 @@ HWY_INLINE VF ElectAndAddUp(const TaskVectorBlock& block, size_t i, VF base, flo
   float* const votes = block.elect_weighted ? room : room + block.num_models * step;
   VF total = hn::Zero(df);
   for (size_t m = 0; m < block.num_models; ++m) {
-    const VF x = hn::LoadU(df, block.models[m] + i);
+    const VF x = hn::LoadU(df, static_cast<const float*>(block.models[m]) + i);
     *bad = hn::Or(*bad, hn::IsNaN(x));
     const Entry entry = EntryOf(block, m, x, base);
     hn::StoreU(entry.weighted, df, weighted + m * step);
@@ -402,7 +441,7 @@ void MergeAny(const TaskVectorBlock& block, size_t n, float* room, float* out, V
   const VF lambda = hn::Set(df, block.lambda);
   const VF nan = hn::BitCast(df, hn::Set(du, 0x7fc00000));
   for (size_t i = 0; i < n; i += hn::Lanes(df)) {
-    const VF base = hn::LoadU(df, block.base + i);
+    const VF base = hn::LoadU(df, static_cast<const float*>(block.base) + i);
     MF bad = hn::IsNaN(base), conflict = hn::FirstN(df, 0);
     const VF mixed = block.elect ? ElectAndAddUp(block, i, base, room, &bad, &conflict) : AddUp(block, i, base, &bad);
     hn::StoreU(hn::IfThenElse(bad, nan, Apply(base, mixed, lambda)), df, out + i);
@@ -415,19 +454,32 @@ void MergeAny(const TaskVectorBlock& block, size_t n, float* room, float* out, V
 // Sums and comparisons are those of ElectAndAddUp: adding up what agrees with its sign flipped towards plus rounds the
 // same, the smallest flipped vote tells whether any disagrees, and the largest key whether any task vector is NaN;
 // such a vector of lanes is left to MergeAny.
-template <size_t kModels>
+template <size_t kModels, class From>
 void MergeFew(const TaskVectorBlock block, size_t n, float* room, float* out, VoteCounts* counts) {
+  using Element = typename From::Element;
+  constexpr size_t kVector = HWY_MAX_BYTES / sizeof(float);
   const size_t step = hn::Lanes(df);
   const VF zero = hn::Zero(df), lambda = hn::Set(df, block.lambda);
   const auto infinity = hn::Set(di, 0x7f800000), no_sign = hn::Set(di, 0x7fffffff);
+  // Encoded sources have no padding: what is left at the end is read from here. Source 0 is the base.
+  HWY_ALIGN Element rest[kModels + 1][kVector] = {};
+  const Element* sources[kModels + 1] = {static_cast<const Element*>(block.base)};
+  for (size_t m = 0; m < kModels; ++m) sources[m + 1] = static_cast<const Element*>(block.models[m]);
   size_t conflicts = 0;
   for (size_t i = 0; i < n; i += step) {
-    const VF base = hn::LoadU(df, block.base + i);
+    const bool whole = i + step <= n;
+    if (!whole)
+      for (size_t s = 0; s <= kModels; ++s) std::memcpy(rest[s], sources[s] + i, (n - i) * sizeof(Element));
+    const auto load = [&](size_t s) HWY_ATTR {
+      hwy::Prefetch(sources[s] + i + kPrefetchAhead);
+      return From::Load(whole ? sources[s] + i : rest[s]);
+    };
+    const VF base = load(0);
     VF weighted[kModels];
     VF total = zero;
     auto largest = hn::Zero(di);
     for (size_t m = 0; m < kModels; ++m) {
-      const VF d = hn::Sub(hn::LoadU(df, block.models[m] + i), base);
+      const VF d = hn::Sub(load(m + 1), base);
       const auto key = hn::And(hn::BitCast(di, d), no_sign);
       largest = hn::Max(largest, key);
       const auto kept = hn::Gt(key, hn::Set(di, static_cast<int32_t>(block.min_key[m]) - 1));
@@ -437,10 +489,12 @@ void MergeFew(const TaskVectorBlock block, size_t n, float* room, float* out, Vo
       total = hn::Add(total, weighted[m]);
     }
     if (HWY_UNLIKELY(!hn::AllFalse(di, hn::Gt(largest, infinity)))) {
+      HWY_ALIGN float lanes[kModels + 1][kVector];
+      const void* models[kModels];
+      for (size_t s = 0; s <= kModels; ++s) hn::Store(load(s), df, lanes[s]);
+      for (size_t m = 0; m < kModels; ++m) models[m] = lanes[m + 1];
       TaskVectorBlock part = block;
-      const float* models[kModels];
-      for (size_t m = 0; m < kModels; ++m) models[m] = block.models[m] + i;
-      part.base = block.base + i;
+      part.base = lanes[0];
       part.models = models;
       MergeAny(part, HWY_MIN(step, n - i), room, out + i, counts);
       continue;
@@ -457,31 +511,34 @@ void MergeFew(const TaskVectorBlock block, size_t n, float* room, float* out, Vo
     if (block.divide) mixed = hn::Div(mixed, OneForZero(divisor));
     hn::StoreU(Apply(base, mixed, lambda), df, out + i);
     MF conflict = hn::Lt(smallest, zero);
-    if (i + step > n) conflict = hn::And(conflict, hn::FirstN(df, n - i));
+    if (!whole) conflict = hn::And(conflict, hn::FirstN(df, n - i));
     conflicts += hn::CountTrue(df, conflict);
   }
   counts->conflicts += conflicts;
 }
 
-void MergeTaskVectorsTarget(const TaskVectorBlock& block, size_t n, float* room, float* out, VoteCounts* counts) {
-  if (block.elect && block.elect_weighted && !block.elect_by_count) {
-    switch (block.num_models) {
-      case 1: return MergeFew<1>(block, n, room, out, counts);
-      case 2: return MergeFew<2>(block, n, room, out, counts);
-      case 3: return MergeFew<3>(block, n, room, out, counts);
-      case 4: return MergeFew<4>(block, n, room, out, counts);
-      default: break;
-    }
+template <class From>
+void MergeFewOf(const TaskVectorBlock& block, size_t n, float* room, float* out, VoteCounts* counts) {
+  switch (block.num_models) {
+    case 1: return MergeFew<1, From>(block, n, room, out, counts);
+    case 2: return MergeFew<2, From>(block, n, room, out, counts);
+    case 3: return MergeFew<3, From>(block, n, room, out, counts);
+    default: return MergeFew<4, From>(block, n, room, out, counts);
   }
-  MergeAny(block, n, room, out, counts);
+}
+
+void MergeTaskVectorsTarget(const TaskVectorBlock& block, size_t n, float* room, float* out, VoteCounts* counts) {
+  if (!IsUsualFew(block)) return MergeAny(block, n, room, out, counts);
+  if (block.type == DType::kBF16) return MergeFewOf<FromBF16>(block, n, room, out, counts);
+  return MergeFewOf<FromF32>(block, n, room, out, counts);
 }
 
 void CountElectedSignsTarget(const TaskVectorBlock& block, size_t n, VoteCounts* counts) {
   for (size_t i = 0; i < n; i += hn::Lanes(df)) {
-    const VF base = hn::LoadU(df, block.base + i);
+    const VF base = hn::LoadU(df, static_cast<const float*>(block.base) + i);
     VF total = hn::Zero(df);
     for (size_t m = 0; m < block.num_models; ++m) {
-      const Entry entry = EntryOf(block, m, hn::LoadU(df, block.models[m] + i), base);
+      const Entry entry = EntryOf(block, m, hn::LoadU(df, static_cast<const float*>(block.models[m]) + i), base);
       total = hn::Add(total, BallotOf(block, block.elect_weighted ? entry.weighted : entry.d));
     }
     const MF valid = hn::FirstN(df, n - i);
@@ -529,9 +586,9 @@ void EncodeLanes(DType type, const float* lanes, size_t n, void* bytes, NonFinit
 void DecodeTaskVector(DType type, const void* bytes, const float* base, size_t n, float* d) {
   HWY_DYNAMIC_DISPATCH(DecodeTaskVectorTarget)(type, bytes, base, n, d);
 }
-size_t CollectKeys(const float* d, size_t n, uint32_t low, uint32_t high, uint32_t first_index, uint32_t* keys,
-                   uint32_t* indices, uint64_t* above) {
-  return HWY_DYNAMIC_DISPATCH(CollectKeysTarget)(d, n, low, high, first_index, keys, indices, above);
+size_t CollectKeys(DType type, const void* bytes, const float* base, size_t n, uint32_t low, uint32_t high,
+                   uint32_t first_index, uint32_t* keys, uint32_t* indices, uint64_t* above) {
+  return HWY_DYNAMIC_DISPATCH(CollectKeysTarget)(type, bytes, base, n, low, high, first_index, keys, indices, above);
 }
 void StoreKeys(const float* d, size_t n, uint32_t* keys) { HWY_DYNAMIC_DISPATCH(StoreKeysTarget)(d, n, keys); }
 void CountHighHalves(const float* d, size_t n, uint32_t* bins) {
@@ -546,6 +603,8 @@ uint64_t CountKey(const float* d, size_t n, uint32_t key) {
 void AddMagnitudes(const float* d, size_t n, int32_t high, double* sums) {
   HWY_DYNAMIC_DISPATCH(AddMagnitudesTarget)(d, n, high, sums);
 }
+bool MergesEncoded(const TaskVectorBlock& block, DType type) { return type == DType::kBF16 && IsUsualFew(block); }
+
 void MergeTaskVectors(const TaskVectorBlock& block, size_t n, float* room, float* out, VoteCounts* counts) {
   HWY_DYNAMIC_DISPATCH(MergeTaskVectorsTarget)(block, n, room, out, counts);
 }

@@ -54,10 +54,11 @@ void CountLowHalves(const float* d, size_t n, uint32_t high, uint32_t* bins);
 // Lanes whose key is `key`.
 uint64_t CountKey(const float* d, size_t n, uint32_t key);
 
-// Writes the keys of d[0 .. n) with low <= key <= high, and first_index + their place, to `keys` and `indices` (room
-// for n and one more vector each); returns how many. *above gets the number of keys above `high` added.
-size_t CollectKeys(const float* d, size_t n, uint32_t low, uint32_t high, uint32_t first_index, uint32_t* keys,
-                   uint32_t* indices, uint64_t* above);
+// Of the task vector x - base (x encoded, base lanes; as for DecodeTaskVector): writes the keys with low <= key <= high,
+// and first_index + their place, to `keys` and `indices` (room for n each); returns how many. *above gets the number of
+// keys above `high` added.
+size_t CollectKeys(DType type, const void* bytes, const float* base, size_t n, uint32_t low, uint32_t high,
+                   uint32_t first_index, uint32_t* keys, uint32_t* indices, uint64_t* above);
 
 // The keys of d[0 .. n).
 void StoreKeys(const float* d, size_t n, uint32_t* keys);
@@ -74,8 +75,9 @@ void AddMagnitudes(const float* d, size_t n, int32_t high, double* sums);
 
 // One block of task-vector merging; see methods.md, "GTA". All arrays of models hold only those that take part.
 struct TaskVectorBlock {
-  const float* base;
-  const float* const* models;   // lanes of the fine-tunes
+  DType type = DType::kF32;     // of the sources: F32, padded lanes; or as encoded in a file, see MergesEncoded
+  const void* base;
+  const void* const* models;    // the fine-tunes
   size_t num_models;
   const float* weight;          // per model
   const float* factor;          // per model, applied to the trimmed task vector; nullptr: none
@@ -93,6 +95,10 @@ struct VoteCounts {
   uint64_t conflicts = 0;       // elements with a vote against the elected sign
   int64_t sign_sum = 0;         // elements with a positive total minus those with a negative one
 };
+
+// Whether MergeTaskVectors can take the sources of this block as they are encoded (unaligned, without padding) instead
+// of decoded to lanes.
+bool MergesEncoded(const TaskVectorBlock& block, DType type);
 
 // out = merged block. `room` is scratch for num_models * kLanePadding floats.
 void MergeTaskVectors(const TaskVectorBlock& block, size_t n, float* room, float* out, VoteCounts* counts);

@@ -43,14 +43,15 @@ TEST(Kernels, CollectKeys) {
   ForEachTarget([&] {
     for (size_t n : test::Lengths()) {
       const std::vector<float> d = Padded(random, RandomLanes(random, n, test::kAllKinds[n % 4]));
-      std::vector<uint32_t> all(n), keys(n + kLanePadding), indices(n + kLanePadding);
+      const std::vector<float> zeros(n + kLanePadding);
+      std::vector<uint32_t> all(n), keys(n), indices(n);
       StoreKeys(d.data(), n, all.data());
       for (size_t i = 0; i < n; ++i) ASSERT_EQ(all[i], reference::Key(d[i]));
       const auto any = [&] { return n == 0 ? 0u : all[random.Below(n)]; };
       for (auto [low, high] : {std::pair{0u, kNanKey}, std::pair{any(), any()}, std::pair{any(), any()}, std::pair{0u, 0u}}) {
         if (low > high) std::swap(low, high);
         uint64_t above = 5, expected_above = 5;
-        const size_t count = CollectKeys(d.data(), n, low, high, 1000, keys.data(), indices.data(), &above);
+        const size_t count = CollectKeys(DType::kF32, d.data(), zeros.data(), n, low, high, 1000, keys.data(), indices.data(), &above);
         size_t expected = 0;
         for (size_t i = 0; i < n; ++i) {
           expected_above += all[i] > high;
@@ -123,7 +124,7 @@ struct Case {
   size_t n, num_models;
   std::vector<float> base;
   std::vector<std::vector<float>> models;
-  std::vector<const float*> pointers;
+  std::vector<const void*> pointers;
   std::vector<float> weights, factors;
   std::vector<uint32_t> min_keys;
   TaskVectorBlock block;
@@ -198,6 +199,42 @@ TEST(Kernels, MergeTaskVectors) {
   });
 }
 
+// Sources as they are encoded give what their lanes give, at odd addresses and without padding.
+TEST(Kernels, MergeEncodedTaskVectors) {
+  Random random;
+  size_t compared = 0;
+  ForEachTarget([&] {
+    for (size_t n : test::Lengths()) {
+      for (Kind kind : test::kAllKinds) {
+        Case c(random, n, kind);
+        if (!MergesEncoded(c.block, DType::kBF16)) continue;
+        ++compared;
+        std::vector<std::vector<std::byte>> encoded;
+        std::vector<const void*> pointers;
+        const auto encode = [&](std::vector<float>& lanes) {
+          NonFinite ignored;
+          encoded.emplace_back(n * 2 + 1);
+          EncodeLanes(DType::kBF16, lanes.data(), n, encoded.back().data() + 1, &ignored);
+          DecodeLanes(DType::kBF16, encoded.back().data() + 1, n, lanes.data());
+          return static_cast<const void*>(encoded.back().data() + 1);
+        };
+        TaskVectorBlock block = c.block;
+        block.type = DType::kBF16;
+        block.base = encode(c.base);
+        for (auto& model : c.models) pointers.push_back(encode(model));
+        block.models = pointers.data();
+        std::vector<float> room(c.num_models * kLanePadding), out(n + kLanePadding), expected(n + kLanePadding);
+        VoteCounts counts, expected_counts;
+        MergeTaskVectors(block, n, room.data(), out.data(), &counts);
+        MergeTaskVectors(c.block, n, room.data(), expected.data(), &expected_counts);
+        for (size_t i = 0; i < n; ++i) ASSERT_TRUE(SameLane(out[i], expected[i])) << n << " " << i;
+        ASSERT_EQ(counts.conflicts, expected_counts.conflicts);
+      }
+    }
+  });
+  EXPECT_GT(compared, 100u);
+}
+
 TEST(Kernels, CountElectedSigns) {
   Random random;
   ForEachTarget([&] {
@@ -225,7 +262,9 @@ TEST(Kernels, WeightedSum) {
       for (Kind kind : test::kAllKinds) {
         const Case c(random, n, kind);
         std::vector<float> out(n + kLanePadding);
-        WeightedSum(c.pointers.data(), c.num_models, c.weights.data(), c.block.divide, c.block.divisor, n,
+        std::vector<const float*> lanes;
+        for (const auto& model : c.models) lanes.push_back(model.data());
+        WeightedSum(lanes.data(), c.num_models, c.weights.data(), c.block.divide, c.block.divisor, n,
                     out.data());
         for (size_t i = 0; i < n; ++i) {
           float sum = 0;
