@@ -92,7 +92,9 @@ std::optional<Threshold> Candidates::Select(uint64_t k, const Bracket& bracket) 
     };
     while (bin.high > lowest && bin.above + count_of(bin.high) < wanted) bin.above += count_of(bin.high--);
   }
-  std::vector<uint32_t> tables(4 * kLowBins);
+  // Kept from one selection to the next: 1 MiB per thread, whose pages cost more to get than to clear.
+  thread_local std::vector<uint32_t> tables;
+  tables.assign(4 * kLowBins, 0);
   ForEach([&](uint32_t key, uint32_t, size_t lane) {
     if (key >> 16 == bin.high) ++tables[lane * kLowBins + (key & 0xffff)];
   });

@@ -17,6 +17,7 @@ namespace {
 
 constexpr uint64_t kLargestTile = 16 * kReductionBlock;
 constexpr uint64_t kMostCandidateBytes = uint64_t{256} << 20;
+constexpr uint64_t kSelectionTables = 4 * kLowBins * sizeof(uint32_t);  // ops/bracket.cc, per thread
 constexpr uint64_t kPage = 4096;
 constexpr uint64_t kMostMaps = 16'384;
 constexpr uint64_t kHistogramRow = kLowBins * sizeof(uint64_t);  // totals of one model while a round finishes
@@ -141,7 +142,7 @@ void PlanMemory(Plan* plan, const PlanOptions& options) {
   m.budget = options.memory > 0 ? options.memory : DefaultMemory();
   m.threads = options.threads > 0 ? options.threads : DefaultThreads();
   m.catalogue = CatalogueBytes(*plan);
-  m.scratch = static_cast<uint64_t>(m.threads) * Scratch::Bytes(plan->models.size());
+  m.scratch = static_cast<uint64_t>(m.threads) * (Scratch::Bytes(plan->models.size()) + kSelectionTables);
   uint64_t accumulator = 0, sums = 0;
   for (const PlannedScope& scope : plan->scopes) {
     accumulator = std::max(accumulator, scope.statistics_bytes);
