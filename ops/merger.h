@@ -55,7 +55,6 @@ struct Coefficients {
 class Accumulator {
  public:
   virtual ~Accumulator() = default;
-  virtual void Clear() = 0;
   virtual void Add(Accumulator* other) = 0;  // may empty the other
 };
 

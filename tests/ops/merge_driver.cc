@@ -130,7 +130,6 @@ class Driver {
     std::vector<std::unique_ptr<Accumulator>> accumulators;
     for (size_t w = 0; w < options_.workers; ++w) {
       accumulators.push_back(merger_->NewAccumulator(r));
-      if (random_.Chance(0.5)) accumulators.back()->Clear();
     }
     std::vector<std::vector<double>> sums;  // per tensor
     for (const ScopeTensor& tensor : tensors_) sums.emplace_back(spec.sums * Blocks(tensor), 0.0);
