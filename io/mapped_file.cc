@@ -97,6 +97,17 @@ void MappedFile::CheckUnchanged() const {
   if (IdentityOf(now) != identity_) throw Changed(path_, "the file was written to while it was being read");
 }
 
+SpotReader::SpotReader(const std::string& path, const FileIdentity& expected) : path_(path) {
+  FileIdentity identity;
+  fd_ = OpenForReading(path, &identity);
+  if (identity != expected) throw Changed(path, "the file changed after it was first looked at");
+  TheOs().Fadvise(fd_.get(), 0, 0, POSIX_FADV_RANDOM);
+}
+
+void SpotReader::Read(uint64_t offset, size_t bytes, void* out) const {
+  ReadExactly(fd_.get(), out, bytes, offset, path_);
+}
+
 void CheckGuard() {
   const std::string* path = GuardedRegion::TrippedPath();
   if (path == nullptr) return;

@@ -1,80 +1,53 @@
-// Selection in one pass over the data instead of two: a sample brackets the threshold, the pass counts the keys above
-// the bracket and collects those inside, and the exact threshold is then found among the collected ones, by the same
-// two histograms. After Floyd and Rivest, "Expected time bounds for selection", CACM 18 (1975).
+// Where a threshold lies, guessed from a sample of the entries, so that one pass over all of them finds it exactly: what
+// is outside the bracket is only counted, what is inside is looked at. After Floyd and Rivest, "Expected time bounds for
+// selection", CACM 18 (1975). The result never depends on the sample: a bracket that misses is noticed, and another way
+// of selecting follows.
 //
-// The result never depends on the sample: when the bracket misses the threshold, or holds too many keys (a constant
-// task vector is all one key), Select says so and the plain two passes follow.
+// Entries are selected in this order: larger keys first (ops/kernels.h), equal keys by their index.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <mutex>
 #include <optional>
-#include <utility>
+#include <span>
 #include <vector>
-
-#include "ops/magnitude_selection.h"
 
 namespace braid {
 
+// A place in that order: entries before it stay, others go.
+struct Cut {
+  uint32_t key = 0;
+  uint64_t index = UINT64_MAX;   // of the entries whose key is `key`, those with a smaller index stay
+
+  // The least key that stays at this index.
+  uint32_t MinKey(uint64_t i) const { return key + (i < index ? 0 : 1); }
+  bool Keeps(uint32_t entry_key, uint64_t i) const { return entry_key >= MinKey(i); }
+  bool operator==(const Cut&) const = default;
+};
+
+// Whose place is between `sure` (inclusive) and `open` (exclusive) is undecided. An entry of 0 never is: it adds nothing
+// to a merge whether it stays or not. Indices are multiples of kBlockLanes (ops/merger.h), so that a block of lanes has
+// one least key each, or leave equal keys together (0 for `sure`, all for `open`).
 struct Bracket {
-  uint32_t low = 0, high = 0;   // keys, both inclusive
+  Cut sure{0, 0};
+  Cut open{0, 0};
+  bool reaches_zero() const { return open.key == 0; }   // nothing but zeros lies behind
 };
 
-// Where the k-th largest of n keys lies, by a sample of them (reordered here): three standard deviations to each side,
-// so that one bracket in 400 misses. Nothing when the sample is too small to say.
-std::optional<Bracket> BracketOf(std::vector<uint32_t>* sample, uint64_t k, uint64_t n);
-
-// Keys with their index in the scope. Not zeroed when made.
-struct CandidateChunk {
-  static constexpr size_t kEntries = 4096;
-  size_t count;
-  uint32_t keys[kEntries];
-  uint32_t indices[kEntries];
+// A sample: runs of `run` lanes each, by their places (PlaceOf). The runs should be in the order of the index, more or less.
+struct PlaceSample {
+  size_t run = 0;
+  std::vector<uint64_t> places;
 };
 
-// The memory for candidates: chunks that are made once and reused, never more than `most_bytes` of them. Thread-safe.
-class CandidatePool {
- public:
-  explicit CandidatePool(uint64_t most_bytes) : left_(most_bytes / sizeof(CandidateChunk)) {}
-  CandidateChunk* Take();   // empty; nullptr when all are in use
-  void Give(CandidateChunk* chunk);
+// Keys and indices as one number that orders as selection does. The index is 0 when equal keys shall stay together.
+inline uint64_t PlaceOf(uint32_t key, uint32_t index) { return uint64_t{0x7fffffff - key} << 32 | index; }
+inline uint32_t KeyAt(uint64_t place) { return 0x7fffffff - static_cast<uint32_t>(place >> 32); }
+inline uint32_t IndexAt(uint64_t place) { return static_cast<uint32_t>(place); }
 
- private:
-  std::mutex mutex_;
-  uint64_t left_;           // chunks that may still be made
-  std::vector<std::unique_ptr<CandidateChunk>> made_;
-  std::vector<CandidateChunk*> free_;
-};
-
-// Keys inside a bracket, as one worker collects them. Move-only; gives its chunks back on destruction.
-class Candidates {
- public:
-  explicit Candidates(CandidatePool* pool) : pool_(pool) {}
-  Candidates(Candidates&& other) noexcept : above(other.above), pool_(other.pool_), chunks_(std::move(other.chunks_)) {}
-  ~Candidates() { Clear(); }
-
-  // A chunk with room for at least `entries` more (at most kEntries); nullptr when the pool has no more.
-  CandidateChunk* RoomFor(size_t entries);
-  void TakeOver(Candidates* other);
-  void Clear();
-  uint64_t size() const;
-
-  uint64_t above = 0;    // keys above the bracket
-
-  // The k-th largest key overall, how many are larger and equal. Nothing when it is not inside the bracket, which must
-  // be the one that these were collected with.
-  std::optional<Threshold> Select(uint64_t k, const Bracket& bracket) const;
-
-  // The index up to which (exclusive) exactly `count` of the candidates equal to `key` lie. 1 <= count <= equals.
-  uint64_t CutAfter(uint32_t key, uint64_t count) const;
-
- private:
-  template <typename Visit>
-  void ForEach(Visit visit) const;   // visit(key, index, lane): lane counts modulo 4, to spread equal bins over tables
-
-  CandidatePool* pool_;
-  std::vector<CandidateChunk*> chunks_;
-};
+// The bracket of the k-th of n entries: 3.5 standard deviations to each side, as the runs show them (the lanes of one run
+// are not independent), so that one in 2,000 misses. `by_index`: the places have indices. Nothing when the sample is too
+// small to say.
+std::optional<Bracket> BracketOf(const PlaceSample& sample, uint64_t k, uint64_t n, bool by_index);
 
 }  // namespace braid

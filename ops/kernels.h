@@ -1,6 +1,7 @@
-// The inner loops, over blocks of a few thousand float32 lanes that lie in scratch which fits L1.
+// The inner loops, over blocks of a thousand float32 lanes that lie in scratch which fits L1.
 //
-// Written once with Highway and compiled for each instruction set; the best one is chosen at run time. Every
+// Written once with Highway and compiled for each instruction set; the best one is chosen at run time (kernels_codec.cc,
+// kernels_select.cc, kernels_merge.cc). Every
 // lane is computed independently with separately rounded float32 steps, and every sum in a fixed order, so all
 // targets give the same bits. Thread-safe: functions of their arguments. None allocates.
 //
@@ -54,11 +55,10 @@ void CountLowHalves(const float* d, size_t n, uint32_t high, uint32_t* bins);
 // Lanes whose key is `key`.
 uint64_t CountKey(const float* d, size_t n, uint32_t key);
 
-// Of the task vector x - base (x encoded, base lanes; as for DecodeTaskVector): writes the keys with low <= key <= high,
-// and first_index + their place, to `keys` and `indices` (room for n each); returns how many. *above gets the number of
-// keys above `high` added.
-size_t CollectKeys(DType type, const void* bytes, const float* base, size_t n, uint32_t low, uint32_t high,
-                   uint32_t first_index, uint32_t* keys, uint32_t* indices, uint64_t* above);
+// Writes the keys with low <= key <= high, and their places in d, to `keys` and `places` (room for n each); returns how
+// many. *above gets the number of keys above `high` added.
+size_t CollectKeys(const float* d, size_t n, uint32_t low, uint32_t high, uint32_t* keys, uint32_t* places,
+                   uint64_t* above);
 
 // The keys of d[0 .. n).
 void StoreKeys(const float* d, size_t n, uint32_t* keys);
@@ -75,8 +75,7 @@ void AddMagnitudes(const float* d, size_t n, int32_t high, double* sums);
 
 // One block of task-vector merging; see methods.md, "GTA". All arrays of models hold only those that take part.
 struct TaskVectorBlock {
-  DType type = DType::kF32;     // of the sources: F32, padded lanes; or as encoded in a file, see MergesEncoded
-  const void* base;
+  const void* base;             // padded float32 lanes; or elements as they are encoded in a file, see MergeEncoded
   const void* const* models;    // the fine-tunes
   size_t num_models;
   const float* weight;          // per model
@@ -96,12 +95,27 @@ struct VoteCounts {
   int64_t sign_sum = 0;         // elements with a positive total minus those with a negative one
 };
 
-// Whether MergeTaskVectors can take the sources of this block as they are encoded (unaligned, without padding) instead
-// of decoded to lanes.
-bool MergesEncoded(const TaskVectorBlock& block, DType type);
+// Entries that stay for now although nobody knows yet whether they will: those with min_key <= key < sure_key. An element
+// with such an entry is open; see ops/draft.h.
+struct OpenEntries {
+  const uint32_t* sure_key;     // per model
+  uint64_t* sure;               // per model: gets the number of entries with key >= sure_key added
+  uint64_t* words;              // gets bit i % 64 of word i / 64 set where element i is open, cleared elsewhere
+};
 
-// out = merged block. `room` is scratch for num_models * kLanePadding floats.
-void MergeTaskVectors(const TaskVectorBlock& block, size_t n, float* room, float* out, VoteCounts* counts);
+// out = merged block, from and to float32 lanes. `room` is scratch for num_models * kLanePadding floats. `uncounted`:
+// a bit per element that is not counted; nullptr: all are.
+void MergeTaskVectors(const TaskVectorBlock& block, size_t n, float* room, float* out, const uint64_t* uncounted,
+                      VoteCounts* counts);
+
+// The same in one go from elements of `from` to elements of `to`, both without alignment or padding, open entries
+// (nullptr: none) found on the way; open elements are not counted. Not for every block and pair of types, and not where
+// a NaN or an infinity comes in or out: then it returns false, and only `out` and `open->words` may have changed.
+bool MergeEncoded(const TaskVectorBlock& block, DType from, DType to, size_t n, void* out, VoteCounts* counts,
+                  const OpenEntries* open);
+
+// Open entries alone, from float32 lanes.
+void FindOpen(const TaskVectorBlock& block, size_t n, const OpenEntries& open);
 
 // Only the vote: adds to counts->sign_sum.
 void CountElectedSigns(const TaskVectorBlock& block, size_t n, VoteCounts* counts);

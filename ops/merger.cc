@@ -35,6 +35,11 @@ std::unique_ptr<Accumulator> Merger::NewAccumulator(size_t) const { return nullp
 void Merger::Accumulate(size_t, const Coefficients&, const LaneTile&, const uint64_t*, Scratch&, Accumulator*,
                         BlockSums) const {}
 void Merger::Finish(size_t, Accumulator*, std::span<const double>) {}
+bool Merger::Draft(const Coefficients&, const LaneTile&, Scratch&, DType, std::byte*, OpenElements*, MergeCounts*) const {
+  return false;
+}
+bool Merger::FinishDraft(std::span<const OpenElements* const>) { return false; }
+void Merger::Settle(const Coefficients&, const OpenElements&, uint64_t, Scratch&, DType, std::byte*, MergeCounts*) const {}
 void Merger::CountClaims(const Coefficients&, const LaneTile&, Scratch&, uint64_t*) const {}
 uint64_t Merger::Quota(size_t) const { return kNoQuota; }
 
@@ -45,8 +50,8 @@ double FoldSums(double* sums) {
 }
 
 std::unique_ptr<Merger> NewMerger(const MethodInfo& method, const Coefficients& coefficients, uint64_t elements,
-                                  CandidatePool* pool) {
-  if (method.base == BaseUse::kRequired) return NewTaskVectorMerger(method, coefficients, elements, pool);
+                                  Approach approach) {
+  if (method.base == BaseUse::kRequired) return NewTaskVectorMerger(method, coefficients, elements, approach);
   return NewLinearMerger(method, coefficients);
 }
 

@@ -8,6 +8,10 @@
 // Some rounds are *ordered*: entries equal to a model's threshold stay in index order until its quota is spent.
 // Tiles then count their claims in parallel, somebody hands out the quota serially in order of the index, and
 // the tiles go on in parallel with what they were granted.
+//
+// Some rounds want a *sample*, runs of lanes from all over the scope. And one is a *draft*: it merges already, before the
+// thresholds are known, and puts the few elements aside that they will decide; see ops/draft.h. The data is then read
+// once.
 #pragma once
 
 #include <cstddef>
@@ -17,6 +21,8 @@
 #include <string_view>
 #include <vector>
 
+#include "ops/bracket.h"
+#include "ops/draft.h"
 #include "ops/dtype.h"
 #include "ops/kernels.h"
 #include "ops/method.h"
@@ -29,6 +35,9 @@ inline constexpr size_t kReductionBlock = 65'536;
 
 // Lanes decoded at once. N + 1 sources of 4 KiB fit L1 for the usual N.
 inline constexpr size_t kBlockLanes = 1024;
+
+// Most lanes that a sample may hold.
+inline constexpr size_t kSampleLanes = 131'072;
 
 // Elements as they lie in a file. No bytes: the source takes no part (weight 0, or not needed in this round).
 struct EncodedLanes {
@@ -69,6 +78,15 @@ struct RoundSpec {
   size_t accumulator_bytes = 0;  // 0: the round has no accumulator
   size_t sums = 0;               // quantities summed per reduction block
   bool ordered = false;          // wants grants
+  bool sample = false;           // wants runs of equal length from all over the scope, each as a tile of its own
+  bool draft = false;            // wants Draft instead of Accumulate, and FinishDraft instead of Finish
+};
+
+// How thresholds are found, for mergers that need some. The result is the same.
+enum class Approach {
+  kPlain,    // two histograms: two reads before the merge
+  kSampled,  // a sample, then one read that counts what the sample leaves open
+  kDraft,    // a sample, then one read that merges: for one tensor whose output can wait in memory
 };
 
 struct MergeCounts {
@@ -91,15 +109,14 @@ class Scratch {
   std::vector<const float*> present;   // their lanes, at the current position
   std::vector<const void*> sources;    // the same, or their encoded elements
   std::vector<float> weights, factors;
-  std::vector<uint32_t> min_keys;
-  std::vector<uint64_t> cuts;
+  std::vector<uint32_t> min_keys, sure_keys;
+  std::vector<uint64_t> sure;
+  std::vector<Cut> cuts;
 
  private:
   struct Storage;
   std::unique_ptr<Storage> storage_;
 };
-
-class CandidatePool;  // ops/bracket.h
 
 class Merger {
  public:
@@ -121,6 +138,17 @@ class Merger {
   // Serial, once all tiles of the round are in. `sums` holds one total per quantity.
   virtual void Finish(size_t r, Accumulator* accumulator, std::span<const double> sums);
 
+  // --- the draft round
+  // Writes the tile as Merge does, and puts its open elements aside. False: there is no room for them; then, as when
+  // FinishDraft returns false, the scope has to start anew with another approach. Concurrently for different tiles.
+  virtual bool Draft(const Coefficients& coefficients, const LaneTile& tile, Scratch& scratch, DType type,
+                     std::byte* out, OpenElements* open, MergeCounts* counts) const;
+  // Serial, once all tiles are drafted: what they put aside, in the order of the tiles.
+  virtual bool FinishDraft(std::span<const OpenElements* const> tiles);
+  // Corrects the draft of the tile that begins at element `first`. Concurrently for different tiles.
+  virtual void Settle(const Coefficients& coefficients, const OpenElements& open, uint64_t first, Scratch& scratch,
+                      DType type, std::byte* out, MergeCounts* counts) const;
+
   // --- ordered rounds
   // Adds to claims[m] the entries of this tile that are equal to model m's threshold.
   virtual void CountClaims(const Coefficients& coefficients, const LaneTile& tile, Scratch& scratch,
@@ -140,10 +168,9 @@ class Merger {
 
 // A merger of `method` for a scope of `elements` elements. `coefficients` are those of the tensor; for the whole model,
 // those parameters that decide statistics are the same in all tensors. A model whose weight is 0 takes no part.
-// `pool`: given when tiles are cheap to visit once more, so that a first round may look at a sample and save a pass over
-// all elements; the result is the same either way. Only for a scope of one tensor. The pool must outlive the merger.
+// `approach`: what is wanted; round() says what it came to (a method may need sums that only kPlain takes).
 std::unique_ptr<Merger> NewMerger(const MethodInfo& method, const Coefficients& coefficients, uint64_t elements,
-                                  CandidatePool* pool);
+                                  Approach approach);
 
 // Adds 16 interleaved sums in a fixed tree: 8 pairs at distance 8, then 4, 2, 1.
 double FoldSums(double* sums);

@@ -9,7 +9,7 @@ namespace braid {
 
 // ties and task_arithmetic (ops/task_vector_merger.cc).
 std::unique_ptr<Merger> NewTaskVectorMerger(const MethodInfo& method, const Coefficients& coefficients,
-                                            uint64_t elements, CandidatePool* pool);
+                                            uint64_t elements, Approach approach);
 
 // linear and average (ops/linear_merger.cc).
 std::unique_ptr<Merger> NewLinearMerger(const MethodInfo& method, const Coefficients& coefficients);

@@ -11,10 +11,10 @@
 
 #include "io/error.h"
 #include "io/shard_writer.h"
-#include "ops/bracket.h"
 #include "pipeline/budget.h"
 #include "pipeline/interrupt.h"
 #include "pipeline/output_writer.h"
+#include "pipeline/sample.h"
 #include "pipeline/scope_run.h"
 #include "pipeline/source_files.h"
 
@@ -25,9 +25,9 @@ namespace flow = tbb::flow;
 
 // What a worker needs for one tile, reused.
 struct Worker {
-  explicit Worker(size_t models) : scratch(models), lanes(models) {}
+  explicit Worker(size_t models) : scratch(models), lanes(models), run_lanes(models) {}
   Scratch scratch;
-  std::vector<EncodedLanes> lanes;
+  std::vector<EncodedLanes> lanes, run_lanes;
 };
 
 // Objects that threads borrow; made when none is free, so there are never more than were used at once.
@@ -62,21 +62,24 @@ uint64_t MappedBytes(const TileWork& work) {
 class GraphRun {
  public:
   GraphRun(const Plan& plan, const std::vector<std::string>& shard_paths, Progress* progress)
-      : plan_(plan), progress_(*progress), files_(plan), budget_(plan.memory.pool), candidates_(plan.memory.candidates), writer_(plan, shard_paths, progress) {}
+      : plan_(plan), progress_(*progress), files_(plan), budget_(plan.memory.pool), draft_tokens_(plan.memory.drafts),
+        open_(plan.models.size() + 1, plan.memory.open), writer_(plan, shard_paths, progress) {}
 
   GraphResult Run(const std::string& fingerprint, const std::atomic<int>& interrupt, ProgressReporter* reporter);
 
  private:
   using Read = flow::async_node<flow::continue_msg, TileWork*>;
-  using Route = flow::multifunction_node<TileWork*, std::tuple<TileWork*, TileWork*, TileWork*>>;
+  using Route = flow::multifunction_node<TileWork*, std::tuple<TileWork*, TileWork*, TileWork*, TileWork*>>;
   using Accumulate = flow::multifunction_node<TileWork*, std::tuple<TileWork*>>;
   using Order = flow::multifunction_node<TileWork*, std::tuple<TileWork*, TileWork*>>;
+  using Draft = flow::multifunction_node<TileWork*, std::tuple<OutputTile*>>;
   using Merge = flow::function_node<std::tuple<TileWork*, OutputTile*>, OutputTile*>;
   using Write = flow::async_node<OutputTile*, OutputTile*>;
 
   // The I/O thread.
   void ReadAll(Read::gateway_type& gateway);
-  std::shared_ptr<ScopeRun> StartScope(const PlannedScope& scope);
+  bool ReadScope(const PlannedScope& scope, bool anew, Read::gateway_type& gateway);
+  std::shared_ptr<ScopeRun> StartScope(const PlannedScope& scope, bool anew);
   bool ReadRound(ScopeRun* run, Read::gateway_type& gateway);
   bool ReadTile(ScopeRun* run, uint32_t slot, uint64_t first, uint64_t order, Read::gateway_type& gateway);
 
@@ -84,7 +87,13 @@ class GraphRun {
   void RouteTile(TileWork* work, Route::output_ports_type& ports);
   void CountClaims(TileWork* work);
   void AccumulateTile(TileWork* work, Accumulate::output_ports_type& ports);
+  void SampleTile(const TileWork& work, Worker* worker, Accumulator* accumulator);
+  void DraftTile(TileWork* work, Draft::output_ports_type& ports);
+  void FinishDraft(ScopeRun* run, Draft::output_ports_type& ports);
+  void SettleTile(OutputTile* out);
   void MergeTile(TileWork* work, OutputTile* out);
+  void Place(const TileWork& work, OutputTile* out) const;
+  void Count(const MergeCounts& counts);
   void CopyTile(const TileWork& work, std::byte* out);
 
   LaneTile LanesOf(const TileWork& work, Worker* worker) const;
@@ -93,6 +102,11 @@ class GraphRun {
   uint64_t BytesOf(const TensorSource& source, uint64_t elements) const {
     return elements * static_cast<uint64_t>(DTypeBits(plan_.Info(source).dtype)) / 8;
   }
+  uint64_t TilesOf(const PlannedScope& scope) const {
+    return (scope.elements + plan_.memory.tile_elements - 1) / plan_.memory.tile_elements;
+  }
+  OutputTile* TakeDraft();
+  void GiveDraft(OutputTile* tile);
   void Release(TileWork* work, bool last_use);
   void Retire(ScopeRun* run);
   void FinishStatistics(ScopeRun* run);
@@ -121,13 +135,16 @@ class GraphRun {
   Progress& progress_;
   SourceFiles files_;
   Budget budget_;
-  CandidatePool candidates_;  // outlives the scopes
+  Budget draft_tokens_;   // in tiles
+  OpenPool open_;         // outlives the scopes
   OutputWriter writer_;
   Shelf<Worker> workers_;
   Shelf<TileWork> works_;
 
   std::mutex mutex_;
   std::list<std::shared_ptr<ScopeRun>> scopes_;
+  std::vector<OutputTile*> free_drafts_;   // as many as draft_tokens_ has not given out
+  std::vector<std::shared_ptr<ScopeRun>> drafted_;   // whose outcome the I/O thread still has to look at; its own
   MergeCounts counts_;
   uint64_t entries_ = 0, kept_ = 0;
   std::atomic<bool> failed_{false};
@@ -177,6 +194,11 @@ GraphResult GraphRun::Run(const std::string& fingerprint, const std::atomic<int>
       });
     });
     Accumulate accumulate(g, flow::unlimited, [&](TileWork* work, auto& ports) { AccumulateTile(work, ports); });
+    Draft draft(g, flow::unlimited, [&](TileWork* work, auto& ports) { DraftTile(work, ports); });
+    flow::function_node<OutputTile*, OutputTile*> settle(g, flow::unlimited, [&](OutputTile* tile) {
+      Guarded([&] { SettleTile(tile); });
+      return tile;
+    });
     flow::queue_node<TileWork*> queue(g);
     flow::buffer_node<OutputTile*> buffers(g);
     flow::join_node<std::tuple<TileWork*, OutputTile*>, flow::reserving> join(g);
@@ -187,8 +209,9 @@ GraphResult GraphRun::Run(const std::string& fingerprint, const std::atomic<int>
     });
     Write write(g, flow::unlimited, [&](OutputTile* tile, Write::gateway_type& gateway) {
       gateway.reserve_wait();
-      writer_.Submit(tile, [&gateway](OutputTile* written) {
-        gateway.try_put(written);
+      writer_.Submit(tile, [this, &gateway](OutputTile* written) {
+        if (written->draft) GiveDraft(written);
+        else gateway.try_put(written);
         gateway.release_wait();
       });
     });
@@ -197,6 +220,9 @@ GraphResult GraphRun::Run(const std::string& fingerprint, const std::atomic<int>
     flow::make_edge(flow::output_port<0>(route), accumulate);
     flow::make_edge(flow::output_port<1>(route), claim);
     flow::make_edge(flow::output_port<2>(route), order);
+    flow::make_edge(flow::output_port<3>(route), draft);
+    flow::make_edge(flow::output_port<0>(draft), settle);
+    flow::make_edge(settle, write);
     flow::make_edge(claim, order);
     flow::make_edge(flow::output_port<0>(order), accumulate);
     flow::make_edge(flow::output_port<1>(order), queue);
@@ -208,7 +234,10 @@ GraphResult GraphRun::Run(const std::string& fingerprint, const std::atomic<int>
     flow::make_edge(write, buffers);
 
     writer_.Start([this](std::exception_ptr error) { Fail(error); }, [this](ScopeRun* run) { Retire(run); });
-    for (OutputTile& tile : writer_.tiles()) buffers.try_put(&tile);
+    for (OutputTile& tile : writer_.tiles()) {
+      if (tile.draft) free_drafts_.push_back(&tile);
+      else buffers.try_put(&tile);
+    }
     read.try_put(flow::continue_msg());
     g.wait_for_all();
     io_thread.join();
@@ -231,6 +260,7 @@ void GraphRun::Fail(std::exception_ptr error) {
   }
   failed_ = true;
   budget_.Cancel();
+  draft_tokens_.Cancel();
   writer_.Abandon();
   std::lock_guard lock(mutex_);
   for (const auto& run : scopes_) run->Cancel();
@@ -239,29 +269,49 @@ void GraphRun::Fail(std::exception_ptr error) {
 // --- the I/O thread ---------------------------------------------------------------------------------------
 
 void GraphRun::ReadAll(Read::gateway_type& gateway) {
-  for (const PlannedScope& scope : plan_.scopes) {
-    if (scope.elements == 0) continue;
-    const std::shared_ptr<ScopeRun> run = StartScope(scope);
-    if (run == nullptr) return;
-    const uint32_t rounds = scope.resident ? 1 : scope.rounds;
-    for (uint32_t r = 0; r < rounds; ++r) {
-      {
-        StallTimer stall(progress_.of(Stage::kRead));
-        if (!run->WaitForRound(r)) return;
-      }
-      if (!ReadRound(run.get(), gateway)) return;
+  for (const PlannedScope& scope : plan_.scopes)
+    if (scope.elements > 0 && !ReadScope(scope, false, gateway)) return;
+  for (const auto& run : drafted_) {
+    {
+      StallTimer stall(progress_.of(Stage::kRead));
+      if (run->WaitForDraft()) continue;
     }
+    if (failed_ || !ReadScope(run->scope(), true, gateway)) return;
+  }
+}
+
+// False when the run has failed.
+bool GraphRun::ReadScope(const PlannedScope& scope, bool anew, Read::gateway_type& gateway) {
+  const std::shared_ptr<ScopeRun> run = StartScope(scope, anew);
+  if (run == nullptr) return false;
+  std::erase_if(drafted_, [](const auto& drafted) { return drafted->DraftSettled(); });
+  if (scope.approach == Approach::kDraft && !anew) drafted_.push_back(run);
+  if (run->spec().sample && !run->resident()) {
+    {
+      StageTimer timer(progress_.of(Stage::kRead));
+      SampleScope(plan_, &files_, run.get());
+    }
+    FinishStatistics(run.get());
+  }
+  for (;;) {
+    const uint32_t round = run->round();
+    const bool last = run->merging() || run->drafting() || run->resident();
+    if (!ReadRound(run.get(), gateway)) return false;
+    if (last) return true;
+    StallTimer stall(progress_.of(Stage::kRead));
+    if (!run->WaitForRound(round + 1)) return false;
   }
 }
 
 // Null when the run has failed.
-std::shared_ptr<ScopeRun> GraphRun::StartScope(const PlannedScope& scope) {
+std::shared_ptr<ScopeRun> GraphRun::StartScope(const PlannedScope& scope, bool anew) {
   const uint64_t bytes = scope.statistics_bytes * plan_.memory.accumulators + scope.sums_bytes;
   {
     StallTimer stall(progress_.of(Stage::kRead));
     if (!budget_.Take(bytes)) return nullptr;
+    if (scope.approach == Approach::kDraft && !anew && !draft_tokens_.Take(TilesOf(scope))) return nullptr;
   }
-  auto run = std::make_shared<ScopeRun>(plan_, scope, &candidates_);
+  auto run = std::make_shared<ScopeRun>(plan_, scope, anew);
   run->taken = bytes;
   {
     std::lock_guard lock(mutex_);
@@ -310,7 +360,7 @@ bool GraphRun::ReadTile(ScopeRun* run, uint32_t slot, uint64_t first, uint64_t o
     });
   }
   CheckInputs();
-  if (run->scope().resident) run->tiles.push_back(work);
+  if (run->resident()) run->tiles.push_back(work);
   gateway.try_put(work);
   return !failed_;
 }
@@ -350,6 +400,7 @@ void GraphRun::Release(TileWork* work, bool last_use) {
 
 void GraphRun::RouteTile(TileWork* work, Route::output_ports_type& ports) {
   if (work->scope->spec().ordered) std::get<1>(ports).try_put(work);
+  else if (work->scope->drafting()) std::get<3>(ports).try_put(work);
   else if (work->scope->merging()) std::get<2>(ports).try_put(work);
   else std::get<0>(ports).try_put(work);
 }
@@ -374,13 +425,16 @@ void GraphRun::AccumulateTile(TileWork* work, Accumulate::output_ports_type& por
       Worker* worker = TakeWorker();
       Accumulator* accumulator = run->TakeAccumulator();
       const Coefficients& c = plan_.coefficients[plan_.tensors[work->tensor].coefficients];
-      run->merger()->Accumulate(run->round(), c, LanesOf(*work, worker), work->claims.data(), worker->scratch,
-                                accumulator, run->SumsOf(work->slot));
+      if (run->spec().sample)
+        SampleTile(*work, worker, accumulator);
+      else
+        run->merger()->Accumulate(run->round(), c, LanesOf(*work, worker), work->claims.data(), worker->scratch,
+                                  accumulator, run->SumsOf(work->slot));
       run->GiveAccumulator(accumulator);
       workers_.Give(worker);
       progress_.of(Stage::kStatistics).bytes += MappedBytes(*work);
     }
-    if (!run->scope().resident) Release(work, false);
+    if (!run->resident()) Release(work, false);
     if (!run->TileDone()) return;
     FinishStatistics(run.get());
     for (TileWork* tile : run->tiles) std::get<0>(ports).try_put(tile);
@@ -389,16 +443,114 @@ void GraphRun::AccumulateTile(TileWork* work, Accumulate::output_ports_type& por
 
 void GraphRun::FinishStatistics(ScopeRun* run) {
   StageTimer timer(progress_.of(Stage::kStatistics));
-  if (run->FinishRound()) budget_.Give(std::exchange(run->taken, 0));
+  run->FinishRound();
+  if (run->merging() || run->drafting()) budget_.Give(std::exchange(run->taken, 0));
+}
+
+// Short runs of a resident tile.
+void GraphRun::SampleTile(const TileWork& work, Worker* worker, Accumulator* accumulator) {
+  const LaneTile tile = LanesOf(work, worker);
+  const Coefficients& c = plan_.coefficients[plan_.tensors[work.tensor].coefficients];
+  ForEachSampleRun(plan_.tensors[work.tensor].elements, tile.first, tile.count, [&](uint64_t first, size_t lanes) {
+    LaneTile run = tile;
+    const auto skip = [&](EncodedLanes& source) {
+      if (source.bytes != nullptr) source.bytes += (first - tile.first) * static_cast<uint64_t>(LaneBytes(source.type));
+    };
+    run.first = first, run.count = lanes;
+    skip(run.base);
+    for (size_t m = 0; m < tile.models.size(); ++m) worker->run_lanes[m] = tile.models[m], skip(worker->run_lanes[m]);
+    run.models = worker->run_lanes;
+    work.scope->merger()->Accumulate(work.scope->round(), c, run, nullptr, worker->scratch, accumulator, {});
+  });
+}
+
+// --- drafts -----------------------------------------------------------------------------------------------
+
+OutputTile* GraphRun::TakeDraft() {
+  std::lock_guard lock(mutex_);
+  OutputTile* const tile = free_drafts_.back();
+  free_drafts_.pop_back();
+  return tile;
+}
+
+void GraphRun::GiveDraft(OutputTile* tile) {
+  {
+    std::lock_guard lock(mutex_);
+    free_drafts_.push_back(tile);
+  }
+  draft_tokens_.Give(1);
+}
+
+void GraphRun::DraftTile(TileWork* work, Draft::output_ports_type& ports) {
+  Guarded([&] {
+    const std::shared_ptr<ScopeRun> run = work->scope->shared_from_this();
+    const PlannedTensor& tensor = plan_.tensors[work->tensor];
+    DraftedTile& drafted = run->drafts[work->order];
+    drafted.output = TakeDraft();
+    Place(*work, drafted.output);
+    {
+      StageTimer timer(progress_.of(Stage::kMerge));
+      Worker* worker = TakeWorker();
+      drafted.open = OpenElements(&open_, plan_.models.size());
+      if (!run->merger()->Draft(plan_.coefficients[tensor.coefficients], LanesOf(*work, worker), worker->scratch,
+                                tensor.type, drafted.output->data, &drafted.open, &drafted.counts))
+        run->DraftFailed();
+      workers_.Give(worker);
+      progress_.of(Stage::kMerge).bytes += MappedBytes(*work);
+    }
+    Release(work, true);
+    if (run->TileDone()) FinishDraft(run.get(), ports);
+  });
+}
+
+void GraphRun::FinishDraft(ScopeRun* run, Draft::output_ports_type& ports) {
+  StageTimer timer(progress_.of(Stage::kStatistics));
+  const bool settled = run->FinishDraft();
+  for (DraftedTile& tile : run->drafts) {
+    if (settled) {
+      std::get<0>(ports).try_put(tile.output);
+    } else {
+      tile.open.Clear();
+      GiveDraft(tile.output);
+    }
+  }
+  if (!settled) Retire(run);
+}
+
+void GraphRun::SettleTile(OutputTile* out) {
+  StageTimer timer(progress_.of(Stage::kMerge));
+  const PlannedTensor& tensor = plan_.tensors[out->tensor];
+  DraftedTile& drafted = out->scope->drafts[out->order];
+  Worker* worker = TakeWorker();
+  const uint64_t first = out->begin / static_cast<uint64_t>(LaneBytes(tensor.type));
+  out->scope->merger()->Settle(plan_.coefficients[tensor.coefficients], drafted.open, first, worker->scratch, tensor.type,
+                               out->data, &drafted.counts);
+  workers_.Give(worker);
+  drafted.open.Clear();
+  Count(drafted.counts);
+}
+
+// --- merging ----------------------------------------------------------------------------------------------
+
+// Where a tile's output goes.
+void GraphRun::Place(const TileWork& work, OutputTile* out) const {
+  const auto bits = static_cast<uint64_t>(DTypeBits(plan_.tensors[work.tensor].type));
+  out->scope = work.scope;
+  out->tensor = work.tensor;
+  out->order = work.order;
+  out->begin = work.first * bits / 8;
+  out->bytes = work.count * bits / 8;
+}
+
+void GraphRun::Count(const MergeCounts& counts) {
+  std::lock_guard lock(mutex_);
+  counts_.conflicts += counts.conflicts;
+  counts_.non_finite.nan += counts.non_finite.nan;
+  counts_.non_finite.inf += counts.non_finite.inf;
 }
 
 void GraphRun::MergeTile(TileWork* work, OutputTile* out) {
   const PlannedTensor& tensor = plan_.tensors[work->tensor];
-  ScopeRun* const run = work->scope;
-  out->tensor = work->tensor;
-  out->order = work->order;
-  out->begin = work->first * static_cast<uint64_t>(DTypeBits(tensor.type)) / 8;
-  out->bytes = work->count * static_cast<uint64_t>(DTypeBits(tensor.type)) / 8;
   {
     StageTimer timer(progress_.of(Stage::kMerge));
     if (work->scope->is_copy()) {
@@ -409,15 +561,12 @@ void GraphRun::MergeTile(TileWork* work, OutputTile* out) {
       work->scope->merger()->Merge(plan_.coefficients[tensor.coefficients], LanesOf(*work, worker), work->claims.data(),
                                    worker->scratch, tensor.type, out->data, &counts);
       workers_.Give(worker);
-      std::lock_guard lock(mutex_);
-      counts_.conflicts += counts.conflicts;
-      counts_.non_finite.nan += counts.non_finite.nan;
-      counts_.non_finite.inf += counts.non_finite.inf;
+      Count(counts);
     }
     progress_.of(Stage::kMerge).bytes += MappedBytes(*work);
   }
+  Place(*work, out);
   Release(work, true);
-  out->scope = run;
 }
 
 // Integers and booleans: equal everywhere, or there is no right answer.
@@ -444,7 +593,7 @@ void GraphRun::CopyTile(const TileWork& work, std::byte* out) {
 // All tiles of a scope are written.
 void GraphRun::Retire(ScopeRun* run) {
   std::lock_guard lock(mutex_);
-  if (run->merger() != nullptr && run->scope().rounds > 1) {
+  if (run->merger() != nullptr && run->scope().rounds > 1 && !run->failed_draft()) {
     entries_ += run->merger()->entries();
     kept_ += run->merger()->kept();
   }

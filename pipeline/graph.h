@@ -2,14 +2,19 @@
 //
 //   read ─► route ─┬─► accumulate ─► (the last tile of a round: the scope's next round) ─► route
 //  (I/O thread)    ├─► claim ─► order ─► accumulate            rounds that hand out quota in index order
-//                  └───────────► order ─► queue ─┐
-//                                                join ─► merge ─► write ─► buffers
-//                                     buffers ───┘             (writer thread)
+//                  ├─► draft ─► (the last tile of the scope: its thresholds) ─► settle ──┐
+//                  └───────────► order ─► queue ─┐                                       │
+//                                                join ─► merge ───────────────────────► write ─► buffers
+//                                     buffers ───┘                                 (writer thread)
 //
 // The I/O thread touches tiles in the order of the plan, after taking their bytes from the budget; workers therefore
 // see resident pages only. A scope that fits stays resident through all its rounds; a larger one is read once per
 // round. Output buffers are tokens: a tile is merged only once it has one, and tiles get them in order, so that the
 // writer, which needs each tensor's tiles in order for the checksum, never waits for a tile that waits for a buffer.
+//
+// A scope that is drafted is read once. It has tokens of its own, which the I/O thread takes for all its tiles at once,
+// in the order of the plan, and which wait until the scope's last tile is drafted. Should its sample mislead (one in
+// some hundred does) it starts anew, streamed, when the I/O thread has read the others.
 //
 // Messages are pointers. The bytes stay in the maps; a merged tile's bytes are in its token.
 #pragma once

@@ -9,8 +9,12 @@ namespace braid {
 
 OutputWriter::OutputWriter(const Plan& plan, const std::vector<std::string>& shard_paths, Progress* progress)
     : plan_(plan), progress_(*progress), sums_(plan.tensors.size(), XXH3_128bits(nullptr, 0)),
-      memory_(new std::byte[plan.memory.buffer_bytes * plan.memory.buffers]), tiles_(plan.memory.buffers) {
-  for (size_t i = 0; i < tiles_.size(); ++i) tiles_[i].data = memory_.get() + i * plan.memory.buffer_bytes;
+      memory_(new std::byte[plan.memory.buffer_bytes * (plan.memory.buffers + plan.memory.drafts)]),
+      tiles_(plan.memory.buffers + plan.memory.drafts) {
+  for (size_t i = 0; i < tiles_.size(); ++i) {
+    tiles_[i].data = memory_.get() + i * plan.memory.buffer_bytes;
+    tiles_[i].draft = i >= plan.memory.buffers;
+  }
   // All shards at once: a disk that is too small shows now.
   for (size_t i = 0; i < plan.shards.size(); ++i)
     shards_.push_back(std::make_unique<ShardWriter>(shard_paths[i], plan.shards[i].bytes));

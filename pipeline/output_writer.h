@@ -33,6 +33,7 @@ struct OutputTile {
   uint64_t order = 0;        // among the scope's tiles
   uint64_t begin = 0;        // within the tensor's bytes
   uint64_t bytes = 0;
+  bool draft = false;        // one of those that wait for thresholds
 };
 
 class OutputWriter {

@@ -24,7 +24,7 @@ Plan MakePlan(Recipe recipe, const PlanOptions& options) {
   return plan;
 }
 
-std::unique_ptr<Merger> Plan::MakeMerger(const PlannedScope& scope, CandidatePool* pool) const {
+std::unique_ptr<Merger> Plan::MakeMerger(const PlannedScope& scope, Approach approach) const {
   Coefficients shared = coefficients[tensors[scope.tensors.front()].coefficients];
   if (model_scope) {
     // A weight may differ from tensor to tensor; statistics only ask whether it is zero everywhere.
@@ -34,7 +34,7 @@ std::unique_ptr<Merger> Plan::MakeMerger(const PlannedScope& scope, CandidatePoo
         if (const double w = coefficients[tensors[t].coefficients].model[m][static_cast<size_t>(weight)]; w != 0)
           shared.model[m][static_cast<size_t>(weight)] = w;
   }
-  return NewMerger(*method, shared, scope.elements, pool);
+  return NewMerger(*method, shared, scope.elements, approach);
 }
 
 namespace {
@@ -101,7 +101,7 @@ Json PlanToJson(const Plan& plan) {
   const MemoryPlan& m = plan.memory;
   out["memory"] = {{"budget", m.budget}, {"least", m.least}, {"threads", m.threads}, {"catalogue", m.catalogue},
                    {"scratch", m.scratch}, {"tile_elements", m.tile_elements}, {"buffers", m.buffers},
-                   {"buffer_bytes", m.buffer_bytes}, {"accumulators", m.accumulators}, {"candidates", m.candidates}, {"pool", m.pool}};
+                   {"buffer_bytes", m.buffer_bytes}, {"accumulators", m.accumulators}, {"drafts", m.drafts}, {"open", m.open}, {"pool", m.pool}};
   out["warnings"] = plan.warnings;
   const Json layout = LayoutToJson(plan);
   for (const char* key : {"sources", "shards", "coefficients", "tensors"})

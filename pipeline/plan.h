@@ -25,6 +25,10 @@ struct PlanOptions {
   uint64_t shard_bytes = 5'000'000'000;       // decimal, as the Hub counts
   bool single_file = false;                   // one shard, whatever its size
   uint64_t tile_elements = 0;                 // 0: chosen from the budget; for tests
+  // When a sample pays; tests set them lower. For fewer elements two histograms are quicker; to read short runs of
+  // files costs as much as reading so many bytes of all sources once more.
+  uint64_t least_sampled = 1 << 17;
+  uint64_t least_spread_sample = 256 << 20;
 };
 
 // One source's elements of a tensor. `checkpoint` < 0: this source takes no part.
@@ -63,8 +67,9 @@ struct PlannedShard {
 struct PlannedScope {
   std::vector<uint32_t> tensors;    // in the order of processing: of the file, or (model scope) of the names
   uint64_t elements = 0;
-  uint32_t rounds = 1;              // statistics and the merge, if streamed
-  bool resident = false;            // its tiles stay mapped from the first round to the last
+  Approach approach = Approach::kPlain;
+  uint32_t rounds = 1;              // statistics and the merge
+  bool resident = false;            // its tiles stay mapped from the first round to the last that needs them
   uint64_t statistics_bytes = 0;    // one accumulator of its largest round
   uint64_t sums_bytes = 0;
 };
@@ -80,7 +85,8 @@ struct MemoryPlan {
   uint32_t buffers = 0;             // output tiles in flight
   uint64_t buffer_bytes = 0;        // of one
   uint32_t accumulators = 1;        // per scope in progress
-  uint64_t candidates = 0;          // for selection in one pass, shared by all scopes
+  uint32_t drafts = 0;              // output tiles that wait for thresholds
+  uint64_t open = 0;                // for the open elements of drafts
   uint64_t pool = 0;                // what remains for mapped tiles and accumulators
 };
 
@@ -116,8 +122,7 @@ struct Plan {
     return checkpoints[static_cast<size_t>(source.checkpoint)].tensors[source.tensor].info;
   }
   // The merger of a scope; the same every time.
-  // `pool`: for a resident scope, memory for selection in one pass; otherwise null.
-  std::unique_ptr<Merger> MakeMerger(const PlannedScope& scope, CandidatePool* pool = nullptr) const;
+  std::unique_ptr<Merger> MakeMerger(const PlannedScope& scope, Approach approach) const;
 };
 
 // Throws Error: kUsage (recipe, missing sources), kBadInput, kIncompatible, kMemory (budget too small).

@@ -1,8 +1,11 @@
 // Rounds, bytes, and how the budget is spent.
 //
-// Fixed parts first: catalogues and plan, lane buffers of the workers, output buffers. What remains is the pool that
-// tiles (mapped ranges of the sources) and accumulators are taken from while the graph runs. A tile is as large as
+// Fixed parts first: catalogues and plan, lane buffers of the workers, output buffers, room for drafts. What remains is
+// the pool that tiles (ranges of the sources) and accumulators are taken from while the graph runs. A tile is as large as
 // lets every worker have two in flight, up to 2^20 elements: beyond that nothing gets faster.
+//
+// A tensor whose merged elements fit the room for drafts is read once. If all its sources fit the pool, they stay until
+// the sample is taken; otherwise the sample is read beforehand, in short runs, which pays for large tensors only.
 
 #include <fmt/format.h>
 
@@ -16,8 +19,11 @@ namespace braid {
 namespace {
 
 constexpr uint64_t kLargestTile = 16 * kReductionBlock;
-constexpr uint64_t kMostCandidateBytes = uint64_t{256} << 20;
-constexpr uint64_t kSelectionTables = 4 * kLowBins * sizeof(uint32_t);  // ops/bracket.cc, per thread
+// What selection needs beside accumulators, per thread: ops/bracket.cc and ops/task_vector_draft.cc.
+constexpr uint64_t kSelectionTables = kHighBins * sizeof(uint32_t) + (128 << 10);
+// Entries that a bracket leaves open: 1 % hold three standard deviations of a sample of kSampleLanes, and some more for
+// rows that differ (measured on synthetic fine-tunes: 0.7 to 1.1 %).
+constexpr double kOpenShare = 0.012;
 constexpr uint64_t kPage = 4096;
 constexpr uint64_t kMostMaps = 16'384;
 constexpr uint64_t kHistogramRow = kLowBins * sizeof(uint64_t);  // totals of one model while a round finishes
@@ -46,15 +52,111 @@ uint64_t BufferBytes(const Plan& plan, uint64_t tile_elements) {
   return bytes;
 }
 
-void MarkResidentScopes(Plan* plan) {
-  for (PlannedScope& scope : plan->scopes) {
-    if (scope.rounds == 1 || scope.tensors.size() != 1) continue;
-    const PlannedTensor& tensor = plan->tensors[scope.tensors.front()];
-    const uint64_t tiles = (tensor.elements + plan->memory.tile_elements - 1) / plan->memory.tile_elements;
-    const uint64_t needed = tiles * TileCost(*plan, tensor, plan->memory.tile_elements) +
-                            scope.statistics_bytes * plan->memory.accumulators + scope.sums_bytes;
-    scope.resident = needed <= plan->memory.pool / 2;  // half, so that the next one is read meanwhile
+// What a scope asks for with one approach.
+struct ScopeNeeds {
+  uint32_t rounds = 1;
+  uint64_t accumulator = 0;   // the largest
+  uint64_t sums = 0;
+  bool drafts = false, samples = false;
+};
+
+ScopeNeeds NeedsOf(const Plan& plan, const PlannedScope& scope, Approach approach) {
+  const std::unique_ptr<Merger> merger = plan.MakeMerger(scope, approach);
+  ScopeNeeds needs{.rounds = static_cast<uint32_t>(merger->statistics_rounds() + 1)};
+  uint64_t blocks = 0;
+  for (uint32_t t : scope.tensors) blocks += (plan.tensors[t].elements + kReductionBlock - 1) / kReductionBlock;
+  for (uint32_t r = 0; r + 1 < needs.rounds; ++r) {
+    const RoundSpec spec = merger->round(r);
+    needs.accumulator = std::max<uint64_t>(needs.accumulator, spec.accumulator_bytes);
+    needs.sums = std::max<uint64_t>(needs.sums, spec.sums * blocks * sizeof(double));
+    needs.drafts |= spec.draft;
+    needs.samples |= spec.sample;
   }
+  if (needs.rounds > 1) needs.sums += kHistogramRow;
+  return needs;
+}
+
+uint64_t TilesOf(const Plan& plan, const PlannedTensor& tensor) {
+  return (tensor.elements + plan.memory.tile_elements - 1) / plan.memory.tile_elements;
+}
+
+uint64_t SourceBytes(const Plan& plan, const PlannedTensor& tensor) {
+  uint64_t bytes = tensor.base.present() ? plan.Info(tensor.base).bytes : 0;
+  for (const TensorSource& source : tensor.models)
+    if (source.present()) bytes += plan.Info(source).bytes;
+  return bytes;
+}
+
+// For open elements of one drafted tensor.
+uint64_t OpenBytes(const Plan& plan, const PlannedTensor& tensor) {
+  const uint64_t models = plan.models.size(), chunk = OpenChunk::Bytes(models + 1);
+  const double share = std::min(1.0, kOpenShare * static_cast<double>(models));
+  const auto elements = static_cast<uint64_t>(share * static_cast<double>(tensor.elements));
+  const uint64_t selected = elements / std::max<uint64_t>(models, 1) * sizeof(uint64_t);   // one model at a time
+  return (elements / OpenChunk::kElements + TilesOf(plan, tensor)) * chunk + selected;
+}
+
+// Tensors that could be drafted if there is room.
+std::vector<PlannedScope*> DraftableScopes(Plan* plan, const PlanOptions& options) {
+  std::vector<PlannedScope*> scopes;
+  for (PlannedScope& scope : plan->scopes)
+    if (scope.tensors.size() == 1 && scope.rounds > 1 && scope.elements >= options.least_sampled &&
+        NeedsOf(*plan, scope, Approach::kDraft).drafts)
+      scopes.push_back(&scope);
+  return scopes;
+}
+
+// Room for the largest tensor that leaves a quarter of the pool, or for three of them, so that one is read and another
+// written meanwhile.
+void PlanDrafts(Plan* plan, const std::vector<PlannedScope*>& scopes, uint64_t spare) {
+  MemoryPlan& m = plan->memory;
+  uint64_t buffers = 0, open = 0;
+  for (const PlannedScope* scope : scopes) {
+    const PlannedTensor& tensor = plan->tensors[scope->tensors.front()];
+    const uint64_t its_buffers = TilesOf(*plan, tensor), its_open = OpenBytes(*plan, tensor);
+    if (its_buffers * m.buffer_bytes + its_open > spare) continue;
+    if (its_buffers > buffers) buffers = its_buffers, open = its_open;
+  }
+  if (buffers == 0) return;
+  const uint64_t one = buffers * m.buffer_bytes + open;
+  const uint64_t times_in_tenths = std::clamp<uint64_t>(spare * 10 / one, 10, 30);
+  m.drafts = static_cast<uint32_t>(buffers * times_in_tenths / 10);
+  m.open = open * times_in_tenths / 10;
+  // Where there is plenty, also for entries that are less alike than usual.
+  m.open = std::max(m.open, std::min(4 * m.open, (spare - m.drafts * m.buffer_bytes) / 4));
+  m.pool -= m.drafts * m.buffer_bytes + m.open;
+}
+
+// How each scope finds its thresholds, and whether its sources stay meanwhile.
+void ChooseApproaches(Plan* plan, const PlanOptions& options, const std::vector<PlannedScope*>& draftable) {
+  const MemoryPlan& m = plan->memory;
+  const auto use = [&](PlannedScope* scope, Approach approach) {
+    const ScopeNeeds needs = NeedsOf(*plan, *scope, approach);
+    if (!needs.samples || needs.accumulator * m.accumulators > m.pool / 4) return;
+    scope->approach = approach;
+    scope->rounds = needs.rounds;
+    scope->statistics_bytes = std::max(scope->statistics_bytes, needs.accumulator);
+  };
+  for (PlannedScope& scope : plan->scopes) {
+    if (scope.rounds == 1 || scope.elements < options.least_sampled) continue;
+    if (scope.tensors.size() > 1) use(&scope, Approach::kSampled);
+  }
+  const auto resident = [&](const PlannedScope& scope) {   // and a third to read the next one meanwhile
+    const PlannedTensor& tensor = plan->tensors[scope.tensors.front()];
+    const uint64_t needed = TilesOf(*plan, tensor) * TileCost(*plan, tensor, m.tile_elements) +
+                            scope.statistics_bytes * m.accumulators + scope.sums_bytes;
+    return needed <= m.pool / 3 * 2;
+  };
+  const auto spread_sample_pays = [&](const PlannedScope& scope) {
+    return SourceBytes(*plan, plan->tensors[scope.tensors.front()]) >= options.least_spread_sample;
+  };
+  for (PlannedScope* scope : draftable) {
+    const PlannedTensor& tensor = plan->tensors[scope->tensors.front()];
+    const bool fits = TilesOf(*plan, tensor) <= m.drafts && OpenBytes(*plan, tensor) <= m.open;
+    if (fits && (resident(*scope) || spread_sample_pays(*scope))) use(scope, Approach::kDraft);
+    else if (!resident(*scope) && spread_sample_pays(*scope)) use(scope, Approach::kSampled);
+  }
+  for (PlannedScope& scope : plan->scopes) scope.resident = scope.rounds > 1 && scope.tensors.size() == 1 && resident(scope);
 }
 
 uint64_t BytesOf(const Plan& plan, const TensorSource& source) {
@@ -68,20 +170,25 @@ void CountBytes(Plan* plan) {
   for (const PlannedScope& scope : plan->scopes) {
     const PlannedTensor& first = plan->tensors[scope.tensors.front()];
     const bool copy = first.action == TensorAction::kCopy;
-    const std::unique_ptr<Merger> merger = copy ? nullptr : plan->MakeMerger(scope);
-    if (totals.read_per_round.size() < scope.rounds) totals.read_per_round.resize(scope.rounds);
+    const std::unique_ptr<Merger> merger = copy ? nullptr : plan->MakeMerger(scope, scope.approach);
+    // A sample is next to nothing, and what was drafted is not read for the merge.
+    std::vector<uint32_t> rounds;
+    for (uint32_t r = 0; r < scope.rounds; ++r)
+      if (copy || (!merger->round(r).sample && (r == 0 || !merger->round(r - 1).draft))) rounds.push_back(r);
+    const auto reads = static_cast<uint32_t>(rounds.size());
+    if (totals.read_per_round.size() < reads) totals.read_per_round.insert(totals.read_per_round.begin(), reads - totals.read_per_round.size(), 0);
     for (uint32_t index : scope.tensors) {
       const PlannedTensor& tensor = plan->tensors[index];
       totals.parameters += tensor.elements;
       (copy ? totals.copied : totals.merged) += 1;
       if (!copy) totals.merged_elements += tensor.elements;
       uint64_t largest_round = 0, all_rounds = 0;
-      for (uint32_t r = 0; r < scope.rounds; ++r) {
+      for (uint32_t i = 0; i < reads; ++i) {
         uint64_t bytes = 0;
         for (size_t m = 0; m < tensor.models.size(); ++m)
-          if (copy || merger->Reads(r, m, plan->coefficients[tensor.coefficients])) bytes += BytesOf(*plan, tensor.models[m]);
-        if (bytes > 0 || r + 1 == scope.rounds) bytes += BytesOf(*plan, tensor.base);
-        if (!scope.resident) totals.read_per_round[r + totals.read_per_round.size() - scope.rounds] += bytes;
+          if (copy || merger->Reads(rounds[i], m, plan->coefficients[tensor.coefficients])) bytes += BytesOf(*plan, tensor.models[m]);
+        if (bytes > 0 || i + 1 == reads) bytes += BytesOf(*plan, tensor.base);
+        if (!scope.resident) totals.read_per_round[i + totals.read_per_round.size() - reads] += bytes;
         largest_round = std::max(largest_round, bytes);
         all_rounds += bytes;
       }
@@ -123,17 +230,10 @@ void PlanScopes(Plan* plan) {
   }
   for (PlannedScope& scope : plan->scopes) {
     if (plan->tensors[scope.tensors.front()].action == TensorAction::kCopy) continue;
-    const std::unique_ptr<Merger> merger = plan->MakeMerger(scope);
-    scope.rounds = static_cast<uint32_t>(merger->statistics_rounds() + 1);
-    uint64_t blocks = 0;  // of the largest tensor: sums are kept per tensor while it is read
-    for (uint32_t t : scope.tensors)
-      blocks += (plan->tensors[t].elements + kReductionBlock - 1) / kReductionBlock;
-    for (uint32_t r = 0; r + 1 < scope.rounds; ++r) {
-      const RoundSpec spec = merger->round(r);
-      scope.statistics_bytes = std::max<uint64_t>(scope.statistics_bytes, spec.accumulator_bytes);
-      scope.sums_bytes = std::max<uint64_t>(scope.sums_bytes, spec.sums * blocks * sizeof(double));
-    }
-    if (scope.rounds > 1) scope.sums_bytes += kHistogramRow;
+    const ScopeNeeds needs = NeedsOf(*plan, scope, Approach::kPlain);
+    scope.rounds = needs.rounds;
+    scope.statistics_bytes = needs.accumulator;
+    scope.sums_bytes = needs.sums;
   }
 }
 
@@ -180,12 +280,10 @@ void PlanMemory(Plan* plan, const PlanOptions& options) {
     throw Error(ErrorCode::kMemory, "these tiles do not fit the budget");
   m.accumulators = accumulator == 0 ? 1
                                     : static_cast<uint32_t>(std::clamp<uint64_t>((m.pool - for_tiles) / 2 / accumulator, 1, threads));
-  if (accumulator > 0) {  // some scope has statistics; what they and two tiles do not need may hold candidates
-    const uint64_t spare = m.pool - for_tiles - accumulator * m.accumulators;
-    m.candidates = std::min(spare / 6, kMostCandidateBytes);
-    m.pool -= m.candidates;
-  }
-  MarkResidentScopes(plan);
+  const std::vector<PlannedScope*> draftable = DraftableScopes(plan, options);
+  const uint64_t spare = m.pool - for_tiles - accumulator * m.accumulators;
+  PlanDrafts(plan, draftable, std::min(spare, m.pool / 4 * 3));
+  ChooseApproaches(plan, options, draftable);
   CountBytes(plan);
 }
 

@@ -11,9 +11,10 @@ uint64_t BlocksOf(const PlannedTensor& tensor) { return (tensor.elements + kRedu
 
 }  // namespace
 
-ScopeRun::ScopeRun(const Plan& plan, const PlannedScope& scope, CandidatePool* pool) : plan_(plan), scope_(scope) {
+ScopeRun::ScopeRun(const Plan& plan, const PlannedScope& scope, bool anew)
+    : plan_(plan), scope_(scope), resident_(scope.resident && !anew) {
   if (plan.tensors[scope.tensors.front()].action == TensorAction::kMerge)
-    merger_ = plan.MakeMerger(scope, scope.resident ? pool : nullptr);
+    merger_ = plan.MakeMerger(scope, anew ? Approach::kPlain : scope.approach);
   BeginRound();
 }
 
@@ -22,14 +23,14 @@ bool ScopeRun::ReadsModel(uint32_t tensor, size_t model) const {
   if (!planned.models[model].present()) return false;
   if (is_copy()) return true;
   const Coefficients& c = plan_.coefficients[planned.coefficients];
-  if (!scope_.resident) return merger_->Reads(round_, model, c);
+  if (!resident_) return merger_->Reads(round_, model, c);
   for (size_t r = 0; r <= merger_->statistics_rounds(); ++r)
     if (merger_->Reads(r, model, c)) return true;
   return false;
 }
 
 bool ScopeRun::ReadsTensor(uint32_t tensor) const {
-  if (merging() || scope_.resident) return true;
+  if (merging() || resident_) return true;
   for (size_t m = 0; m < plan_.models.size(); ++m)
     if (ReadsModel(tensor, m)) return true;
   return false;
@@ -57,7 +58,8 @@ void ScopeRun::BeginRound() {
   if (spec_.ordered)
     for (size_t m = 0; m < plan_.models.size(); ++m) quota_left_.push_back(merger_->Quota(m));
   remaining_ = TilesInRound();
-  if (merging()) unwritten = remaining_;
+  if (merging() || drafting()) unwritten = remaining_;
+  if (drafting()) drafts.resize(unwritten);
 }
 
 Accumulator* ScopeRun::TakeAccumulator() {
@@ -106,7 +108,7 @@ std::vector<double> ScopeRun::TotalSums() const {
   return totals;
 }
 
-bool ScopeRun::FinishRound() {
+void ScopeRun::FinishRound() {
   // A round without tiles (an empty tensor) has no accumulator to finish with.
   if (accumulators_.empty() && spec_.accumulator_bytes > 0) accumulators_.push_back(merger_->NewAccumulator(round_));
   for (size_t i = 1; i < accumulators_.size(); ++i) accumulators_[0]->Add(accumulators_[i].get());
@@ -115,7 +117,24 @@ bool ScopeRun::FinishRound() {
   ++round_;
   BeginRound();
   begun_.notify_all();
-  return merging();
+}
+
+bool ScopeRun::FinishDraft() {
+  std::vector<const OpenElements*> open;
+  for (const DraftedTile& tile : drafts) open.push_back(&tile.open);
+  const bool settled = !draft_failed_ && merger_->FinishDraft(open);
+  {
+    std::lock_guard lock(mutex_);
+    outcome_ = settled ? Outcome::kSettled : Outcome::kAnew;
+  }
+  begun_.notify_all();
+  return settled;
+}
+
+bool ScopeRun::WaitForDraft() {
+  std::unique_lock lock(mutex_);
+  begun_.wait(lock, [&] { return cancelled_ || outcome_ != Outcome::kNone; });
+  return outcome_ == Outcome::kSettled;
 }
 
 void ScopeRun::Grant(TileWork* work) {

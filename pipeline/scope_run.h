@@ -17,6 +17,15 @@ namespace braid {
 
 class ScopeRun;
 
+struct OutputTile;
+
+// A tile whose thresholds are not known yet.
+struct DraftedTile {
+  OutputTile* output = nullptr;
+  OpenElements open;
+  MergeCounts counts;
+};
+
 // One range of one output tensor on its way through the graph. Objects are recycled.
 struct TileWork {
   ScopeRun* scope = nullptr;
@@ -34,13 +43,16 @@ struct TileWork {
 // functions: whoever passes tiles on holds a reference of its own.
 class ScopeRun : public std::enable_shared_from_this<ScopeRun> {
  public:
-  ScopeRun(const Plan& plan, const PlannedScope& scope, CandidatePool* pool);
+  // `anew`: a draft did not come out; the scope is streamed, its thresholds found by histograms.
+  ScopeRun(const Plan& plan, const PlannedScope& scope, bool anew);
 
   const PlannedScope& scope() const { return scope_; }
+  bool resident() const { return resident_; }
   bool is_copy() const { return merger_ == nullptr; }
   Merger* merger() const { return merger_.get(); }
   uint32_t round() const { return round_; }
   bool merging() const { return is_copy() || round_ == merger_->statistics_rounds(); }
+  bool drafting() const { return spec_.draft; }
   const RoundSpec& spec() const { return spec_; }
 
   // Whether the current round reads anything of a tensor.
@@ -55,9 +67,20 @@ class ScopeRun : public std::enable_shared_from_this<ScopeRun> {
   void GiveAccumulator(Accumulator* accumulator);
   BlockSums SumsOf(uint32_t slot);
 
-  // Counts a tile of a statistics round as done; true for the last one, whose caller then calls FinishRound.
+  // Counts a tile of a round before the merge as done; true for the last one, whose caller then calls FinishRound, or
+  // FinishDraft.
   bool TileDone() { return remaining_.fetch_sub(1) == 1; }
-  bool FinishRound();  // true: the merge is next
+  void FinishRound();
+  bool FinishDraft();  // false: it has to start anew
+  void DraftFailed() { draft_failed_ = true; }
+  // Once FinishDraft is done.
+  bool failed_draft() const { return outcome_ == Outcome::kAnew; }
+  // The I/O thread waits here for the outcome of a draft; false: start anew (or cancelled).
+  bool WaitForDraft();
+  bool DraftSettled() {
+    std::lock_guard lock(mutex_);
+    return outcome_ == Outcome::kSettled;
+  }
 
   // Passes tiles on in order: takes one that is ready, calls `emit` for every tile whose turn it is, after handing
   // out its share of the quotas. Serial.
@@ -81,6 +104,7 @@ class ScopeRun : public std::enable_shared_from_this<ScopeRun> {
   void Cancel();
 
   std::vector<TileWork*> tiles;      // of a resident scope, in order
+  std::vector<DraftedTile> drafts;   // in order
   uint64_t taken = 0;                // bytes from the budget for statistics
   uint64_t unwritten = 0;            // tiles of the merge still to be written; the writer thread's
 
@@ -91,13 +115,16 @@ class ScopeRun : public std::enable_shared_from_this<ScopeRun> {
 
   const Plan& plan_;
   const PlannedScope& scope_;
+  bool resident_;
   std::unique_ptr<Merger> merger_;
+  std::atomic<bool> draft_failed_{false};
+  enum class Outcome { kNone, kSettled, kAnew } outcome_ = Outcome::kNone;   // of a draft
   uint32_t round_ = 0;
   RoundSpec spec_;
   std::atomic<uint64_t> remaining_{0};
 
   std::mutex mutex_;
-  std::condition_variable begun_, returned_;  // a round; an accumulator
+  std::condition_variable begun_, returned_;  // a round, or the outcome of a draft; an accumulator
   bool cancelled_ = false;
   uint32_t accumulators_made_ = 0;
   std::vector<std::unique_ptr<Accumulator>> accumulators_;

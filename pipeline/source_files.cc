@@ -1,12 +1,15 @@
 #include "pipeline/source_files.h"
 
 #include <algorithm>
+#include <mutex>
 
 namespace braid {
 
 struct SourceFiles::File {
   const Shard* shard = nullptr;
   std::unique_ptr<MappedFile> map;
+  std::once_flag spots_opened;
+  std::unique_ptr<SpotReader> spots;
   bool cached = false;  // when the merge began
   // Bytes per 8 MiB window that the merge round still has to read; a window is evicted when it reaches 0.
   std::vector<std::atomic<int64_t>> unread;
@@ -62,6 +65,13 @@ MappedWindow SourceFiles::Map(const TensorSource& source, uint64_t begin, uint64
   MappedWindow window = file.map->Map(plan_.Info(source).offset + begin, bytes);
   window.Touch(file.cached);
   return window;
+}
+
+void SourceFiles::ReadSpot(const TensorSource& source, uint64_t begin, uint64_t bytes, std::byte* out) {
+  File& file = FileOf(source);
+  std::call_once(file.spots_opened,
+                 [&] { file.spots = std::make_unique<SpotReader>(file.shard->path, file.shard->identity); });
+  file.spots->Read(plan_.Info(source).offset + begin, bytes, out);
 }
 
 void SourceFiles::Used(const TensorSource& source, uint64_t begin, uint64_t bytes) {

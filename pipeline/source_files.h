@@ -2,7 +2,7 @@
 // tile by tile and released behind the cursor; the page cache of what nobody reads again is given back, unless the
 // file was in the cache before the merge began: then somebody wants it there.
 //
-// Map is for the I/O thread; Release for any thread.
+// Map is for the I/O thread; ReadSpot and Used are for any thread.
 #pragma once
 
 #include <atomic>
@@ -22,6 +22,9 @@ class SourceFiles {
 
   // A window over bytes [begin, begin + bytes) of the source's tensor, made resident. Throws Error.
   MappedWindow Map(const TensorSource& source, uint64_t begin, uint64_t bytes);
+
+  // A few bytes from somewhere in the tensor, without readahead, apart from the maps' cursor. Throws Error.
+  void ReadSpot(const TensorSource& source, uint64_t begin, uint64_t bytes, std::byte* out);
 
   // The merge round has used these bytes: no later round reads them.
   void Used(const TensorSource& source, uint64_t begin, uint64_t bytes);

@@ -43,22 +43,21 @@ TEST(Kernels, CollectKeys) {
   ForEachTarget([&] {
     for (size_t n : test::Lengths()) {
       const std::vector<float> d = Padded(random, RandomLanes(random, n, test::kAllKinds[n % 4]));
-      const std::vector<float> zeros(n + kLanePadding);
-      std::vector<uint32_t> all(n), keys(n), indices(n);
+      std::vector<uint32_t> all(n), keys(n), places(n);
       StoreKeys(d.data(), n, all.data());
       for (size_t i = 0; i < n; ++i) ASSERT_EQ(all[i], reference::Key(d[i]));
       const auto any = [&] { return n == 0 ? 0u : all[random.Below(n)]; };
       for (auto [low, high] : {std::pair{0u, kNanKey}, std::pair{any(), any()}, std::pair{any(), any()}, std::pair{0u, 0u}}) {
         if (low > high) std::swap(low, high);
         uint64_t above = 5, expected_above = 5;
-        const size_t count = CollectKeys(DType::kF32, d.data(), zeros.data(), n, low, high, 1000, keys.data(), indices.data(), &above);
+        const size_t count = CollectKeys(d.data(), n, low, high, keys.data(), places.data(), &above);
         size_t expected = 0;
         for (size_t i = 0; i < n; ++i) {
           expected_above += all[i] > high;
           if (all[i] < low || all[i] > high) continue;
           ASSERT_LT(expected, count);
           ASSERT_EQ(keys[expected], all[i]);
-          ASSERT_EQ(indices[expected++], 1000 + i);
+          ASSERT_EQ(places[expected++], i);
         }
         ASSERT_EQ(count, expected);
         ASSERT_EQ(above, expected_above);
@@ -185,13 +184,16 @@ TEST(Kernels, MergeTaskVectors) {
         const Case c(random, n, kind);
         std::vector<float> room(c.num_models * kLanePadding), out(n + kLanePadding, 7.0f);
         VoteCounts counts{.conflicts = 5, .sign_sum = 11};
-        MergeTaskVectors(c.block, n, room.data(), out.data(), &counts);
+        std::vector<uint64_t> uncounted((n + 63) / 64, 0);
+        for (uint64_t& word : uncounted) word = random.Chance(0.5) ? 0 : random();
+        const bool all = random.Chance(0.5);
+        MergeTaskVectors(c.block, n, room.data(), out.data(), all ? nullptr : uncounted.data(), &counts);
         uint64_t conflicts = 5;
         for (size_t i = 0; i < n; ++i) {
           bool conflict = false;
           const float expected = reference::MergeElement(c.Rule(), c.base[i], c.Voters(i), &conflict);
           ASSERT_TRUE(SameLane(out[i], expected)) << n << " " << i << ": " << out[i] << " not " << expected;
-          conflicts += c.block.elect && conflict ? 1 : 0;
+          conflicts += c.block.elect && conflict && (all || (uncounted[i / 64] >> i % 64 & 1) == 0) ? 1 : 0;
         }
         ASSERT_EQ(counts.conflicts, conflicts);
       }
@@ -199,40 +201,102 @@ TEST(Kernels, MergeTaskVectors) {
   });
 }
 
-// Sources as they are encoded give what their lanes give, at odd addresses and without padding.
-TEST(Kernels, MergeEncodedTaskVectors) {
+// Open entries by the definition of OpenEntries.
+struct OpenReference {
+  std::vector<uint64_t> words, sure;
+
+  OpenReference(const Case& c, const std::vector<uint32_t>& sure_keys) : words((c.n + 63) / 64), sure(c.num_models) {
+    for (size_t i = 0; i < c.n; ++i)
+      for (size_t m = 0; m < c.num_models; ++m) {
+        const uint32_t key = reference::Key(c.models[m][i] - c.base[i]);
+        if (key >= sure_keys[m]) ++sure[m];
+        else if (key >= c.min_keys[m]) words[i / 64] |= uint64_t{1} << i % 64;
+      }
+  }
+};
+
+std::vector<uint32_t> RandomSureKeys(Random& random, const Case& c) {
+  std::vector<uint32_t> sure_keys;
+  for (uint32_t min_key : c.min_keys)
+    sure_keys.push_back(min_key > kNanKey || random.Chance(0.3) ? min_key : min_key + static_cast<uint32_t>(random.Below(kNanKey + 2 - min_key)));
+  return sure_keys;
+}
+
+TEST(Kernels, FindOpen) {
   Random random;
-  size_t compared = 0;
+  ForEachTarget([&] {
+    for (size_t n : test::Lengths()) {
+      for (Kind kind : test::kAllKinds) {
+        const Case c(random, n, kind);
+        const std::vector<uint32_t> sure_keys = RandomSureKeys(random, c);
+        const OpenReference expected(c, sure_keys);
+        std::vector<uint64_t> words(expected.words.size(), random()), sure(c.num_models, 7);
+        FindOpen(c.block, n, {sure_keys.data(), sure.data(), words.data()});
+        ASSERT_EQ(words, expected.words);
+        for (size_t m = 0; m < c.num_models; ++m) ASSERT_EQ(sure[m], 7 + expected.sure[m]);
+      }
+    }
+  });
+}
+
+// From encoded elements to encoded elements, at odd addresses and without padding, as the long way does it.
+TEST(Kernels, MergeEncoded) {
+  Random random;
+  size_t merged = 0, refused = 0;
   ForEachTarget([&] {
     for (size_t n : test::Lengths()) {
       for (Kind kind : test::kAllKinds) {
         Case c(random, n, kind);
-        if (!MergesEncoded(c.block, DType::kBF16)) continue;
-        ++compared;
+        const auto [from, to] = random.OneOf({std::pair{DType::kBF16, DType::kBF16}, std::pair{DType::kF32, DType::kF32},
+                                              std::pair{DType::kF32, DType::kBF16}});
+        const auto from_size = static_cast<size_t>(LaneBytes(from)), to_size = static_cast<size_t>(LaneBytes(to));
         std::vector<std::vector<std::byte>> encoded;
         std::vector<const void*> pointers;
+        NonFinite ignored;
         const auto encode = [&](std::vector<float>& lanes) {
-          NonFinite ignored;
-          encoded.emplace_back(n * 2 + 1);
-          EncodeLanes(DType::kBF16, lanes.data(), n, encoded.back().data() + 1, &ignored);
-          DecodeLanes(DType::kBF16, encoded.back().data() + 1, n, lanes.data());
+          encoded.emplace_back(n * from_size + 1);
+          EncodeLanes(from, lanes.data(), n, encoded.back().data() + 1, &ignored);
+          DecodeLanes(from, encoded.back().data() + 1, n, lanes.data());
           return static_cast<const void*>(encoded.back().data() + 1);
         };
         TaskVectorBlock block = c.block;
-        block.type = DType::kBF16;
         block.base = encode(c.base);
         for (auto& model : c.models) pointers.push_back(encode(model));
         block.models = pointers.data();
-        std::vector<float> room(c.num_models * kLanePadding), out(n + kLanePadding), expected(n + kLanePadding);
-        VoteCounts counts, expected_counts;
-        MergeTaskVectors(block, n, room.data(), out.data(), &counts);
-        MergeTaskVectors(c.block, n, room.data(), expected.data(), &expected_counts);
-        for (size_t i = 0; i < n; ++i) ASSERT_TRUE(SameLane(out[i], expected[i])) << n << " " << i;
+
+        const std::vector<uint32_t> sure_keys = RandomSureKeys(random, c);
+        const OpenReference open(c, sure_keys);
+        const bool with_open = random.Chance(0.5);
+        std::vector<float> room(c.num_models * kLanePadding), lanes(n + kLanePadding);
+        VoteCounts expected_counts{.conflicts = 3};
+        MergeTaskVectors(c.block, n, room.data(), lanes.data(), with_open ? open.words.data() : nullptr, &expected_counts);
+        std::vector<std::byte> expected(n * to_size), out(n * to_size + 2, std::byte{0x5a});
+        NonFinite bad;
+        EncodeLanes(to, lanes.data(), n, expected.data(), &bad);
+
+        std::vector<uint64_t> words(open.words.size(), random()), sure(c.num_models, 7);
+        VoteCounts counts{.conflicts = 3};
+        const OpenEntries entries{sure_keys.data(), sure.data(), words.data()};
+        if (!MergeEncoded(block, from, to, n, out.data() + 1, &counts, with_open ? &entries : nullptr)) {
+          ++refused;
+          ASSERT_EQ(counts.conflicts, 3u);
+          for (uint64_t count : sure) ASSERT_EQ(count, 7u);
+          continue;
+        }
+        ++merged;
+        ASSERT_EQ(bad.nan + bad.inf, 0u);
+        ASSERT_TRUE(std::equal(expected.begin(), expected.end(), out.begin() + 1)) << n;
+        ASSERT_EQ(out.front(), std::byte{0x5a});
+        ASSERT_EQ(out.back(), std::byte{0x5a});
         ASSERT_EQ(counts.conflicts, expected_counts.conflicts);
+        if (!with_open) continue;
+        ASSERT_EQ(words, open.words);
+        for (size_t m = 0; m < c.num_models; ++m) ASSERT_EQ(sure[m], 7 + open.sure[m]);
       }
     }
   });
-  EXPECT_GT(compared, 100u);
+  EXPECT_GT(merged, 50u);
+  EXPECT_GT(refused, 50u);
 }
 
 TEST(Kernels, CountElectedSigns) {

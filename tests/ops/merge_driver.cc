@@ -1,7 +1,5 @@
 #include "tests/ops/merge_driver.h"
 
-#include "ops/bracket.h"
-
 #include <algorithm>
 #include <numeric>
 
@@ -32,7 +30,10 @@ class Driver {
       for (size_t first = 0; first < tensors[t].elements; first += step)
         jobs_.push_back({.tensor = t, .first = first, .count = std::min(step, tensors[t].elements - first)});
     }
-    merger_ = NewMerger(method, CoefficientsOfScope(), elements, tensors.size() == 1 && random.Chance(0.7) ? &pool_ : nullptr);
+    elements_ = elements;
+    const Approach sampled = tensors.size() == 1 && random.Chance(0.6) ? Approach::kDraft : Approach::kSampled;
+    const Approach any = random.Chance(0.3) ? Approach::kPlain : sampled;
+    merger_ = NewMerger(method, CoefficientsOfScope(), elements, options.approach.value_or(any));
     for (size_t w = 0; w < options.workers; ++w) scratch_.push_back(std::make_unique<Scratch>(num_models_));
     for (const ScopeTensor& tensor : tensors) {  // every source at an odd address
       bytes_.emplace_back();
@@ -42,8 +43,19 @@ class Driver {
   }
 
   Driven Run() {
-    for (size_t r = 0; r < merger_->statistics_rounds(); ++r) RunStatistics(r);
-    Driven driven = RunMerge(merger_->statistics_rounds());
+    Driven driven;
+    for (size_t r = 0; r < merger_->statistics_rounds(); ++r) {
+      if (!merger_->round(r).draft) {
+        RunStatistics(r);
+      } else if (RunDraft(r, &driven)) {
+        driven.drafted = true;
+      } else {  // anew
+        merger_ = NewMerger(method_, CoefficientsOfScope(), elements_, Approach::kPlain);
+        driven = Driven();
+        r = SIZE_MAX;
+      }
+    }
+    if (!driven.drafted) driven = RunMerge(merger_->statistics_rounds());
     driven.entries = merger_->entries();
     driven.kept = merger_->kept();
     return driven;
@@ -124,6 +136,41 @@ class Driver {
     }
   }
 
+  // What round r is to see: all tiles, or, for a sample, short runs from each of them.
+  std::vector<TileJob> JobsOf(const RoundSpec& spec) {
+    if (!spec.sample) return jobs_;
+    std::vector<TileJob> runs;
+    constexpr size_t kRun = 32;
+    const size_t stride = random_.OneOf<size_t>({32, 96, 480, 2048});
+    for (const TileJob& job : jobs_)
+      for (size_t at = 0; at + kRun <= job.count; at += stride)
+        runs.push_back({.tensor = job.tensor, .first = job.first + at, .count = kRun});
+    return runs;
+  }
+
+  // Into driven->tensors; false: start anew.
+  bool RunDraft(size_t r, Driven* driven) {
+    const auto size = static_cast<size_t>(LaneBytes(options_.type));
+    StartTensors(driven);
+    std::vector<OpenElements> open(jobs_.size());
+    std::vector<EncodedLanes> models;
+    for (size_t j : Shuffled()) {
+      const TileJob& job = jobs_[j];
+      open[j] = OpenElements(&pool_, num_models_);
+      if (!merger_->Draft(tensors_[0].coefficients, TileOf(job, r, models), *scratch_[random_.Below(options_.workers)],
+                          options_.type, driven->tensors[0].data() + job.first * size, &open[j], &driven->counts))
+        return false;
+    }
+    std::vector<const OpenElements*> in_order;
+    for (const OpenElements& elements : open) in_order.push_back(&elements);
+    if (!merger_->FinishDraft(in_order)) return false;
+    for (size_t j : Shuffled())
+      merger_->Settle(tensors_[0].coefficients, open[j], jobs_[j].first, *scratch_[random_.Below(options_.workers)],
+                      options_.type, driven->tensors[0].data() + jobs_[j].first * size, &driven->counts);
+    FinishTensors(driven);
+    return true;
+  }
+
   void RunStatistics(size_t r) {
     const RoundSpec spec = merger_->round(r);
     if (spec.ordered) HandOut(r);
@@ -134,8 +181,9 @@ class Driver {
     std::vector<std::vector<double>> sums;  // per tensor
     for (const ScopeTensor& tensor : tensors_) sums.emplace_back(spec.sums * Blocks(tensor), 0.0);
     std::vector<EncodedLanes> models;
-    for (size_t j : Shuffled()) {
-      const TileJob& job = jobs_[j];
+    std::vector<TileJob> jobs = JobsOf(spec);
+    std::shuffle(jobs.begin(), jobs.end(), random_);
+    for (const TileJob& job : jobs) {
       if (!Wanted(job, r)) continue;
       const size_t worker = random_.Below(options_.workers);
       const BlockSums room =
@@ -169,10 +217,7 @@ class Driver {
     if (ordered) HandOut(r);
     Driven driven;
     const auto size = static_cast<size_t>(LaneBytes(options_.type));
-    constexpr auto kGuard = std::byte{0x5a};
-    constexpr size_t kGuards = 64;
-    for (const ScopeTensor& tensor : tensors_)
-      driven.tensors.emplace_back(tensor.elements * size + kGuards, kGuard);
+    StartTensors(&driven);
     std::vector<EncodedLanes> models;
     for (size_t j : Shuffled()) {
       const TileJob& job = jobs_[j];
@@ -180,14 +225,27 @@ class Driver {
                      ordered ? job.grants.data() : nullptr, *scratch_[random_.Below(options_.workers)],
                      options_.type, driven.tensors[job.tensor].data() + job.first * size, &driven.counts);
     }
+    FinishTensors(&driven);
+    return driven;
+  }
+
+  static constexpr auto kGuard = std::byte{0x5a};
+  static constexpr size_t kGuards = 64;
+
+  void StartTensors(Driven* driven) const {
+    driven->tensors.clear();
+    for (const ScopeTensor& tensor : tensors_)
+      driven->tensors.emplace_back(tensor.elements * static_cast<size_t>(LaneBytes(options_.type)) + kGuards, kGuard);
+  }
+  void FinishTensors(Driven* driven) const {
+    const auto size = static_cast<size_t>(LaneBytes(options_.type));
     for (size_t t = 0; t < tensors_.size(); ++t) {
-      std::vector<std::byte>& bytes = driven.tensors[t];
+      std::vector<std::byte>& bytes = driven->tensors[t];
       const auto end = bytes.begin() + static_cast<ptrdiff_t>(tensors_[t].elements * size);
       EXPECT_EQ(std::count(end, bytes.end(), kGuard), static_cast<ptrdiff_t>(kGuards))
           << "written past the end";
       bytes.erase(end, bytes.end());
     }
-    return driven;
   }
 
   static size_t Blocks(const ScopeTensor& tensor) {
@@ -201,7 +259,8 @@ class Driver {
   size_t num_models_ = 0;
   std::vector<size_t> order_;  // tensors by name
   std::vector<TileJob> jobs_;  // in the order of the index
-  CandidatePool pool_{random_.Chance(0.8) ? uint64_t{64} << 20 : 100'000};
+  uint64_t elements_ = 0;
+  OpenPool pool_{tensors_[0].models.size() + 1, random_.Chance(0.9) ? uint64_t{64} << 20 : 100'000};
   std::unique_ptr<Merger> merger_;
   std::vector<std::unique_ptr<Scratch>> scratch_;
   std::vector<std::vector<std::vector<std::byte>>> bytes_;  // [tensor][0: base, m + 1: model]

@@ -2,6 +2,7 @@
 // accumulators added in random order, bytes at odd addresses, sources withheld that a round does not ask for.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -31,12 +32,14 @@ struct DriveOptions {
   size_t blocks_per_tile = 1;
   size_t workers = 1;
   DType type = DType::kF32;  // of the output
+  std::optional<Approach> approach = {};  // chosen at random otherwise
 };
 
 struct Driven {
   std::vector<std::vector<std::byte>> tensors;  // in the order given
   MergeCounts counts;
   uint64_t entries = 0, kept = 0;
+  bool drafted = false;
 };
 
 // Merges one scope.

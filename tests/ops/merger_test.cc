@@ -145,8 +145,9 @@ void ExpectNonFinite(const std::vector<std::vector<std::byte>>& tensors, DType t
 }
 
 // Drives task-vector merging of one scope and compares everything with the reference.
-void ExpectTaskVectors(Random& random, const MethodInfo& method, Scope& scope,
-                       const reference::TaskVectorOptions& options) {
+// Returns whether it was drafted.
+bool ExpectTaskVectors(Random& random, const MethodInfo& method, Scope& scope,
+                       const reference::TaskVectorOptions& options, std::optional<Approach> approach = {}) {
   const bool ties = options.elect;
   const size_t num_models = options.densities.size();
   for (size_t t = 0; t < scope.tensors.size(); ++t) {
@@ -165,7 +166,8 @@ void ExpectTaskVectors(Random& random, const MethodInfo& method, Scope& scope,
     }
     scope.tensors[t].coefficients = c;
   }
-  const DriveOptions drive = RandomDrive(random);
+  DriveOptions drive = RandomDrive(random);
+  drive.approach = approach;
   const reference::Merged expected = reference::MergeTaskVectors(scope.expected, options);
   const Driven driven = Drive(method, scope.tensors, drive, random);
   for (size_t t = 0; t < scope.tensors.size(); ++t)
@@ -174,6 +176,7 @@ void ExpectTaskVectors(Random& random, const MethodInfo& method, Scope& scope,
   EXPECT_EQ(driven.counts.conflicts, expected.conflicts);
   ExpectNonFinite(driven.tensors, drive.type, driven.counts.non_finite);
   EXPECT_EQ(driven.entries, expected.entries);
+  return driven.drafted;
 }
 
 void RandomiseCoefficients(Random& random, Scope& scope, size_t num_models, bool differ) {
@@ -227,6 +230,24 @@ TEST(Ties, EqualsTheReferenceOverOneTensor) {
     RandomiseCoefficients(random, scope, num_models, false);
     ExpectTaskVectors(random, *FindMethod("ties"), scope, RandomTies(random, num_models));
   });
+}
+
+// With and without a hit of the sample's bracket.
+TEST(Ties, OneReadEqualsTheReference) {
+  Random random;
+  int drafted = 0, all = 0;
+  Repeat(60, 3, [&](int c) {
+    const size_t num_models = 1 + random.Below(7);
+    Scope scope = RandomScope(random, {c % 4 == 0 ? 150'000 + random.Below(200'000) : 3000 + random.Below(30'000)}, num_models,
+                              random.OneOf({0.0, 0.0, 0.0, 0.0005}));
+    RandomiseCoefficients(random, scope, num_models, false);
+    reference::TaskVectorOptions options = RandomTies(random, num_models);
+    options.rescale = options.majority = false;
+    drafted += ExpectTaskVectors(random, *FindMethod("ties"), scope, options, Approach::kDraft);
+    ++all;
+  });
+  EXPECT_GT(drafted, all / 4);
+  EXPECT_LT(drafted, all);
 }
 
 TEST(Ties, EqualsTheReferenceOverTheWholeModel) {
@@ -363,7 +384,7 @@ TEST(Merger, RoundsAreThoseThatTheOptionsNeed) {
     Coefficients c = test::DefaultCoefficients(ties, 2);
     SetModel(ties, c, 0, "density", density);
     SetShared(ties, c, "zero_sign", majority);
-    return NewMerger(ties, c, 100, nullptr)->statistics_rounds();
+    return NewMerger(ties, c, 100, Approach::kPlain)->statistics_rounds();
   };
   EXPECT_EQ(rounds(1, false), 0u);
   EXPECT_EQ(rounds(0, false), 0u);

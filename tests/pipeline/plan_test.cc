@@ -16,7 +16,7 @@ using fixture::StoredTensor;
 
 std::vector<double> Ramp(size_t n, double step) {
   std::vector<double> values(n);
-  for (size_t i = 0; i < n; ++i) values[i] = step * static_cast<double>(i % 1009);
+  for (size_t i = 0; i < n; ++i) values[i] = step * static_cast<double>(i * 7919 % 1'000'003 % 1009);   // neighbours are not alike: a sample tells
   return values;
 }
 
@@ -119,7 +119,7 @@ TEST_F(PlanTest, BytesOfAResidentMergeAreReadOnce) {
 TEST_F(PlanTest, BytesOfAStreamedMergeAreReadInEachRound) {
   const std::string recipe = Ties("density = 0.2\nscope = 'model'");
   const Plan plan = CheckBytes(recipe, {.memory = kGiB, .threads = 2});
-  EXPECT_EQ(plan.totals.bytes_read, 3 * (2 * kBF16Bytes + kF32Bytes));
+  EXPECT_EQ(plan.totals.bytes_read, 2 * (2 * kBF16Bytes + kF32Bytes));
   const uint64_t least = plan.memory.least;
   const Plan small = CheckBytes(Ties("density = 0.2"), {.memory = least, .threads = 1});
   EXPECT_FALSE(small.scopes.front().resident);

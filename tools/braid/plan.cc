@@ -26,18 +26,24 @@ void PrintPlan(const Plan& plan) {
   const PlanTotals& totals = plan.totals;
   line("tensors", fmt::format("{} merged, {} copied, {:.3f} billion parameters", totals.merged, totals.copied,
                               static_cast<double>(totals.parameters) / 1e9));
-  size_t resident = 0;
-  for (const PlannedScope& scope : plan.scopes) resident += scope.resident;
+  size_t resident = 0, drafted = 0;
+  for (const PlannedScope& scope : plan.scopes) {
+    drafted += scope.approach == Approach::kDraft;
+    resident += scope.resident && scope.approach != Approach::kDraft;
+  }
   line("rounds", fmt::format("{}{}", totals.read_per_round.size(), plan.model_scope ? ", over the whole model" : ""));
   for (size_t r = 0; r < totals.read_per_round.size(); ++r)
     line("", fmt::format("round {}: {}", r + 1, SizeText(totals.read_per_round[r])));
+  if (drafted > 0)
+    line("", fmt::format("{} of {} tensors are read once: a sample says nearly all, what it leaves open waits in memory",
+                         drafted, plan.scopes.size()));
   if (resident > 0)
     line("", fmt::format("{} of {} tensors stay mapped from the first round to the last", resident, plan.scopes.size()));
   line("reads", fmt::format("{} (mapped; what the page cache still holds is not read from the disk again)", SizeText(totals.bytes_read)));
   line("writes", fmt::format("{} in {} shard{}", SizeText(totals.bytes_written), plan.shards.size(), plan.shards.size() == 1 ? "" : "s"));
   const MemoryPlan& m = plan.memory;
-  line("memory", fmt::format("{} MiB: {} MiB for tiles and statistics, {} MiB output buffers, {} MiB catalogue and scratch; {} MiB would do",
-                             m.budget >> 20, m.pool >> 20, m.buffers * m.buffer_bytes >> 20, (m.catalogue + m.scratch) >> 20,
+  line("memory", fmt::format("{} MiB: {} MiB for tiles and statistics, {} MiB output buffers, {} MiB drafts, {} MiB catalogue and scratch; {} MiB would do",
+                             m.budget >> 20, m.pool >> 20, m.buffers * m.buffer_bytes >> 20, (m.drafts * m.buffer_bytes + m.open) >> 20, (m.catalogue + m.scratch) >> 20,
                              (m.least + (1 << 20) - 1) >> 20));
   line("tile", fmt::format("{} elements, {} threads", m.tile_elements, m.threads));
   for (const std::string& warning : WarningTexts(plan)) line("warning", warning);

@@ -1,0 +1,70 @@
+// The elements of a tile that a draft leaves open. A tile is drafted as if its open entries stayed; the elements that have
+// one are put aside with the lanes of all sources, so that they can be merged again, alone, when the thresholds are known.
+// The tile's sources are not needed a second time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "ops/kernels.h"
+
+namespace braid {
+
+// Open elements, in the order of their index. Lanes are float32 and padded.
+class OpenChunk {
+ public:
+  static constexpr size_t kElements = 2048;
+  explicit OpenChunk(size_t sources) : lanes_(new float[sources * kStride]) {}
+  static size_t Bytes(size_t sources) { return sizeof(OpenChunk) + sources * kStride * sizeof(float); }
+
+  float* lanes(size_t source) { return lanes_.get() + source * kStride; }
+  const float* lanes(size_t source) const { return lanes_.get() + source * kStride; }
+
+  size_t count = 0;
+  uint32_t indices[kElements];   // in the tensor
+
+ private:
+  static constexpr size_t kStride = kElements + kLanePadding;
+  std::unique_ptr<float[]> lanes_;
+};
+
+// The memory for open elements: chunks that are made once and reused, never more than `most_bytes` of them. Thread-safe.
+class OpenPool {
+ public:
+  // `sources`: the base and all models.
+  OpenPool(size_t sources, uint64_t most_bytes) : sources_(sources), left_(most_bytes / OpenChunk::Bytes(sources)) {}
+  std::unique_ptr<OpenChunk> Take();   // empty; nullptr when all are in use
+  void Give(std::unique_ptr<OpenChunk> chunk);
+
+ private:
+  const size_t sources_;
+  std::mutex mutex_;
+  uint64_t left_;           // chunks that may still be made
+  std::vector<std::unique_ptr<OpenChunk>> free_;
+};
+
+// Those of one tile. Move-only; gives its chunks back on destruction.
+class OpenElements {
+ public:
+  OpenElements() = default;
+  OpenElements(OpenPool* pool, size_t models) : sure(models), pool_(pool) {}
+  OpenElements(OpenElements&&) noexcept = default;
+  OpenElements& operator=(OpenElements&& other) noexcept;
+  ~OpenElements() { Clear(); }
+
+  // A chunk with room for at least one more; nullptr when the pool has none.
+  OpenChunk* Room();
+  const std::vector<std::unique_ptr<OpenChunk>>& chunks() const { return chunks_; }
+  void Clear();
+
+  std::vector<uint64_t> sure;   // per model: entries that stay for sure
+
+ private:
+  OpenPool* pool_ = nullptr;
+  std::vector<std::unique_ptr<OpenChunk>> chunks_;
+};
+
+}  // namespace braid

@@ -1,0 +1,330 @@
+// Merging blocks of task vectors, and weighted sums.
+#include "ops/kernels.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/kernels_merge.cc"
+#include "hwy/foreach_target.h"  // compiles this file again for each target
+#include "hwy/highway.h"
+
+#include "ops/kernels-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace braid {
+namespace HWY_NAMESPACE {
+
+// What model m's entry brings to an element: the trimmed, rescaled task vector and its weighted form.
+struct Entry {
+  VF d, weighted;
+};
+
+HWY_INLINE Entry EntryOf(const TaskVectorBlock& block, size_t m, VF x, VF base) {
+  VF d = hn::Sub(x, base);
+  const auto kept = hn::Gt(hn::BitCast(di, KeyOf(d)), hn::Set(di, static_cast<int32_t>(block.min_key[m]) - 1));
+  d = hn::IfThenElseZero(hn::RebindMask(df, kept), d);
+  if (block.factor != nullptr) d = hn::Mul(d, hn::Set(df, block.factor[m]));
+  return {d, hn::Mul(d, hn::Set(df, block.weight[m]))};
+}
+
+HWY_INLINE VF SignOf(VF x) {  // -1, 0 (also for NaN) or 1
+  const VF one = hn::Set(df, 1.0f);
+  return hn::Sub(hn::IfThenElseZero(hn::Gt(x, hn::Zero(df)), one), hn::IfThenElseZero(hn::Lt(x, hn::Zero(df)), one));
+}
+
+HWY_INLINE VF BallotOf(const TaskVectorBlock& block, VF vote) { return block.elect_by_count ? SignOf(vote) : vote; }
+
+// A sign bit where the elected sign is minus: Xor with it makes agreeing votes positive. A NaN total elects minus.
+HWY_INLINE VF FlipOf(VF total, bool zero_elects_minus) {
+  const VF zero = hn::Zero(df);
+  const MF plus = zero_elects_minus ? hn::Gt(total, zero) : hn::Ge(total, zero);
+  return hn::IfThenElse(plus, zero, hn::BitCast(df, hn::Set(du, 0x80000000)));
+}
+
+HWY_INLINE VF OneForZero(VF x) { return hn::IfThenElse(hn::Eq(x, hn::Zero(df)), hn::Set(df, 1.0f), x); }
+
+// The value before lambda and before the base: a plain sum.
+HWY_INLINE VF AddUp(const TaskVectorBlock& block, size_t i, VF base, MF* bad) {
+  VF mixed = hn::Zero(df);
+  for (size_t m = 0; m < block.num_models; ++m) {
+    const VF x = hn::LoadU(df, static_cast<const float*>(block.models[m]) + i);
+    *bad = hn::Or(*bad, hn::IsNaN(x));
+    mixed = hn::Add(mixed, EntryOf(block, m, x, base).weighted);
+  }
+  return block.divide ? hn::Div(mixed, hn::Set(df, block.divisor)) : mixed;
+}
+
+// The same by election and disjoint merge. `room` keeps the weighted entries (and the votes behind them).
+HWY_INLINE VF ElectAndAddUp(const TaskVectorBlock& block, size_t i, VF base, float* room, MF* bad, MF* conflict) {
+  const size_t step = hn::Lanes(df);
+  float* const weighted = room;
+  float* const votes = block.elect_weighted ? room : room + block.num_models * step;
+  VF total = hn::Zero(df);
+  for (size_t m = 0; m < block.num_models; ++m) {
+    const VF x = hn::LoadU(df, static_cast<const float*>(block.models[m]) + i);
+    *bad = hn::Or(*bad, hn::IsNaN(x));
+    const Entry entry = EntryOf(block, m, x, base);
+    hn::StoreU(entry.weighted, df, weighted + m * step);
+    const VF vote = block.elect_weighted ? entry.weighted : entry.d;
+    if (!block.elect_weighted) hn::StoreU(vote, df, votes + m * step);
+    total = hn::Add(total, BallotOf(block, vote));
+  }
+  const VF zero = hn::Zero(df);
+  const VF flip = FlipOf(total, block.zero_elects_minus);
+  VF mixed = zero, divisor = zero;
+  for (size_t m = 0; m < block.num_models; ++m) {
+    const VF toward = hn::Xor(hn::LoadU(df, votes + m * step), flip);  // positive: votes with the elected sign
+    const MF agrees = hn::Gt(toward, zero);
+    *conflict = hn::Or(*conflict, hn::Lt(toward, zero));
+    mixed = hn::Add(mixed, hn::IfThenElseZero(agrees, hn::LoadU(df, weighted + m * step)));
+    divisor = hn::Add(divisor, hn::IfThenElseZero(agrees, hn::Set(df, block.weight[m])));
+  }
+  return block.divide ? hn::Div(mixed, OneForZero(divisor)) : mixed;
+}
+
+// Adds lambda times the merged task vector to the base. NaN in any source is NaN in the result.
+HWY_INLINE VF Apply(VF base, VF mixed, VF lambda) {
+  const VF scaled = hn::Mul(mixed, lambda);  // exact when lambda is 1
+  return hn::IfThenElse(hn::Eq(scaled, hn::Zero(df)), base, hn::Add(base, scaled));
+}
+
+// Any block, lane by lane.
+void MergeAny(const TaskVectorBlock& block, size_t n, float* room, float* out, const uint64_t* uncounted,
+              VoteCounts* counts) {
+  const VF lambda = hn::Set(df, block.lambda);
+  const VF nan = hn::BitCast(df, hn::Set(du, 0x7fc00000));
+  for (size_t i = 0; i < n; i += hn::Lanes(df)) {
+    const VF base = hn::LoadU(df, static_cast<const float*>(block.base) + i);
+    MF bad = hn::IsNaN(base), conflict = hn::FirstN(df, 0);
+    const VF mixed = block.elect ? ElectAndAddUp(block, i, base, room, &bad, &conflict) : AddUp(block, i, base, &bad);
+    hn::StoreU(hn::IfThenElse(bad, nan, Apply(base, mixed, lambda)), df, out + i);
+    conflict = hn::And(conflict, hn::FirstN(df, n - i));
+    uint64_t conflicts = MaskBits(df, conflict);
+    if (uncounted != nullptr) conflicts &= ~(uncounted[i / 64] >> i % 64);
+    counts->conflicts += hwy::PopCount(conflicts);
+  }
+}
+
+// Rounding of what is neither NaN nor rounds to infinity; other magnitudes have bits from kTooLarge on.
+struct FiniteToF32 {
+  using Element = float;
+  static constexpr int32_t kTooLarge = 0x7f800000;
+  static void Store(VF x, float* p) { hn::StoreU(x, df, p); }
+};
+
+struct FiniteToBF16 {
+  using Element = uint16_t;
+  static constexpr int32_t kTooLarge = 0x7f7f8000;
+  static void Store(VF x, uint16_t* p) {
+    const VU bits = hn::BitCast(du, x);
+    const VU odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1));
+    const VU rounded = hn::ShiftRight<16>(hn::Add(hn::Add(bits, hn::Set(du, 0x7fff)), odd));
+    hn::StoreU(hn::DemoteTo(DU16(), hn::BitCast(di, rounded)), DU16(), p);
+  }
+};
+
+// The usual case, votes weighted by value and few models, with everything in registers from the file's bytes to the
+// output's.
+// Sums and comparisons are those of ElectAndAddUp: adding up what agrees with its sign flipped towards plus rounds the
+// same, and the smallest flipped vote tells whether any disagrees. The largest magnitudes seen tell whether a NaN or an
+// infinity was among them.
+template <size_t kModels, class From, class To, bool kOpen>
+bool MergeFew(const TaskVectorBlock& block, size_t n, void* out, VoteCounts* counts, const OpenEntries* open) {
+  using In = typename From::Element;
+  using Out = typename To::Element;
+  constexpr size_t kVector = HWY_MAX_BYTES / sizeof(float);
+  constexpr size_t kWord = 64;
+  const size_t step = hn::Lanes(df);
+  const VF zero = hn::Zero(df), lambda = hn::Set(df, block.lambda);
+  const auto no_sign = hn::Set(di, 0x7fffffff), too_large = hn::Set(di, To::kTooLarge - 1);
+  VF weight[kModels], factor[kModels];
+  hn::Vec<DI> least[kModels], sure[kModels];   // less one: there is no "at least" for integers
+  size_t surely[kModels] = {};
+  // What is left at the end is read and written here. Source 0 is the base.
+  HWY_ALIGN In rest[kModels + 1][kVector] = {};
+  HWY_ALIGN Out rest_out[kVector];
+  const In* sources[kModels + 1] = {static_cast<const In*>(block.base)};
+  for (size_t m = 0; m < kModels; ++m) {
+    sources[m + 1] = static_cast<const In*>(block.models[m]);
+    weight[m] = hn::Set(df, block.weight[m]);
+    factor[m] = hn::Set(df, block.factor == nullptr ? 1.0f : block.factor[m]);  // times 1 is exact
+    least[m] = hn::Set(di, static_cast<int32_t>(block.min_key[m]) - 1);
+    if (kOpen) sure[m] = hn::Set(di, static_cast<int32_t>(open->sure_key[m]) - 1);
+  }
+  auto largest_in = hn::Zero(di), largest_out = hn::Zero(di);
+  size_t conflicts = 0;
+  for (size_t start = 0; start < n; start += kWord) {
+    uint64_t word = 0;
+    const size_t end = HWY_MIN(n, start + kWord);
+    for (size_t i = start; i < end; i += step) {
+      const bool whole = i + step <= n;
+      if (HWY_UNLIKELY(!whole))
+        for (size_t s = 0; s <= kModels; ++s) std::memcpy(rest[s], sources[s] + i, (n - i) * sizeof(In));
+      const auto load = [&](size_t s) HWY_ATTR {
+        hwy::Prefetch(sources[s] + i + kPrefetchAhead);
+        return From::Load(whole ? sources[s] + i : rest[s]);
+      };
+      const VF base = load(0);
+      VF weighted[kModels];
+      VF total = zero;
+      MF undecided = hn::FirstN(df, 0);
+      for (size_t m = 0; m < kModels; ++m) {
+        const VF d = hn::Sub(load(m + 1), base);
+        const auto key = hn::And(hn::BitCast(di, d), no_sign);
+        largest_in = hn::Max(largest_in, key);
+        const auto stays = hn::Gt(key, least[m]);
+        if (kOpen) {
+          auto surely_stays = hn::Gt(key, sure[m]);
+          undecided = hn::Or(undecided, hn::RebindMask(df, hn::AndNot(surely_stays, stays)));
+          if (HWY_UNLIKELY(!whole)) surely_stays = hn::And(surely_stays, hn::FirstN(di, n - i));
+          surely[m] += hn::CountTrue(di, surely_stays);
+        }
+        const VF entry = hn::Mul(hn::IfThenElseZero(hn::RebindMask(df, stays), d), factor[m]);
+        weighted[m] = hn::Mul(entry, weight[m]);
+        total = hn::Add(total, weighted[m]);
+      }
+      const VF flip = FlipOf(total, block.zero_elects_minus);
+      VF mixed = zero, divisor = zero, smallest = zero;
+      for (size_t m = 0; m < kModels; ++m) {
+        const VF toward = hn::Xor(weighted[m], flip);  // positive: votes with the elected sign
+        smallest = hn::Min(smallest, toward);
+        mixed = hn::Add(mixed, hn::Max(toward, zero));
+        divisor = hn::Add(divisor, hn::IfThenElseZero(hn::Gt(toward, zero), weight[m]));
+      }
+      mixed = hn::Xor(mixed, flip);
+      if (block.divide) mixed = hn::Div(mixed, OneForZero(divisor));
+      const VF merged = Apply(base, mixed, lambda);
+      largest_out = hn::Max(largest_out, hn::And(hn::BitCast(di, merged), no_sign));
+      To::Store(merged, whole ? static_cast<Out*>(out) + i : rest_out);
+      MF conflict = hn::Lt(smallest, zero);
+      if (kOpen) conflict = hn::AndNot(undecided, conflict);
+      if (HWY_UNLIKELY(!whole)) {
+        std::memcpy(static_cast<Out*>(out) + i, rest_out, (n - i) * sizeof(Out));
+        undecided = hn::And(undecided, hn::FirstN(df, n - i));
+        conflict = hn::And(conflict, hn::FirstN(df, n - i));
+      }
+      conflicts += hn::CountTrue(df, conflict);
+      if (kOpen) word |= MaskBits(df, undecided) << (i - start);
+    }
+    if (kOpen) open->words[start / kWord] = word;
+  }
+  const auto infinity = hn::Set(di, 0x7f7fffff);
+  if (!hn::AllFalse(di, hn::Or(hn::Gt(largest_in, infinity), hn::Gt(largest_out, too_large)))) return false;
+  counts->conflicts += conflicts;
+  for (size_t m = 0; kOpen && m < kModels; ++m) open->sure[m] += surely[m];
+  return true;
+}
+
+template <class From, class To, bool kOpen>
+bool MergeFewOf(const TaskVectorBlock& block, size_t n, void* out, VoteCounts* counts, const OpenEntries* open) {
+  switch (block.num_models) {
+    case 1: return MergeFew<1, From, To, kOpen>(block, n, out, counts, open);
+    case 2: return MergeFew<2, From, To, kOpen>(block, n, out, counts, open);
+    case 3: return MergeFew<3, From, To, kOpen>(block, n, out, counts, open);
+    default: return MergeFew<4, From, To, kOpen>(block, n, out, counts, open);
+  }
+}
+
+bool MergeEncodedTarget(const TaskVectorBlock& block, DType from, DType to, size_t n, void* out, VoteCounts* counts,
+                        const OpenEntries* open) {
+  const bool usual = block.elect && block.elect_weighted && !block.elect_by_count;
+  if (!usual || block.num_models < 1 || block.num_models > 4) return false;
+  const auto with = [&](auto from_type, auto to_type) {
+    using From = decltype(from_type);
+    using To = decltype(to_type);
+    if (open == nullptr) return MergeFewOf<From, To, false>(block, n, out, counts, open);
+    return MergeFewOf<From, To, true>(block, n, out, counts, open);
+  };
+  if (from == DType::kBF16 && to == DType::kBF16) return with(FromBF16(), FiniteToBF16());
+  if (from == DType::kF32 && to == DType::kBF16) return with(FromF32(), FiniteToBF16());
+  if (from == DType::kF32 && to == DType::kF32) return with(FromF32(), FiniteToF32());
+  return false;
+}
+
+void MergeTaskVectorsTarget(const TaskVectorBlock& block, size_t n, float* room, float* out, const uint64_t* uncounted,
+                            VoteCounts* counts) {
+  if (uncounted == nullptr && MergeEncodedTarget(block, DType::kF32, DType::kF32, n, out, counts, nullptr)) return;
+  MergeAny(block, n, room, out, uncounted, counts);
+}
+
+void FindOpenTarget(const TaskVectorBlock& block, size_t n, const OpenEntries& open) {
+  constexpr size_t kWord = 64;
+  const auto* base = static_cast<const float*>(block.base);
+  for (size_t start = 0; start < n; start += kWord) {
+    const uint64_t valid = n - start >= kWord ? ~uint64_t{0} : (uint64_t{1} << (n - start)) - 1;
+    uint64_t word = 0;
+    for (size_t m = 0; m < block.num_models; ++m) {
+      const auto* model = static_cast<const float*>(block.models[m]);
+      const auto least = hn::Set(di, static_cast<int32_t>(block.min_key[m]) - 1);
+      const auto sure = hn::Set(di, static_cast<int32_t>(open.sure_key[m]) - 1);
+      uint64_t stays = 0, surely = 0;
+      for (size_t i = 0; i < kWord; i += hn::Lanes(df)) {
+        const VF d = hn::Sub(hn::LoadU(df, model + start + i), hn::LoadU(df, base + start + i));
+        const auto key = hn::BitCast(di, KeyOf(d));
+        stays |= MaskBits(di, hn::Gt(key, least)) << i;
+        surely |= MaskBits(di, hn::Gt(key, sure)) << i;
+      }
+      word |= stays & ~surely & valid;
+      open.sure[m] += hwy::PopCount(surely & valid);
+    }
+    open.words[start / kWord] = word;
+  }
+}
+
+void CountElectedSignsTarget(const TaskVectorBlock& block, size_t n, VoteCounts* counts) {
+  for (size_t i = 0; i < n; i += hn::Lanes(df)) {
+    const VF base = hn::LoadU(df, static_cast<const float*>(block.base) + i);
+    VF total = hn::Zero(df);
+    for (size_t m = 0; m < block.num_models; ++m) {
+      const Entry entry = EntryOf(block, m, hn::LoadU(df, static_cast<const float*>(block.models[m]) + i), base);
+      total = hn::Add(total, BallotOf(block, block.elect_weighted ? entry.weighted : entry.d));
+    }
+    const MF valid = hn::FirstN(df, n - i);
+    counts->sign_sum += static_cast<int64_t>(hn::CountTrue(df, hn::And(valid, hn::Gt(total, hn::Zero(df)))));
+    counts->sign_sum -= static_cast<int64_t>(hn::CountTrue(df, hn::And(valid, hn::Lt(total, hn::Zero(df)))));
+  }
+}
+
+void WeightedSumTarget(const float* const* models, size_t num_models, const float* weight, bool divide,
+                       float divisor, size_t n, float* out) {
+  for (size_t i = 0; i < n; i += hn::Lanes(df)) {
+    VF sum = hn::Zero(df);
+    for (size_t m = 0; m < num_models; ++m)
+      sum = hn::Add(sum, hn::Mul(hn::LoadU(df, models[m] + i), hn::Set(df, weight[m])));
+    hn::StoreU(divide ? hn::Div(sum, hn::Set(df, divisor)) : sum, df, out + i);
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace braid
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace braid {
+
+HWY_EXPORT(MergeTaskVectorsTarget);
+HWY_EXPORT(MergeEncodedTarget);
+HWY_EXPORT(FindOpenTarget);
+HWY_EXPORT(CountElectedSignsTarget);
+HWY_EXPORT(WeightedSumTarget);
+
+void MergeTaskVectors(const TaskVectorBlock& block, size_t n, float* room, float* out, const uint64_t* uncounted,
+                      VoteCounts* counts) {
+  HWY_DYNAMIC_DISPATCH(MergeTaskVectorsTarget)(block, n, room, out, uncounted, counts);
+}
+bool MergeEncoded(const TaskVectorBlock& block, DType from, DType to, size_t n, void* out, VoteCounts* counts,
+                  const OpenEntries* open) {
+  return HWY_DYNAMIC_DISPATCH(MergeEncodedTarget)(block, from, to, n, out, counts, open);
+}
+void FindOpen(const TaskVectorBlock& block, size_t n, const OpenEntries& open) {
+  HWY_DYNAMIC_DISPATCH(FindOpenTarget)(block, n, open);
+}
+void CountElectedSigns(const TaskVectorBlock& block, size_t n, VoteCounts* counts) {
+  HWY_DYNAMIC_DISPATCH(CountElectedSignsTarget)(block, n, counts);
+}
+void WeightedSum(const float* const* models, size_t num_models, const float* weight, bool divide, float divisor,
+                 size_t n, float* out) {
+  HWY_DYNAMIC_DISPATCH(WeightedSumTarget)(models, num_models, weight, divide, divisor, n, out);
+}
+
+
+}  // namespace braid
+#endif  // HWY_ONCE

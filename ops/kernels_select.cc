@@ -1,0 +1,138 @@
+// Counting and collecting keys; sums of magnitudes.
+#include "ops/kernels.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/kernels_select.cc"
+#include "hwy/foreach_target.h"  // compiles this file again for each target
+#include "hwy/highway.h"
+
+#include "ops/kernels-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace braid {
+namespace HWY_NAMESPACE {
+
+constexpr size_t kKeyBatch = 256;
+
+void CountHighTarget(const float* d, size_t n, uint32_t* bins) {
+  HWY_ALIGN uint32_t high[kKeyBatch + HWY_MAX_BYTES / sizeof(uint32_t)];
+  for (size_t start = 0; start < n; start += kKeyBatch) {
+    const size_t m = HWY_MIN(kKeyBatch, n - start);
+    for (size_t i = 0; i < m; i += hn::Lanes(df))
+      hn::StoreU(hn::ShiftRight<16>(KeyOf(hn::LoadU(df, d + start + i))), du, high + i);
+    for (size_t i = 0; i < m; ++i) ++bins[high[i]];
+  }
+}
+
+void CountLowTarget(const float* d, size_t n, uint32_t high, uint32_t* bins) {
+  HWY_ALIGN uint32_t hits[HWY_MAX_BYTES / sizeof(uint32_t)];
+  const VU wanted = hn::Set(du, high);
+  for (size_t i = 0; i < n; i += hn::Lanes(df)) {
+    const VU key = KeyOf(hn::LoadU(df, d + i));
+    auto hit = hn::Eq(hn::ShiftRight<16>(key), wanted);
+    if (hn::AllFalse(du, hit)) continue;
+    hit = hn::And(hit, hn::FirstN(du, n - i));
+    hn::Store(key, du, hits);
+    for (uint64_t left = MaskBits(du, hit); left != 0; left &= left - 1)
+      ++bins[hits[hwy::Num0BitsBelowLS1Bit_Nonzero64(left)] & 0xffff];
+  }
+}
+
+uint64_t CountKeyTarget(const float* d, size_t n, uint32_t key) {
+  uint64_t count = 0;
+  const VU wanted = hn::Set(du, key);
+  for (size_t i = 0; i < n; i += hn::Lanes(df)) {
+    const auto hit = hn::Eq(KeyOf(hn::LoadU(df, d + i)), wanted);
+    count += hn::CountTrue(du, hn::And(hit, hn::FirstN(du, n - i)));
+  }
+  return count;
+}
+
+// Masks first, 64 lanes to a word, then their set bits one by one: 0.11 ns per lane when 4 % are collected. Compressing
+// stores took 0.24 behind a branch on an empty mask, which is a coin toss then, and 0.44 without it (EPYC, AVX-512).
+size_t CollectKeysTarget(const float* d, size_t n, uint32_t low, uint32_t high, uint32_t* keys, uint32_t* places,
+                         uint64_t* above) {
+  constexpr size_t kWord = 64;
+  HWY_ALIGN uint32_t batch[kWord];
+  // As signed integers: keys have no sign bit, and low - 1 may be -1.
+  const auto below = hn::Set(di, static_cast<int32_t>(low) - 1), top = hn::Set(di, static_cast<int32_t>(high));
+  size_t collected = 0, larger = 0;
+  for (size_t start = 0; start < n; start += kWord) {
+    uint64_t inside = 0, over = 0;
+    for (size_t i = 0; i < kWord; i += hn::Lanes(df)) {
+      const auto key = hn::BitCast(di, KeyOf(hn::LoadU(df, d + start + i)));
+      hn::Store(hn::BitCast(du, key), du, batch + i);
+      inside |= MaskBits(di, hn::Gt(key, below)) << i;
+      over |= MaskBits(di, hn::Gt(key, top)) << i;
+    }
+    const uint64_t valid = n - start >= kWord ? ~uint64_t{0} : (uint64_t{1} << (n - start)) - 1;
+    larger += hwy::PopCount(over & valid);
+    for (uint64_t left = inside & ~over & valid; left != 0; left &= left - 1, ++collected) {
+      const size_t i = hwy::Num0BitsBelowLS1Bit_Nonzero64(left);
+      keys[collected] = batch[i];
+      places[collected] = static_cast<uint32_t>(start + i);
+    }
+  }
+  *above += larger;
+  return collected;
+}
+
+void StoreKeysTarget(const float* d, size_t n, uint32_t* keys) {
+  HWY_ALIGN uint32_t vector[HWY_MAX_BYTES / sizeof(uint32_t)];
+  for (size_t i = 0; i < n; i += hn::Lanes(df)) {
+    hn::StoreU(KeyOf(hn::LoadU(df, d + i)), du, vector);
+    std::memcpy(keys + i, vector, HWY_MIN(hn::Lanes(df), n - i) * sizeof(uint32_t));
+  }
+}
+
+void AddMagnitudesTarget(const float* d, size_t n, int32_t high, double* sums) {
+  const hn::CappedTag<double, 8> dd;
+  const hn::Rebind<float, decltype(dd)> dh;
+  const hn::RebindToSigned<decltype(dh)> dhi;
+  const size_t step = hn::Lanes(dd);
+  const auto limit = hn::Set(dhi, high);
+  for (size_t i = 0; i < n; i += kSumLanes) {
+    for (size_t j = 0; j < kSumLanes; j += step) {
+      const auto magnitude = hn::Abs(hn::LoadU(dh, d + i + j));
+      const auto above = hn::Gt(hn::ShiftRight<16>(hn::BitCast(dhi, magnitude)), limit);
+      auto kept = hn::IfThenElseZero(hn::RebindMask(dh, above), magnitude);
+      if (i + j + step > n) kept = hn::IfThenElseZero(hn::FirstN(dh, i + j < n ? n - i - j : 0), kept);
+      hn::StoreU(hn::Add(hn::LoadU(dd, sums + j), hn::PromoteTo(dd, kept)), dd, sums + j);
+    }
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace braid
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace braid {
+
+HWY_EXPORT(CollectKeysTarget);
+HWY_EXPORT(StoreKeysTarget);
+HWY_EXPORT(CountHighTarget);
+HWY_EXPORT(CountLowTarget);
+HWY_EXPORT(CountKeyTarget);
+HWY_EXPORT(AddMagnitudesTarget);
+
+size_t CollectKeys(const float* d, size_t n, uint32_t low, uint32_t high, uint32_t* keys, uint32_t* places,
+                   uint64_t* above) {
+  return HWY_DYNAMIC_DISPATCH(CollectKeysTarget)(d, n, low, high, keys, places, above);
+}
+void StoreKeys(const float* d, size_t n, uint32_t* keys) { HWY_DYNAMIC_DISPATCH(StoreKeysTarget)(d, n, keys); }
+void CountHighHalves(const float* d, size_t n, uint32_t* bins) {
+  HWY_DYNAMIC_DISPATCH(CountHighTarget)(d, n, bins);
+}
+void CountLowHalves(const float* d, size_t n, uint32_t high, uint32_t* bins) {
+  HWY_DYNAMIC_DISPATCH(CountLowTarget)(d, n, high, bins);
+}
+uint64_t CountKey(const float* d, size_t n, uint32_t key) {
+  return HWY_DYNAMIC_DISPATCH(CountKeyTarget)(d, n, key);
+}
+void AddMagnitudes(const float* d, size_t n, int32_t high, double* sums) {
+  HWY_DYNAMIC_DISPATCH(AddMagnitudesTarget)(d, n, high, sums);
+}
+
+}  // namespace braid
+#endif  // HWY_ONCE

@@ -1,0 +1,195 @@
+// ties and task_arithmetic in one read: a tile is merged by what the brackets make sure, and the few elements with an
+// entry inside a bracket are merged again when the thresholds are known.
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "ops/task_vector_merger.h"
+
+namespace braid {
+namespace {
+
+constexpr size_t kWords = kBlockLanes / 64;
+
+// Copies the lanes of open elements from one source, element by element.
+template <typename Element>
+void CopyLanes(const std::byte* bytes, const uint32_t* places, size_t n, float* lanes) {
+  for (size_t i = 0; i < n; ++i) {
+    Element element;
+    std::memcpy(&element, bytes + places[i] * sizeof(Element), sizeof(Element));
+    if constexpr (sizeof(Element) == 2) lanes[i] = std::bit_cast<float>(uint32_t{element} << 16);
+    else lanes[i] = element;
+  }
+}
+
+// The places of the bits that are set.
+size_t PlacesOf(const uint64_t* words, size_t n, uint32_t* places) {
+  size_t count = 0;
+  for (size_t w = 0; w * 64 < n; ++w)
+    for (uint64_t left = words[w]; left != 0; left &= left - 1)
+      places[count++] = static_cast<uint32_t>(w * 64 + static_cast<size_t>(std::countr_zero(left)));
+  return count;
+}
+
+}  // namespace
+
+bool TaskVectorMerger::Draft(const Coefficients& c, const LaneTile& tile, Scratch& scratch, DType type,
+                             std::byte* out, OpenElements* open, MergeCounts* counts) const {
+  TaskVectorBlock block = BlockFor(c, &tile, scratch);
+  const DType from = CommonType(tile, scratch);
+  const size_t voters = scratch.voters.size(), size = static_cast<size_t>(LaneBytes(type));
+  scratch.sure_keys.resize(voters);
+  scratch.sure.assign(voters, 0);
+  uint64_t words[kWords];
+  const OpenEntries entries{scratch.sure_keys.data(), scratch.sure.data(), words};
+  VoteCounts votes;
+  for (size_t start = 0; start < tile.count; start += kBlockLanes) {
+    const size_t n = std::min(kBlockLanes, tile.count - start);
+    for (size_t v = 0; v < voters; ++v) {
+      const Trim& trim = trims_[scratch.voters[v]];
+      const uint64_t at = tile.first + start;
+      const bool selects = trim.slot >= 0;
+      scratch.min_keys[v] = selects ? trim.bracket.open.MinKey(at) : trim.cut.MinKey(at);
+      scratch.sure_keys[v] = selects ? trim.bracket.sure.MinKey(at) : scratch.min_keys[v];
+    }
+    UseEncoded(tile, start, scratch, &block);
+    bool decoded = false;
+    if (!MergeEncoded(block, from, type, n, out + start * size, &votes, &entries)) {
+      decoded = true;
+      DecodeBlock(tile, start, n, scratch);
+      UseLanes(scratch, &block);
+      FindOpen(block, n, entries);
+      MergeTaskVectors(block, n, scratch.room, scratch.out, words, &votes);
+      NonFinite& bad = counts->non_finite;
+      EncodeLanes(type, scratch.out, n, out + start * size, &bad);
+      // Open elements are counted when they are settled.
+      NonFinite uncounted;
+      std::byte ignored[sizeof(double)];
+      for (size_t w = 0; w < kWords && w * 64 < n; ++w)
+        for (uint64_t left = words[w]; left != 0; left &= left - 1)
+          EncodeLanes(type, scratch.out + w * 64 + static_cast<size_t>(std::countr_zero(left)), 1, ignored, &uncounted);
+      bad.nan -= uncounted.nan, bad.inf -= uncounted.inf;
+    }
+    if (!PutAside(tile, start, n, words, decoded, scratch, open)) return false;
+  }
+  for (size_t v = 0; v < voters; ++v) open->sure[scratch.voters[v]] += scratch.sure[v];
+  counts->conflicts += votes.conflicts;
+  return true;
+}
+
+bool TaskVectorMerger::PutAside(const LaneTile& tile, size_t start, size_t n, const uint64_t* words, bool decoded,
+                                const Scratch& scratch, OpenElements* open) const {
+  uint32_t places[kBlockLanes];
+  const size_t count = PlacesOf(words, n, places);
+  const auto copy = [&](const EncodedLanes& source, const float* lanes, const uint32_t* from, size_t k, float* to) {
+    const std::byte* bytes = source.bytes + start * static_cast<size_t>(LaneBytes(source.type));
+    if (decoded) CopyLanes<float>(reinterpret_cast<const std::byte*>(lanes), from, k, to);
+    else if (source.type == DType::kBF16) CopyLanes<uint16_t>(bytes, from, k, to);
+    else CopyLanes<float>(bytes, from, k, to);
+  };
+  for (size_t done = 0, k; done < count; done += k) {
+    OpenChunk* const chunk = open->Room();
+    if (chunk == nullptr) return false;
+    k = std::min(count - done, OpenChunk::kElements - chunk->count);
+    for (size_t i = 0; i < k; ++i)
+      chunk->indices[chunk->count + i] = static_cast<uint32_t>(tile.first + start) + places[done + i];
+    copy(tile.base, scratch.base, places + done, k, chunk->lanes(0) + chunk->count);
+    for (size_t m : scratch.voters)
+      copy(tile.models[m], scratch.models[m], places + done, k, chunk->lanes(m + 1) + chunk->count);
+    chunk->count += k;
+  }
+  return true;
+}
+
+// Visits the entries inside a model's bracket, in the order of their index: visit(key, index).
+template <typename Visit>
+void TaskVectorMerger::ForEachOpenKey(const Trim& trim, size_t model, std::span<const OpenElements* const> tiles,
+                                      Visit visit) const {
+  float d[kBlockLanes + kLanePadding];
+  uint32_t keys[kBlockLanes], places[kBlockLanes];
+  const Cut &sure = trim.bracket.sure, &open = trim.bracket.open;
+  for (const OpenElements* tile : tiles)
+    for (const auto& chunk : tile->chunks())
+      for (size_t start = 0; start < chunk->count; start += kBlockLanes) {
+        const size_t n = std::min(kBlockLanes, chunk->count - start);
+        DecodeTaskVector(DType::kF32, chunk->lanes(model + 1) + start, chunk->lanes(0) + start, n, d);
+        uint64_t above = 0;
+        const size_t inside = CollectKeys(d, n, open.MinKey(0), sure.key, keys, places, &above);
+        for (size_t i = 0; i < inside; ++i) {
+          const uint32_t index = chunk->indices[start + places[i]];
+          if (open.Keeps(keys[i], index) && !sure.Keeps(keys[i], index)) visit(keys[i], index);
+        }
+      }
+}
+
+// By a histogram over the bracket first, then a look at the bin that holds the last entry that stays.
+bool TaskVectorMerger::SelectAmongOpen(size_t model, std::span<const OpenElements* const> tiles, Trim* trim) const {
+  constexpr int kBinBits = 12;
+  // Kept from one selection to the next: the pages of so much memory cost more to get than to fill.
+  thread_local std::vector<uint64_t> places;
+  uint64_t sure = 0;
+  for (const OpenElements* tile : tiles) sure += tile->sure[model];
+  if (sure >= trim->keep) return false;
+  const uint32_t top = trim->bracket.sure.key, width = top - trim->bracket.open.key;
+  const int shift = std::max(0, static_cast<int>(std::bit_width(width)) - kBinBits);
+  const auto bin_of = [&](uint64_t place) { return (top - KeyAt(place)) >> shift; };
+  uint32_t bins[size_t{1} << kBinBits] = {};
+  places.clear();
+  ForEachOpenKey(*trim, model, tiles, [&](uint32_t key, uint32_t index) {
+    places.push_back(PlaceOf(key, index));
+    ++bins[(top - key) >> shift];
+  });
+  uint64_t rank = trim->keep - sure - 1;   // of the last entry that stays, among the open ones
+  size_t bin = 0;
+  for (; bin < std::size(bins) && rank >= bins[bin]; ++bin) rank -= bins[bin];
+  if (bin == std::size(bins)) {   // all of them stay
+    if (!trim->bracket.reaches_zero()) return false;
+    UseThreshold({.key = 0, .above = trim->keep - rank - 1, .equal = 0}, trim);
+    return true;
+  }
+  places.erase(std::remove_if(places.begin(), places.end(), [&](uint64_t place) { return bin_of(place) != bin; }),
+               places.end());
+  const auto last = places.begin() + static_cast<ptrdiff_t>(rank);
+  if (shift > 0) std::nth_element(places.begin(), last, places.end());   // otherwise they are in order already
+  trim->cut = {.key = KeyAt(*last), .index = IndexAt(*last) + 1};
+  if (!keep_equals_) return true;
+  const auto equals = [&](uint64_t place) { return KeyAt(place) == trim->cut.key; };
+  trim->keep += static_cast<uint64_t>(std::count_if(last + 1, places.end(), equals));
+  trim->cut.index = UINT64_MAX;
+  return true;
+}
+
+bool TaskVectorMerger::FinishDraft(std::span<const OpenElements* const> tiles) {
+  for (size_t m = 0; m < trims_.size(); ++m)
+    if (trims_[m].slot >= 0 && !SelectAmongOpen(m, tiles, &trims_[m])) return false;
+  ordered_possible_ = false;   // who stays is known: no quota is left to hand out
+  return true;
+}
+
+void TaskVectorMerger::Settle(const Coefficients& c, const OpenElements& open, uint64_t first, Scratch& scratch,
+                              DType type, std::byte* out, MergeCounts* counts) const {
+  TaskVectorBlock block = BlockFor(c, nullptr, scratch);
+  const auto size = static_cast<size_t>(LaneBytes(type));
+  std::byte encoded[kBlockLanes * sizeof(double)];
+  VoteCounts votes;
+  for (const auto& chunk : open.chunks()) {
+    const uint32_t* const indices = chunk->indices;
+    for (size_t at = 0, end; at < chunk->count; at = end) {
+      end = std::min(at + kBlockLanes, chunk->count);
+      for (size_t v = 0; v < scratch.voters.size(); ++v) {   // as far as each model has one least key
+        const Cut& cut = trims_[scratch.voters[v]].cut;
+        scratch.min_keys[v] = cut.MinKey(indices[at]);
+        scratch.sources[v] = chunk->lanes(scratch.voters[v] + 1) + at;
+        if (indices[at] < cut.index && cut.index <= indices[end - 1])
+          end = static_cast<size_t>(std::lower_bound(indices + at, indices + end, cut.index) - indices);
+      }
+      block.base = chunk->lanes(0) + at;
+      MergeTaskVectors(block, end - at, scratch.room, scratch.out, nullptr, &votes);
+      EncodeLanes(type, scratch.out, end - at, encoded, &counts->non_finite);
+      for (size_t i = at; i < end; ++i) std::memcpy(out + (indices[i] - first) * size, encoded + (i - at) * size, size);
+    }
+  }
+  counts->conflicts += votes.conflicts;
+}
+
+}  // namespace braid

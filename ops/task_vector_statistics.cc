@@ -1,0 +1,257 @@
+// The statistics rounds of ties and task_arithmetic.
+#include "ops/task_vector_statistics.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+#include "ops/task_vector_merger.h"
+
+namespace braid {
+namespace {
+
+constexpr double kLeastNorm = 1e-7;   // below it, rescale does nothing (mergekit sparsify.py)
+
+}  // namespace
+
+std::vector<uint64_t> Histograms::Totals(size_t slot) const {
+  std::vector<uint64_t> totals(small_.begin() + static_cast<ptrdiff_t>(slot * bins_),
+                               small_.begin() + static_cast<ptrdiff_t>((slot + 1) * bins_));
+  if (!large_.empty())
+    for (size_t i = 0; i < bins_; ++i) totals[i] += large_[slot * bins_ + i];
+  return totals;
+}
+
+void Histograms::Add(Accumulator* other) {
+  const auto& o = static_cast<const Histograms&>(*other);
+  WillCount(o.counted_);
+  for (size_t i = 0; i < small_.size(); ++i) small_[i] += o.small_[i];
+  if (!o.large_.empty()) Widen();
+  for (size_t i = 0; i < o.large_.size(); ++i) large_[i] += o.large_[i];
+}
+
+void Histograms::WillCount(uint64_t elements) {
+  counted_ += elements;
+  if (counted_ < kNarrow) return;
+  Widen();
+  for (size_t i = 0; i < small_.size(); ++i) large_[i] += std::exchange(small_[i], 0);
+  counted_ = elements;
+}
+
+void SampleKeys::Add(Accumulator* other) {
+  auto& o = static_cast<SampleKeys&>(*other);
+  for (size_t s = 0; s < slots.size(); ++s) {
+    if (o.slots[s].run > 0) slots[s].run = o.slots[s].run;
+    slots[s].places.insert(slots[s].places.end(), o.slots[s].places.begin(), o.slots[s].places.end());
+  }
+}
+
+void InsideCounts::Add(Accumulator* other) {
+  auto& o = static_cast<InsideCounts&>(*other);
+  for (size_t s = 0; s < above.size(); ++s) bins[s].Add(&o.bins[s]), above[s] += o.above[s];
+}
+
+RoundSpec TaskVectorMerger::round(size_t r) const {
+  const size_t sums = rescale_ ? trims_.size() : 0;
+  switch (steps_[r]) {
+    case Step::kSample:
+      return {.name = "sample", .accumulator_bytes = slots_ * kSampleLanes * sizeof(uint64_t), .sample = true};
+    case Step::kInside: return {.name = "inside", .accumulator_bytes = InsideCounts::Bytes(slots_, elements_)};
+    case Step::kHighHalves:
+      return {.name = "high halves", .accumulator_bytes = Histograms::Bytes(slots_, kHighBins, elements_), .sums = sums};
+    case Step::kLowHalves:
+      return {.name = "low halves", .accumulator_bytes = Histograms::Bytes(slots_, kLowBins, elements_), .sums = sums};
+    case Step::kDraft: return {.name = "draft", .draft = true};
+    case Step::kSigns:
+      return {.name = "signs", .accumulator_bytes = sizeof(SignSum), .ordered = ordered_possible_};
+    case Step::kMerge: break;
+  }
+  return {.name = "merge", .ordered = ordered_possible_};
+}
+
+std::unique_ptr<Accumulator> TaskVectorMerger::NewAccumulator(size_t r) const {
+  switch (steps_[r]) {
+    case Step::kSample: return std::make_unique<SampleKeys>(slots_);
+    case Step::kInside: {
+      std::vector<size_t> keys;
+      for (const Trim& trim : trims_)
+        if (trim.slot >= 0) keys.push_back(trim.bracket.sure.key - trim.bracket.open.key + 1);
+      return std::make_unique<InsideCounts>(keys);
+    }
+    case Step::kHighHalves: return std::make_unique<Histograms>(slots_, kHighBins);
+    case Step::kLowHalves: return std::make_unique<Histograms>(slots_, kLowBins);
+    case Step::kSigns: return std::make_unique<SignSum>();
+    case Step::kDraft:
+    case Step::kMerge: break;
+  }
+  return nullptr;
+}
+
+void TaskVectorMerger::Accumulate(size_t r, const Coefficients& c, const LaneTile& tile, const uint64_t* grants,
+                                  Scratch& scratch, Accumulator* accumulator, BlockSums sums) const {
+  if (steps_[r] == Step::kSample) return TakeSample(tile, scratch, static_cast<SampleKeys&>(*accumulator));
+  if (steps_[r] == Step::kInside) return CountInside(tile, scratch, static_cast<InsideCounts&>(*accumulator));
+  if (steps_[r] != Step::kSigns)
+    return CountHalves(steps_[r] == Step::kLowHalves, tile, scratch, static_cast<Histograms&>(*accumulator), sums);
+  VoteCounts& votes = static_cast<SignSum&>(*accumulator).votes;
+  TaskVectorBlock block = BlockFor(c, &tile, scratch);
+  FindCuts(tile, grants, scratch);
+  for (size_t start = 0; start < tile.count; start += kBlockLanes)
+    ForEachSegment(tile, start, std::min(kBlockLanes, tile.count - start), scratch, [&](size_t at, size_t n) {
+      DecodeBlock(tile, at, n, scratch);
+      UseLanes(scratch, &block);
+      CountElectedSigns(block, n, &votes);
+    });
+}
+
+void TaskVectorMerger::Finish(size_t r, Accumulator* accumulator, std::span<const double> sums) {
+  switch (steps_[r]) {
+    case Step::kSample: return FinishSample(static_cast<const SampleKeys&>(*accumulator));
+    case Step::kInside: return FinishInside(static_cast<const InsideCounts&>(*accumulator));
+    case Step::kHighHalves: return FinishHigh(static_cast<const Histograms&>(*accumulator), sums);
+    case Step::kLowHalves: return FinishLow(static_cast<const Histograms&>(*accumulator), sums);
+    // The paper's code selects the negative entries when even the majority is a draw.
+    case Step::kSigns: zero_elects_minus_ = static_cast<const SignSum&>(*accumulator).votes.sign_sum <= 0; return;
+    case Step::kDraft:
+    case Step::kMerge: return;
+  }
+}
+
+// The tile is one run of the sample.
+void TaskVectorMerger::TakeSample(const LaneTile& tile, Scratch& scratch, SampleKeys& sample) const {
+  uint32_t keys[kBlockLanes];
+  const bool by_index = steps_[1] == Step::kDraft && !keep_equals_;
+  for (size_t m = 0; m < trims_.size(); ++m) {
+    if (tile.models[m].bytes == nullptr || trims_[m].slot < 0) continue;
+    PlaceSample& slot = sample.slots[static_cast<size_t>(trims_[m].slot)];
+    slot.run = tile.count;
+    StoreKeys(TaskVectorAt(tile, m, 0, tile.count, scratch), tile.count, keys);
+    for (size_t i = 0; i < tile.count; ++i)
+      slot.places.push_back(PlaceOf(keys[i], by_index ? static_cast<uint32_t>(tile.first + i) : 0));
+  }
+}
+
+void TaskVectorMerger::FinishSample(const SampleKeys& sample) {
+  const bool drafts = steps_[1] == Step::kDraft;
+  bool found = true;
+  for (Trim& trim : trims_) {
+    if (trim.slot < 0) continue;
+    const auto bracket =
+        BracketOf(sample.slots[static_cast<size_t>(trim.slot)], trim.keep, elements_, drafts && !keep_equals_);
+    found &= bracket.has_value();
+    if (bracket) trim.bracket = *bracket;
+    if (!drafts) found &= trim.bracket.sure.key - trim.bracket.open.key < InsideCounts::kMostKeys;
+  }
+  if (!found && !drafts) steps_.erase(steps_.begin() + 1), FallBackAfter(Step::kSample);
+}
+
+void TaskVectorMerger::FallBackAfter(Step step) {
+  const auto here = std::find(steps_.begin(), steps_.end(), step);
+  steps_.insert(here + 1, {Step::kHighHalves, Step::kLowHalves});
+}
+
+void TaskVectorMerger::CountInside(const LaneTile& tile, Scratch& scratch, InsideCounts& counts) const {
+  uint32_t keys[kBlockLanes], places[kBlockLanes];
+  for (size_t m = 0; m < trims_.size(); ++m) {
+    const Trim& trim = trims_[m];
+    if (tile.models[m].bytes == nullptr || trim.slot < 0) continue;
+    const auto slot = static_cast<size_t>(trim.slot);
+    counts.bins[slot].WillCount(tile.count);
+    uint32_t* const bins = counts.bins[slot].Row(0);
+    for (size_t start = 0; start < tile.count; start += kBlockLanes) {
+      const size_t n = std::min(kBlockLanes, tile.count - start);
+      const float* d = TaskVectorAt(tile, m, start, n, scratch);
+      const size_t inside = CollectKeys(d, n, trim.bracket.open.key, trim.bracket.sure.key, keys, places, &counts.above[slot]);
+      for (size_t i = 0; i < inside; ++i) ++bins[keys[i] - trim.bracket.open.key];
+    }
+  }
+}
+
+void TaskVectorMerger::FinishInside(const InsideCounts& counts) {
+  std::vector<Trim> trims = trims_;
+  for (Trim& trim : trims) {
+    if (trim.slot < 0) continue;
+    const auto slot = static_cast<size_t>(trim.slot);
+    const std::vector<uint64_t> bins = counts.bins[slot].Totals(0);
+    Threshold threshold{.key = trim.bracket.sure.key, .above = counts.above[slot]};
+    if (threshold.above >= trim.keep) return FallBackAfter(Step::kInside);
+    const auto count_of = [&](uint32_t key) { return bins[key - trim.bracket.open.key]; };
+    while (threshold.key > trim.bracket.open.key && threshold.above + count_of(threshold.key) < trim.keep)
+      threshold.above += count_of(threshold.key--);
+    threshold.equal = count_of(threshold.key);
+    const bool inside = threshold.above + threshold.equal >= trim.keep;
+    if (!inside && threshold.key > 0) return FallBackAfter(Step::kInside);
+    UseThreshold(threshold, &trim);
+  }
+  trims_ = std::move(trims);
+}
+
+// One model after the other within a reduction block: its histogram (128 or 256 KiB) then stays in L2.
+void TaskVectorMerger::CountHalves(bool low, const LaneTile& tile, Scratch& scratch, Histograms& histograms,
+                                   BlockSums sums) const {
+  histograms.WillCount(tile.count);
+  for (size_t block = 0; block < tile.count; block += kReductionBlock) {
+    const size_t block_end = std::min(tile.count, block + kReductionBlock);
+    for (size_t m = 0; m < trims_.size(); ++m) {
+      const Trim& trim = trims_[m];
+      if (tile.models[m].bytes == nullptr || trim.slot < 0) continue;
+      uint32_t* bins = histograms.Row(static_cast<size_t>(trim.slot));
+      double partial[kSumLanes] = {};
+      for (size_t start = block; start < block_end; start += kBlockLanes) {
+        const size_t n = std::min(kBlockLanes, block_end - start);
+        const float* d = TaskVectorAt(tile, m, start, n, scratch);
+        if (low) CountLowHalves(d, n, trim.bin.high, bins);
+        else CountHighHalves(d, n, bins);
+        if (sums.data != nullptr) AddMagnitudes(d, n, low ? static_cast<int32_t>(trim.bin.high) : -1, partial);
+      }
+      if (sums.data != nullptr) sums.data[m * sums.stride + (tile.first + block) / kReductionBlock] = FoldSums(partial);
+    }
+  }
+}
+
+void TaskVectorMerger::FinishHigh(const Histograms& histograms, std::span<const double> sums) {
+  for (size_t m = 0; m < trims_.size(); ++m) {
+    Trim& trim = trims_[m];
+    if (trim.slot < 0) continue;
+    trim.bin = FindCriticalBin(histograms.Totals(static_cast<size_t>(trim.slot)).data(), trim.keep);
+    if (rescale_) trim.norm = sums[m];
+  }
+}
+
+// What stays, by the threshold of a whole scope; returns how many entries equal to it stay.
+uint64_t TaskVectorMerger::UseThreshold(const Threshold& threshold, Trim* trim) const {
+  // All zeros stay with a threshold of 0, also those of tensors that the model lacks, which nobody counted.
+  const uint64_t equals = threshold.key == 0 ? elements_ - threshold.above : threshold.equal;
+  const uint64_t equals_kept = keep_equals_ ? equals : trim->keep - threshold.above;
+  trim->keep = threshold.above + equals_kept;
+  trim->cut = {.key = threshold.key, .index = UINT64_MAX};
+  // A kept zero adds nothing, so it does not matter which ones stay.
+  if (equals_kept < equals && threshold.key > 0) trim->quota = equals_kept;
+  return equals_kept;
+}
+
+void TaskVectorMerger::FinishLow(const Histograms& histograms, std::span<const double> sums) {
+  for (size_t m = 0; m < trims_.size(); ++m) {
+    Trim& trim = trims_[m];
+    if (trim.slot < 0) continue;
+    const std::vector<uint64_t> bins = histograms.Totals(static_cast<size_t>(trim.slot));
+    const Threshold threshold = FindThreshold(trim.bin, bins.data(), trim.keep);
+    const uint64_t equals_kept = UseThreshold(threshold, &trim);
+    if (!rescale_) continue;
+    // Entries above the critical bin were summed in place; those within it are known by their counts.
+    const auto magnitude = [&](uint32_t low) {
+      return static_cast<double>(std::bit_cast<float>(trim.bin.high << 16 | low));
+    };
+    trim.kept_norm = sums[m];
+    const uint32_t threshold_low = threshold.key & 0xffff;
+    for (uint32_t low = kLowBins - 1; low > threshold_low; --low)
+      if (bins[low] != 0) trim.kept_norm += static_cast<double>(bins[low]) * magnitude(low);
+    trim.kept_norm += static_cast<double>(equals_kept) * magnitude(threshold_low);
+    // An infinite entry (norm infinite, their quotient NaN) must not spoil the others, nor a NaN.
+    const bool finite = std::isfinite(trim.norm) && std::isfinite(trim.kept_norm);
+    if (finite && trim.norm >= kLeastNorm && trim.kept_norm >= kLeastNorm)
+      trim.factor = static_cast<float>(trim.norm / trim.kept_norm);
+  }
+}
+
+}  // namespace braid

@@ -1,0 +1,105 @@
+#include "pipeline/sample.h"
+
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "pipeline/scope_run.h"
+#include "pipeline/source_files.h"
+
+namespace braid {
+namespace {
+
+// A run is read with one request of less than a page per source, so the disk does the same work for any length up to
+// that; half as many runs of twice the lanes made wider brackets.
+constexpr uint64_t kRunLanes = 64;
+constexpr uint64_t kRuns = kSampleLanes / kRunLanes;
+// A solid-state disk answers so many small requests at once.
+constexpr size_t kReaders = 8;
+
+struct Run {
+  uint32_t tensor = 0;
+  uint64_t first = 0;
+};
+
+// Evenly over the elements of all tensors, one after the other; those too short for a run are passed over.
+std::vector<Run> RunsOf(const Plan& plan, const ScopeRun& scope) {
+  std::vector<Run> runs;
+  const std::vector<uint32_t>& tensors = scope.scope().tensors;
+  size_t slot = 0;
+  uint64_t begin = 0;   // of the tensor, among the elements of the scope
+  for (uint64_t i = 0; i < kRuns; ++i) {
+    const auto at = static_cast<uint64_t>(static_cast<double>(i) * static_cast<double>(scope.scope().elements) / kRuns);
+    while (at >= begin + plan.tensors[tensors[slot]].elements) begin += plan.tensors[tensors[slot++]].elements;
+    const uint64_t elements = plan.tensors[tensors[slot]].elements;
+    if (elements < kRunLanes || !scope.ReadsTensor(tensors[slot])) continue;
+    runs.push_back({tensors[slot], std::min(at - begin, elements - kRunLanes)});
+  }
+  return runs;
+}
+
+class RunReader {
+ public:
+  RunReader(const Plan& plan, SourceFiles* files, ScopeRun* scope)
+      : plan_(plan), files_(*files), scope_(*scope), scratch_(plan.models.size()), lanes_(plan.models.size()),
+        bytes_((plan.models.size() + 1) * kRunLanes * sizeof(double)) {}
+
+  void Read(const Run& run, Accumulator* accumulator) {
+    const PlannedTensor& tensor = plan_.tensors[run.tensor];
+    std::byte* next = bytes_.data();
+    const auto read = [&](const TensorSource& source) -> EncodedLanes {
+      const DType type = plan_.Info(source).dtype;
+      const auto size = static_cast<uint64_t>(LaneBytes(type));
+      std::byte* const bytes = std::exchange(next, next + kRunLanes * size);
+      files_.ReadSpot(source, run.first * size, kRunLanes * size, bytes);
+      return {type, bytes};
+    };
+    LaneTile tile;
+    tile.first = run.first, tile.count = kRunLanes;
+    if (tensor.base.present()) tile.base = read(tensor.base);
+    for (size_t m = 0; m < lanes_.size(); ++m)
+      lanes_[m] = scope_.ReadsModel(run.tensor, m) ? read(tensor.models[m]) : EncodedLanes{};
+    tile.models = lanes_;
+    scope_.merger()->Accumulate(scope_.round(), plan_.coefficients[tensor.coefficients], tile, nullptr, scratch_,
+                                accumulator, {});
+  }
+
+ private:
+  const Plan& plan_;
+  SourceFiles& files_;
+  ScopeRun& scope_;
+  Scratch scratch_;
+  std::vector<EncodedLanes> lanes_;
+  std::vector<std::byte> bytes_;
+};
+
+}  // namespace
+
+void SampleScope(const Plan& plan, SourceFiles* files, ScopeRun* scope) {
+  const std::vector<Run> runs = RunsOf(plan, *scope);
+  std::vector<std::unique_ptr<Accumulator>> parts(kReaders);
+  std::mutex mutex;
+  std::exception_ptr error;
+  {
+    std::vector<std::jthread> readers;
+    for (size_t r = 0; r < kReaders; ++r)
+      readers.emplace_back([&, r] {
+        try {
+          RunReader reader(plan, files, scope);
+          parts[r] = scope->merger()->NewAccumulator(scope->round());
+          for (size_t i = runs.size() * r / kReaders; i < runs.size() * (r + 1) / kReaders; ++i)
+            reader.Read(runs[i], parts[r].get());
+        } catch (...) {
+          std::lock_guard lock(mutex);
+          if (!error) error = std::current_exception();
+        }
+      });
+  }
+  if (error) std::rethrow_exception(error);
+  Accumulator* const total = scope->TakeAccumulator();
+  for (auto& part : parts) total->Add(part.get());   // in the order of the elements
+  scope->GiveAccumulator(total);
+}
+
+}  // namespace braid
