@@ -138,11 +138,13 @@ GraphResult GraphRun::Run(const std::string& fingerprint, const std::atomic<int>
   tbb::global_control limit(tbb::global_control::max_allowed_parallelism, static_cast<size_t>(plan_.memory.threads));
   tbb::task_arena arena(plan_.memory.threads);
   std::thread io_thread;
-  std::atomic<bool> done{false};
 
-  const auto watch = [&] {  // progress and interrupts, on a thread that has nothing else to do
-    while (!done) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  const auto watch = [&](std::stop_token stop) {  // progress and interrupts, on a thread that has nothing else to do
+    std::mutex mutex;
+    std::condition_variable_any stopped;
+    std::unique_lock lock(mutex);
+    while (!stop.stop_requested()) {
+      stopped.wait_for(lock, stop, std::chrono::milliseconds(50), [] { return false; });
       reporter->Tick();
       try {
         ThrowIfInterrupted(interrupt);
@@ -151,7 +153,7 @@ GraphResult GraphRun::Run(const std::string& fingerprint, const std::atomic<int>
       }
     }
   };
-  std::thread watcher(watch);
+  std::jthread watcher(watch);
 
   arena.execute([&] {
     flow::graph g;  // before its nodes: it must outlive them
@@ -214,7 +216,7 @@ GraphResult GraphRun::Run(const std::string& fingerprint, const std::atomic<int>
     io_thread.join();
     writer_.Stop();
   });
-  done = true;
+  watcher.request_stop();
   watcher.join();
   reporter->Finish();
   if (error_) std::rethrow_exception(error_);
