@@ -8,6 +8,7 @@
 #include <cstring>
 #include <list>
 #include <thread>
+#include <unordered_map>
 
 #include "io/error.h"
 #include "io/shard_writer.h"
@@ -127,7 +128,7 @@ class GraphRun {
   Shelf<TileWork> works_;
 
   std::mutex mutex_;
-  std::list<std::shared_ptr<ScopeRun>> scopes_;
+  std::unordered_map<const ScopeRun*, std::shared_ptr<ScopeRun>> scopes_;  // thousands, if they are small
   MergeCounts counts_;
   uint64_t entries_ = 0, kept_ = 0;
   std::atomic<bool> failed_{false};
@@ -235,7 +236,7 @@ void GraphRun::Fail(std::exception_ptr error) {
   budget_.Cancel();
   writer_.Abandon();
   std::lock_guard lock(mutex_);
-  for (const auto& run : scopes_) run->Cancel();
+  for (const auto& [key, run] : scopes_) run->Cancel();
 }
 
 // --- the I/O thread ---------------------------------------------------------------------------------------
@@ -267,7 +268,7 @@ std::shared_ptr<ScopeRun> GraphRun::StartScope(const PlannedScope& scope) {
   run->taken = bytes;
   {
     std::lock_guard lock(mutex_);
-    scopes_.push_back(run);
+    scopes_.emplace(run.get(), run);
   }
   return failed_ ? nullptr : run;  // Fail cancels the scopes that it sees; this one may have come too late for that
 }
@@ -450,7 +451,7 @@ void GraphRun::Retire(ScopeRun* run) {
     entries_ += run->merger()->entries();
     kept_ += run->merger()->kept();
   }
-  scopes_.remove_if([&](const std::shared_ptr<ScopeRun>& held) { return held.get() == run; });
+  scopes_.erase(run);
 }
 
 }  // namespace
