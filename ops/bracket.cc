@@ -1,6 +1,7 @@
 #include "ops/bracket.h"
 
 #include <algorithm>
+#include <functional>
 #include <cmath>
 
 #include "ops/kernels.h"
@@ -76,11 +77,23 @@ void Candidates::ForEach(Visit visit) const {
     for (size_t i = 0; i < chunk->count; ++i) visit(chunk->keys[i], chunk->indices[i], i % 4);
 }
 
+Threshold Candidates::SelectAmongFew(uint64_t k) const {
+  std::vector<uint32_t> keys;
+  keys.reserve(size());
+  ForEach([&](uint32_t key, uint32_t, size_t) { keys.push_back(key); });
+  const auto kth = keys.begin() + static_cast<ptrdiff_t>(k - 1);
+  std::nth_element(keys.begin(), kth, keys.end(), std::greater());
+  Threshold threshold{.key = *kth, .above = above};
+  for (uint32_t key : keys) threshold.above += key > threshold.key, threshold.equal += key == threshold.key;
+  return threshold;
+}
+
 // Within a bracket most keys share a few bins, and adding to one bin over and over waits for the store before: four
 // tables in turn hide that.
 std::optional<Threshold> Candidates::Select(uint64_t k, const Bracket& bracket) const {
   if (above >= k || above + size() < k) return std::nullopt;
   uint64_t wanted = k - above;
+  if (size() <= kFewKeys) return SelectAmongFew(wanted);
   CriticalBin bin{.high = bracket.high >> 16};
   const uint32_t lowest = bracket.low >> 16, bins = bin.high - lowest + 1;
   if (bins > 1) {

@@ -17,6 +17,10 @@
 
 namespace braid {
 
+// Up to so many keys, selection looks at each instead of counting them in tables. With tables, 10,000 tensors of 2,048
+// elements took 1.1 ms each, without 0.1; of 16,384 elements both take 0.3 to 0.4 ms.
+inline constexpr uint64_t kFewKeys = 1 << 13;
+
 struct Bracket {
   uint32_t low = 0, high = 0;   // keys, both inclusive
 };
@@ -70,6 +74,7 @@ class Candidates {
   uint64_t CutAfter(uint32_t key, uint64_t count) const;
 
  private:
+  Threshold SelectAmongFew(uint64_t k) const;
   template <typename Visit>
   void ForEach(Visit visit) const;   // visit(key, index, lane): lane counts modulo 4, to spread equal bins over tables
 

@@ -111,7 +111,7 @@ struct Trim {
   bool equals_stay = true;    // all entries equal to the threshold stay
   uint64_t quota = Merger::kNoQuota;  // otherwise only so many of them, by index
   std::optional<uint64_t> cut;        // or, when it is known already, those below this index
-  Bracket bracket;
+  Bracket bracket = {0, kNanKey};  // all keys
   double norm = 0, kept_norm = 0;
   float factor = 1;           // rescale
 };
@@ -201,6 +201,8 @@ TaskVectorMerger::TaskVectorMerger(const MethodInfo& method, const Coefficients&
   // rescale needs sums over all entries, which the candidates' pass does not take; indices are 32 bits wide.
   if (slots_ > 0 && pool != nullptr && !rescale_ && elements >= kLeastSampled && elements < UINT32_MAX)
     steps_ = {Step::kSample, Step::kCandidates};
+  // Of a small tensor all keys are candidates: clearing and searching histograms would cost more than counting.
+  if (slots_ > 0 && pool != nullptr && !rescale_ && elements <= kFewKeys) steps_ = {Step::kCandidates};
   if (elect_ && Shared(c, method.IndexOf("zero_sign"), 0) != 0) steps_.push_back(Step::kSigns);
   steps_.push_back(Step::kMerge);
 }
