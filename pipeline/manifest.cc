@@ -91,12 +91,14 @@ std::string ManifestText(const Plan& plan, const std::string& fingerprint, const
                                  JsonString(plan.method->name), JsonString(fingerprint));
   const auto out = std::back_inserter(text);
   for (size_t i = 0; i < plan.shards.size(); ++i)
-    fmt::format_to(out, "{}\n  {}: \"{}\"", i == 0 ? "" : ",", JsonString(plan.shards[i].name), HeaderSum(plan.shards[i].header));
+    fmt::format_to(out, "{}\n  {}: \"{}\"", i == 0 ? "" : ",", JsonString(plan.shards[i].name),
+                   HeaderSum(plan.shards[i].header));
   text += "\n },\n \"tensors\": {";
   for (size_t t = 0; t < plan.tensors.size(); ++t) {
     const PlannedTensor& tensor = plan.tensors[t];
-    fmt::format_to(out, "{}\n  {}: {{\n   \"file\": {},\n   \"bytes\": {},\n   \"xxh3_128\": \"{}\"\n  }}", t == 0 ? "" : ",",
-                   JsonString(tensor.name), JsonString(plan.shards[tensor.shard].name), tensor.bytes, SumText(sums[t]));
+    fmt::format_to(out, "{}\n  {}: {{\n   \"file\": {},\n   \"bytes\": {},\n   \"xxh3_128\": \"{}\"\n  }}",
+                   t == 0 ? "" : ",", JsonString(tensor.name), JsonString(plan.shards[tensor.shard].name),
+                   tensor.bytes, SumText(sums[t]));
   }
   return text + "\n }\n}\n";
 }

@@ -49,7 +49,8 @@ void PlanLayout(Plan* plan, const PlanOptions& options) {
   begins.push_back(plan->tensors.size());
   for (size_t i = 0; i < shards; ++i) {
     const std::span tensors(plan->tensors.begin() + static_cast<ptrdiff_t>(begins[i]), begins[i + 1] - begins[i]);
-    std::string name = shards == 1 ? "model.safetensors" : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards);
+    std::string name = shards == 1 ? "model.safetensors"
+                                   : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards);
     plan->shards.push_back(MakeShard(tensors, std::move(name), options.single_file));
     for (PlannedTensor& tensor : tensors) tensor.offset += plan->shards.back().header.size();
   }

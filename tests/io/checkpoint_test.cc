@@ -155,8 +155,8 @@ TEST(OpenCheckpoint, RejectsAnIndexThatDisagrees) {
 TEST(OpenCheckpoint, TakesAnIndexInAnyOrderWithOtherMembers) {
   TemporaryDirectory directory;
   WriteSharded(directory);
-  directory.Write(kIndex, R"({"metadata":{"total_size":32,"extra":[1,-2,0.5,true,null,{"weight_map":"x"}]},"more":"text",)"
-                          R"("weight_map":{"d":"y.safetensors","b":"x.safetensors","c":"y.safetensors",)"
+  directory.Write(kIndex, R"({"metadata":{"total_size":32,"extra":[1,-2,0.5,true,null,{"weight_map":"x"}]},)"
+                          R"("more":"text","weight_map":{"d":"y.safetensors","b":"x.safetensors","c":"y.safetensors",)"
                           R"("a":"x.safetensors"},"weight_maps":{"a":1}})");
   Checkpoint checkpoint = OpenCheckpoint(directory.path());
   ASSERT_EQ(checkpoint.shards.size(), 2u);
