@@ -208,7 +208,8 @@ Checkpoint Open(const std::string& reference, Purpose purpose) {
 
 }  // namespace
 
-std::optional<uint32_t> Checkpoint::Find(std::string_view name) const {
+std::optional<uint32_t> Checkpoint::Find(std::string_view name, uint32_t guess) const {
+  if (guess < tensors.size() && tensors[guess].info.name == name) return guess;
   auto found = std::lower_bound(
       by_name.begin(), by_name.end(), name,
       [&](uint32_t tensor, std::string_view wanted) { return tensors[tensor].info.name < wanted; });

@@ -42,7 +42,8 @@ struct Checkpoint {
   std::vector<std::string> warnings;
 
   // Index into `tensors`, or nothing. Logarithmic: a hash table's collisions could be arranged by a file.
-  std::optional<uint32_t> Find(std::string_view name) const;
+  // `guess`: where it is if the guess is right, which is the first place to look at.
+  std::optional<uint32_t> Find(std::string_view name, uint32_t guess = 0) const;
   uint64_t TotalBytes() const;   // of all tensors
   uint64_t MemoryBytes() const;  // roughly what this catalogue occupies
 

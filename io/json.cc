@@ -178,6 +178,12 @@ std::optional<uint64_t> AsSize(const Json& value) {
   return size;
 }
 
+std::string JsonString(std::string_view text) {
+  bool plain = std::all_of(text.begin(), text.end(),
+                           [](char c) { return c >= ' ' && c <= '~' && c != '"' && c != '\\'; });
+  return plain ? fmt::format("\"{}\"", text) : Json(std::string(text)).dump();
+}
+
 std::optional<std::string> TopLevelValue(const std::string& text, std::string_view key) {
   std::vector<Member> members = MemberScanner(text).Scan();
   auto found = FindMember(members, key);

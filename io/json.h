@@ -24,6 +24,9 @@ Json ParseJson(std::string_view text, const std::string& path, JsonLimits limits
 // A non-negative integer written as one (not 2.0, not 1e3, not -1, not above 2^63-1).
 std::optional<uint64_t> AsSize(const Json& value);
 
+// `text`, which is UTF-8, as a JSON string with its quotes: for writers of long lists, which need no tree.
+std::string JsonString(std::string_view text);
+
 // The value of a top-level key as it is written, or nothing. `text` as for ReplaceTopLevelValue.
 std::optional<std::string> TopLevelValue(const std::string& text, std::string_view key);
 

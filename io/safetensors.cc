@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <iterator>
 #include <limits>
 #include <numeric>
 #include <optional>
@@ -375,9 +376,8 @@ std::string MakeSafetensorsHeader(const std::vector<TensorInfo>& tensors,
   for (const TensorInfo& tensor : tensors) {
     if (out.back() != '{') out += ',';
     uint64_t end = begin + tensor.bytes;
-    out += fmt::format("{}:{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{},{}]}}",
-                       Json(tensor.name).dump(), DTypeName(tensor.dtype), fmt::join(tensor.shape, ","), begin,
-                       end);
+    fmt::format_to(std::back_inserter(out), "{}:{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{},{}]}}",
+                   JsonString(tensor.name), DTypeName(tensor.dtype), fmt::join(tensor.shape, ","), begin, end);
     begin = end;
   }
   out += '}';

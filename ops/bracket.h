@@ -29,8 +29,7 @@ struct Cut {
 // to a merge whether it stays or not. Indices are multiples of kBlockLanes (ops/merger.h), so that a block of lanes has
 // one least key each, or leave equal keys together (0 for `sure`, all for `open`).
 struct Bracket {
-  Cut sure{0, 0};
-  Cut open{0, 0};
+  Cut sure, open;
   bool reaches_zero() const { return open.key == 0; }   // nothing but zeros lies behind
 };
 

@@ -89,6 +89,10 @@ enum class Approach {
   kDraft,    // a sample, then one read that merges: for one tensor whose output can wait in memory
 };
 
+// A tensor of so few elements is drafted without a sample: all that is not zero is open. Looking at each entry takes less
+// time than clearing and searching histograms (10,000 tensors of 2,048 elements: 0.1 instead of 1.1 ms each).
+inline constexpr uint64_t kFewElements = 32'768;
+
 struct MergeCounts {
   NonFinite non_finite;      // in the output
   uint64_t conflicts = 0;    // elements whose entries disagreed in sign

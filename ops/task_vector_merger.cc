@@ -45,6 +45,8 @@ TaskVectorMerger::TaskVectorMerger(const MethodInfo& method, const Coefficients&
   if (approach == Approach::kDraft && (signs || elements >= UINT32_MAX)) approach = Approach::kPlain;
   if (slots_ > 0) {
     if (approach == Approach::kDraft) steps_ = {Step::kSample, Step::kDraft};
+    if (approach == Approach::kDraft && elements <= kFewElements) steps_ = {Step::kDraft};
+    sampled_by_index_ = approach == Approach::kDraft && !keep_equals_;
     if (approach == Approach::kSampled) steps_ = {Step::kSample, Step::kInside};
     if (approach == Approach::kPlain) steps_ = {Step::kHighHalves, Step::kLowHalves};
   }

@@ -49,7 +49,7 @@ class TaskVectorMerger : public Merger {
     int slot = -1;              // row of the statistics; -1: nothing to select (all stay, or none)
     Cut cut;                    // where the entries that stay end
     uint64_t quota = kNoQuota;  // or: of those equal to cut.key only so many stay, by index
-    Bracket bracket;
+    Bracket bracket{.sure = {kNanKey, 0}, .open = {0, 0}};   // all that is not zero is open
     CriticalBin bin;
     double norm = 0, kept_norm = 0;
     float factor = 1;           // rescale
@@ -91,6 +91,7 @@ class TaskVectorMerger : public Merger {
   int weight_, density_, lambda_, normalize_, rescale_param_;
   bool elect_, rescale_, keep_equals_, by_count_, weighted_vote_;
   bool zero_elects_minus_ = false;
+  bool sampled_by_index_ = false;   // equal entries of the sample are told apart by their index
   bool ordered_possible_ = false;   // some model selects, and equals are handed out by index
   uint64_t elements_;
   uint64_t active_ = 0;             // models with a weight

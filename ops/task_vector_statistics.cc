@@ -120,14 +120,13 @@ void TaskVectorMerger::Finish(size_t r, Accumulator* accumulator, std::span<cons
 // The tile is one run of the sample.
 void TaskVectorMerger::TakeSample(const LaneTile& tile, Scratch& scratch, SampleKeys& sample) const {
   uint32_t keys[kBlockLanes];
-  const bool by_index = steps_[1] == Step::kDraft && !keep_equals_;
   for (size_t m = 0; m < trims_.size(); ++m) {
     if (tile.models[m].bytes == nullptr || trims_[m].slot < 0) continue;
     PlaceSample& slot = sample.slots[static_cast<size_t>(trims_[m].slot)];
     slot.run = tile.count;
     StoreKeys(TaskVectorAt(tile, m, 0, tile.count, scratch), tile.count, keys);
     for (size_t i = 0; i < tile.count; ++i)
-      slot.places.push_back(PlaceOf(keys[i], by_index ? static_cast<uint32_t>(tile.first + i) : 0));
+      slot.places.push_back(PlaceOf(keys[i], sampled_by_index_ ? static_cast<uint32_t>(tile.first + i) : 0));
   }
 }
 
@@ -136,8 +135,7 @@ void TaskVectorMerger::FinishSample(const SampleKeys& sample) {
   bool found = true;
   for (Trim& trim : trims_) {
     if (trim.slot < 0) continue;
-    const auto bracket =
-        BracketOf(sample.slots[static_cast<size_t>(trim.slot)], trim.keep, elements_, drafts && !keep_equals_);
+    const auto bracket = BracketOf(sample.slots[static_cast<size_t>(trim.slot)], trim.keep, elements_, sampled_by_index_);
     found &= bracket.has_value();
     if (bracket) trim.bracket = *bracket;
     if (!drafts) found &= trim.bracket.sure.key - trim.bracket.open.key < InsideCounts::kMostKeys;

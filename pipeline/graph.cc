@@ -8,6 +8,7 @@
 #include <cstring>
 #include <list>
 #include <thread>
+#include <unordered_map>
 
 #include "io/error.h"
 #include "io/shard_writer.h"
@@ -142,7 +143,7 @@ class GraphRun {
   Shelf<TileWork> works_;
 
   std::mutex mutex_;
-  std::list<std::shared_ptr<ScopeRun>> scopes_;
+  std::unordered_map<const ScopeRun*, std::shared_ptr<ScopeRun>> scopes_;  // thousands, if they are small
   std::vector<OutputTile*> free_drafts_;   // as many as draft_tokens_ has not given out
   std::vector<std::shared_ptr<ScopeRun>> drafted_;   // whose outcome the I/O thread still has to look at; its own
   MergeCounts counts_;
@@ -155,11 +156,13 @@ GraphResult GraphRun::Run(const std::string& fingerprint, const std::atomic<int>
   tbb::global_control limit(tbb::global_control::max_allowed_parallelism, static_cast<size_t>(plan_.memory.threads));
   tbb::task_arena arena(plan_.memory.threads);
   std::thread io_thread;
-  std::atomic<bool> done{false};
 
-  const auto watch = [&] {  // progress and interrupts, on a thread that has nothing else to do
-    while (!done) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  const auto watch = [&](std::stop_token stop) {  // progress and interrupts, on a thread that has nothing else to do
+    std::mutex mutex;
+    std::condition_variable_any stopped;
+    std::unique_lock lock(mutex);
+    while (!stop.stop_requested()) {
+      stopped.wait_for(lock, stop, std::chrono::milliseconds(50), [] { return false; });
       reporter->Tick();
       try {
         ThrowIfInterrupted(interrupt);
@@ -168,7 +171,7 @@ GraphResult GraphRun::Run(const std::string& fingerprint, const std::atomic<int>
       }
     }
   };
-  std::thread watcher(watch);
+  std::jthread watcher(watch);
 
   arena.execute([&] {
     flow::graph g;  // before its nodes: it must outlive them
@@ -243,7 +246,7 @@ GraphResult GraphRun::Run(const std::string& fingerprint, const std::atomic<int>
     io_thread.join();
     writer_.Stop();
   });
-  done = true;
+  watcher.request_stop();
   watcher.join();
   reporter->Finish();
   if (error_) std::rethrow_exception(error_);
@@ -263,7 +266,7 @@ void GraphRun::Fail(std::exception_ptr error) {
   draft_tokens_.Cancel();
   writer_.Abandon();
   std::lock_guard lock(mutex_);
-  for (const auto& run : scopes_) run->Cancel();
+  for (const auto& [key, run] : scopes_) run->Cancel();
 }
 
 // --- the I/O thread ---------------------------------------------------------------------------------------
@@ -315,7 +318,7 @@ std::shared_ptr<ScopeRun> GraphRun::StartScope(const PlannedScope& scope, bool a
   run->taken = bytes;
   {
     std::lock_guard lock(mutex_);
-    scopes_.push_back(run);
+    scopes_.emplace(run.get(), run);
   }
   return failed_ ? nullptr : run;  // Fail cancels the scopes that it sees; this one may have come too late for that
 }
@@ -597,7 +600,7 @@ void GraphRun::Retire(ScopeRun* run) {
     entries_ += run->merger()->entries();
     kept_ += run->merger()->kept();
   }
-  scopes_.remove_if([&](const std::shared_ptr<ScopeRun>& held) { return held.get() == run; });
+  scopes_.erase(run);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <iterator>
 #include <optional>
 
 #include "io/error.h"
@@ -84,17 +85,22 @@ std::string HeaderSum(std::string header) {
   return SumText(XXH3_128bits(header.data(), header.size()));
 }
 
+// Text, not a tree, where each new key is compared with all before it: 6 s for 100,000 tensors.
 std::string ManifestText(const Plan& plan, const std::string& fingerprint, const std::vector<XXH128_hash_t>& sums) {
-  Json out;
-  out["format"] = 1;
-  out["method"] = plan.method->name;
-  out["fingerprint"] = fingerprint;
-  for (const PlannedShard& shard : plan.shards) out["headers"][shard.name] = HeaderSum(shard.header);
+  std::string text = fmt::format("{{\n \"format\": 1,\n \"method\": {},\n \"fingerprint\": {},\n \"headers\": {{",
+                                 JsonString(plan.method->name), JsonString(fingerprint));
+  const auto out = std::back_inserter(text);
+  for (size_t i = 0; i < plan.shards.size(); ++i)
+    fmt::format_to(out, "{}\n  {}: \"{}\"", i == 0 ? "" : ",", JsonString(plan.shards[i].name),
+                   HeaderSum(plan.shards[i].header));
+  text += "\n },\n \"tensors\": {";
   for (size_t t = 0; t < plan.tensors.size(); ++t) {
     const PlannedTensor& tensor = plan.tensors[t];
-    out["tensors"][tensor.name] = {{"file", plan.shards[tensor.shard].name}, {"bytes", tensor.bytes}, {"xxh3_128", SumText(sums[t])}};
+    fmt::format_to(out, "{}\n  {}: {{\n   \"file\": {},\n   \"bytes\": {},\n   \"xxh3_128\": \"{}\"\n  }}",
+                   t == 0 ? "" : ",", JsonString(tensor.name), JsonString(plan.shards[tensor.shard].name),
+                   tensor.bytes, SumText(sums[t]));
   }
-  return out.dump(1) + "\n";
+  return text + "\n }\n}\n";
 }
 
 Manifest ReadManifest(const std::string& out) {

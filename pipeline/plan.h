@@ -6,9 +6,11 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "io/checkpoint.h"
@@ -131,8 +133,9 @@ Plan MakePlan(Recipe recipe, const PlanOptions& options);
 // Bytes of address space that a tile of `elements` occupies when mapped, in all its sources.
 uint64_t TileCost(const Plan& plan, const PlannedTensor& tensor, uint64_t elements);
 
-// The plan as data, for `plan --json`. Deterministic.
-Json PlanToJson(const Plan& plan);
+// The plan as one JSON object, for `plan --json`, passed to `write` piece by piece. Deterministic. `more`: members to
+// put in front of the tensors.
+void WritePlanJson(const Plan& plan, const Json& more, const std::function<void(std::string_view)>& write);
 
 // XXH3-128, as hex, of all that decides the output's bytes: method, coefficients, sources' catalogues and sizes,
 // output layout. Not of memory, threads or paths.

@@ -4,6 +4,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
+#include <span>
 
 #include "io/safetensors.h"
 #include "pipeline/manifest.h"
@@ -11,35 +13,47 @@
 
 namespace braid {
 
+namespace {
+
+PlannedShard MakeShard(std::span<const PlannedTensor> tensors, std::string name, bool single_file) {
+  std::vector<TensorInfo> infos;
+  infos.reserve(tensors.size());
+  for (const PlannedTensor& tensor : tensors)
+    infos.push_back({.name = tensor.name, .dtype = tensor.type, .shape = tensor.shape, .elements = tensor.elements,
+                     .bytes = tensor.bytes});
+  std::map<std::string, std::string> metadata = {{"format", "pt"}};
+  if (single_file) AddChecksumRoom(&metadata, infos.size());
+  PlannedShard shard{.name = std::move(name), .header = MakeSafetensorsHeader(infos, metadata)};
+  shard.bytes = shard.header.size();
+  for (const TensorInfo& info : infos) shard.bytes += info.bytes;
+  return shard;
+}
+
+}  // namespace
+
 void PlanLayout(Plan* plan, const PlanOptions& options) {
   plan->single_file = options.single_file;
-  std::vector<std::vector<TensorInfo>> shards(1);
+  std::vector<size_t> begins = {0};  // the first tensor of each shard
   uint64_t filled = 0;
-  for (PlannedTensor& tensor : plan->tensors) {
+  for (size_t t = 0; t < plan->tensors.size(); ++t) {
+    PlannedTensor& tensor = plan->tensors[t];
     if (!options.single_file && filled > 0 && tensor.bytes > options.shard_bytes - std::min(filled, options.shard_bytes)) {
-      shards.emplace_back();
+      begins.push_back(t);
       filled = 0;
     }
-    tensor.shard = static_cast<uint32_t>(shards.size() - 1);
+    tensor.shard = static_cast<uint32_t>(begins.size() - 1);
     tensor.offset = filled;  // within the data; the header's length is added below
     filled += tensor.bytes;
-    shards.back().push_back({.name = tensor.name, .dtype = tensor.type, .shape = tensor.shape,
-                             .elements = tensor.elements, .bytes = tensor.bytes});
   }
-  std::vector<uint64_t> data_offsets;
-  for (size_t i = 0; i < shards.size(); ++i) {
-    PlannedShard shard;
-    shard.name = shards.size() == 1 ? "model.safetensors"
-                                    : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
-    std::map<std::string, std::string> metadata = {{"format", "pt"}};
-    if (options.single_file) AddChecksumRoom(&metadata, shards[i].size());
-    shard.header = MakeSafetensorsHeader(shards[i], metadata);
-    shard.bytes = shard.header.size();
-    for (const TensorInfo& info : shards[i]) shard.bytes += info.bytes;
-    data_offsets.push_back(shard.header.size());
-    plan->shards.push_back(std::move(shard));
+  const size_t shards = begins.size();
+  begins.push_back(plan->tensors.size());
+  for (size_t i = 0; i < shards; ++i) {
+    const std::span tensors(plan->tensors.begin() + static_cast<ptrdiff_t>(begins[i]), begins[i + 1] - begins[i]);
+    std::string name = shards == 1 ? "model.safetensors"
+                                   : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards);
+    plan->shards.push_back(MakeShard(tensors, std::move(name), options.single_file));
+    for (PlannedTensor& tensor : tensors) tensor.offset += plan->shards.back().header.size();
   }
-  for (PlannedTensor& tensor : plan->tensors) tensor.offset += data_offsets[tensor.shard];
 }
 
 }  // namespace braid

@@ -90,7 +90,7 @@ uint64_t SourceBytes(const Plan& plan, const PlannedTensor& tensor) {
 // For open elements of one drafted tensor.
 uint64_t OpenBytes(const Plan& plan, const PlannedTensor& tensor) {
   const uint64_t models = plan.models.size(), chunk = OpenChunk::Bytes(models + 1);
-  const double share = std::min(1.0, kOpenShare * static_cast<double>(models));
+  const double share = tensor.elements <= kFewElements ? 1.0 : std::min(1.0, kOpenShare * static_cast<double>(models));
   const auto elements = static_cast<uint64_t>(share * static_cast<double>(tensor.elements));
   const uint64_t selected = elements / std::max<uint64_t>(models, 1) * sizeof(uint64_t);   // one model at a time
   return (elements / OpenChunk::kElements + TilesOf(plan, tensor)) * chunk + selected;
@@ -100,7 +100,8 @@ uint64_t OpenBytes(const Plan& plan, const PlannedTensor& tensor) {
 std::vector<PlannedScope*> DraftableScopes(Plan* plan, const PlanOptions& options) {
   std::vector<PlannedScope*> scopes;
   for (PlannedScope& scope : plan->scopes)
-    if (scope.tensors.size() == 1 && scope.rounds > 1 && scope.elements >= options.least_sampled &&
+    if (scope.tensors.size() == 1 && scope.rounds > 1 &&
+        (scope.elements <= kFewElements || scope.elements >= options.least_sampled) &&
         NeedsOf(*plan, scope, Approach::kDraft).drafts)
       scopes.push_back(&scope);
   return scopes;
@@ -121,6 +122,8 @@ void PlanDrafts(Plan* plan, const std::vector<PlannedScope*>& scopes, uint64_t s
   const uint64_t one = buffers * m.buffer_bytes + open;
   const uint64_t times_in_tenths = std::clamp<uint64_t>(spare * 10 / one, 10, 30);
   m.drafts = static_cast<uint32_t>(buffers * times_in_tenths / 10);
+  // Small tensors: as many in flight as there are other buffers.
+  if (m.drafts < m.buffers) m.drafts = std::max(m.drafts, static_cast<uint32_t>(std::min<uint64_t>(m.buffers, spare / 2 / m.buffer_bytes)));
   m.open = open * times_in_tenths / 10;
   // Where there is plenty, also for entries that are less alike than usual.
   m.open = std::max(m.open, std::min(4 * m.open, (spare - m.drafts * m.buffer_bytes) / 4));
@@ -132,7 +135,7 @@ void ChooseApproaches(Plan* plan, const PlanOptions& options, const std::vector<
   const MemoryPlan& m = plan->memory;
   const auto use = [&](PlannedScope* scope, Approach approach) {
     const ScopeNeeds needs = NeedsOf(*plan, *scope, approach);
-    if (!needs.samples || needs.accumulator * m.accumulators > m.pool / 4) return;
+    if ((!needs.samples && !needs.drafts) || needs.accumulator * m.accumulators > m.pool / 4) return;
     scope->approach = approach;
     scope->rounds = needs.rounds;
     scope->statistics_bytes = std::max(scope->statistics_bytes, needs.accumulator);

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <array>
-#include <set>
 #include <unordered_map>
 
 #include "io/hf_cache.h"
@@ -63,8 +62,8 @@ class TensorPlanner {
       : plan_(*plan), relative_(plan->method->base == BaseUse::kRequired), layers_(AllNames()) {}
 
   void Run() {
-    for (const std::string_view name : names_)
-      if (!IsTiedEverywhere(name)) PlanOne(std::string(name));
+    for (place_ = 0; place_ < names_.size(); ++place_)
+      if (!IsTiedEverywhere(names_[place_])) PlanOne(std::string(names_[place_]));
     CheckFilters(plan_.recipe, names_, &plan_.recipe.warnings);
     CheckModelScope();
     ChooseConfigType();
@@ -88,17 +87,23 @@ class TensorPlanner {
   Plan& plan_;
   bool relative_;
   std::vector<std::string_view> names_;
+  uint32_t place_ = 0;  // among names_, of the tensor being planned
   LayerPositions layers_;
   std::unordered_multimap<size_t, uint32_t> interned_;
   std::vector<double> skip_weight_;
 };
 
-// The base's tensors in its file order (without a base, the first model's), then what only others have.
+// The base's tensors in its file order (without a base, the first model's), then what only others have. Fine-tunes
+// mostly have the tensors of their base in its order, so the same place is the first guess for each.
 const std::vector<std::string_view>& TensorPlanner::AllNames() {
-  std::set<std::string_view> seen;
+  std::vector<const Checkpoint*> added;
   const auto add = [&](const Checkpoint& checkpoint) {
-    for (const CheckpointTensor& tensor : checkpoint.tensors)
-      if (seen.insert(tensor.info.name).second) names_.push_back(tensor.info.name);
+    for (uint32_t i = 0; i < checkpoint.tensors.size(); ++i) {
+      const std::string_view name = checkpoint.tensors[i].info.name;
+      const auto has_it = [&](const Checkpoint* earlier) { return earlier->Find(name, i).has_value(); };
+      if (std::none_of(added.begin(), added.end(), has_it)) names_.push_back(name);
+    }
+    added.push_back(&checkpoint);
   };
   if (plan_.base >= 0) add(plan_.checkpoints[static_cast<size_t>(plan_.base)]);
   for (uint32_t model : plan_.models) add(plan_.checkpoints[model]);
@@ -116,7 +121,7 @@ bool TensorPlanner::IsTiedEverywhere(std::string_view name) {
 
 TensorSource TensorPlanner::Find(uint32_t index, const std::string& name) {
   const Checkpoint& checkpoint = plan_.checkpoints[index];
-  std::optional<uint32_t> found = checkpoint.Find(name);
+  std::optional<uint32_t> found = checkpoint.Find(name, place_);
   const bool tied = checkpoint.config.tie_word_embeddings.value_or(!found);
   if (IsOutputHead(name) && tied) {  // a tied head is its embedding
     if (const auto embedding = FindEmbedding(checkpoint)) {

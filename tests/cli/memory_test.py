@@ -33,6 +33,24 @@ def write_large_model(directory, seed, shapes, dtype):
             at -= f.write(block[:at])
 
 
+def write_sparse_model(directory, tensors, shards, elements):
+    """Real headers over holes: a mixture of experts that takes no room on the disk."""
+    os.makedirs(directory)
+    weight_map, per_shard = {}, -(-tensors // shards)
+    for shard in range(shards):
+        file, header, at = f"model-{shard + 1:05}-of-{shards:05}.safetensors", {}, 0
+        for i in range(shard * per_shard, min(tensors, (shard + 1) * per_shard)):
+            name = f"model.layers.{i // 768}.mlp.experts.{i % 256}.{('down', 'gate', 'up')[i // 256 % 3]}_proj.weight"
+            header[name] = {"dtype": "BF16", "shape": [elements], "data_offsets": [at, at + 2 * elements]}
+            at += 2 * elements
+            weight_map[name] = file
+        text = json.dumps(header).encode()
+        with open(os.path.join(directory, file), "wb") as f:
+            f.write(struct.pack("<Q", len(text)) + text)
+            f.truncate(8 + len(text) + at)
+    write_text(os.path.join(directory, "model.safetensors.index.json"), json.dumps({"weight_map": weight_map}))
+
+
 class Memory(CliTest):
     def measure(self, what, budget, threads, *options):
         result, peaks = self.run_measured(
@@ -76,6 +94,25 @@ class Memory(CliTest):
         write_large_model(self.path("base"), SEED, shapes, "BF16")
         write_large_model(self.path("ft"), SEED + 1, shapes, "BF16")
         self.many_sources("33 sources of 12 MB", 64, (1, 2, 8, 16))
+
+    def test_a_plan_of_many_tensors(self):
+        for model in ("base", "a", "b"):
+            write_sparse_model(self.path(model), tensors=20_000, shards=40, elements=1 << 24)  # 671 GB, if it were
+        self.write_recipe()
+        for options in ((), ("--json",)):
+            with self.subTest(options=options), open(self.path("plan.txt"), "wb") as plan:
+                result, peaks = self.run_measured("plan", "recipe.toml", *options, stdout=plan)
+                self.assert_ok(result)
+                print(f"  plan of 3 x 20,000 tensors {options}: MiB {peaks['VmHWM'] / MIB:.0f}", flush=True)
+                self.assertLessEqual(peaks["VmHWM"], 48 * MIB)
+        with open(self.path("plan.txt"), encoding="utf-8") as plan:
+            self.assertEqual(len(json.load(plan)["tensors"]), 20_000)
+
+    def test_a_merge_of_many_tensors(self):
+        for model in ("base", "a", "b"):
+            write_sparse_model(self.path(model), tensors=20_000, shards=40, elements=64)
+        self.write_recipe()
+        self.measure("3 x 20,000 tensors of 64 elements", 48, 2)
 
     def test_a_tensor_larger_than_the_budget(self):
         shapes = {"lm_head.weight": [75_000, 1000]}  # 300 MB

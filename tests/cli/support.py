@@ -310,7 +310,7 @@ class CliTest(unittest.TestCase):
         process.returncode = os.waitstatus_to_exitcode(status)
         out, err = process.communicate()
         peaks["ru_maxrss"] = usage.ru_maxrss * 1024
-        return Result(process.returncode, out.decode(), err.decode()), peaks
+        return Result(process.returncode, (out or b"").decode(), err.decode()), peaks
 
 
 def main():

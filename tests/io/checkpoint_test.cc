@@ -129,6 +129,15 @@ TEST(OpenCheckpoint, RejectsAnIndexThatDisagrees) {
       {Index({{"a", x}, {"b", x}, {"c", "gone.safetensors"}, {"d", y}}),
        "1 of 3 shards are missing: gone.safetensors"},
       {Index({{"a", x}, {"a", x}, {"b", x}, {"c", y}, {"d", y}}), "'a' occurs twice"},
+      {R"({"weight_map":{"a":"x.safetensors"},"weight_map":{}})", "'weight_map' occurs twice"},
+      {R"({"metadata":{"k":1,"k":2},"weight_map":{"a":"x.safetensors"}})", "'k' occurs twice"},
+      {R"({"metadata":[{"k":1,"k":2}],"weight_map":{"a":"x.safetensors"}})", "'k' occurs twice"},
+      {R"({"metadata":{"weight_map":{"a":"x.safetensors"}}})", "no 'weight_map' object"},
+      {R"([{"weight_map":{"a":"x.safetensors"}}])", "no 'weight_map' object"},
+      {R"({"weight_map":"x.safetensors"})", "no 'weight_map' object"},
+      {R"({"weight_map":{"a":{"a":"x.safetensors"}}})", "must be a file name"},
+      {R"({"weight_map":{"a":["x.safetensors"]}})", "must be a file name"},
+      {R"({"weight_map":{"a":null}})", "must be a file name"},
       {R"({"weight_map":{}})", "lists no tensors"},
       {R"({"weight_map":[]})", "no 'weight_map' object"},
       {R"({"weight_map":{"a":1}})", "must be a file name"},
@@ -140,6 +149,29 @@ TEST(OpenCheckpoint, RejectsAnIndexThatDisagrees) {
     WriteSharded(directory);
     directory.Write(kIndex, index);
     ExpectRefused(directory.path(), ErrorCode::kBadInput, expected);
+  }
+}
+
+TEST(OpenCheckpoint, TakesAnIndexInAnyOrderWithOtherMembers) {
+  TemporaryDirectory directory;
+  WriteSharded(directory);
+  directory.Write(kIndex, R"({"metadata":{"total_size":32,"extra":[1,-2,0.5,true,null,{"weight_map":"x"}]},)"
+                          R"("more":"text","weight_map":{"d":"y.safetensors","b":"x.safetensors","c":"y.safetensors",)"
+                          R"("a":"x.safetensors"},"weight_maps":{"a":1}})");
+  Checkpoint checkpoint = OpenCheckpoint(directory.path());
+  ASSERT_EQ(checkpoint.shards.size(), 2u);
+  EXPECT_EQ(checkpoint.shards[0].name, "x.safetensors");
+  EXPECT_EQ(checkpoint.tensors.size(), 4u);
+}
+
+TEST(Checkpoint, FindsATensorWhateverTheGuess) {
+  TemporaryDirectory directory;
+  WriteSharded(directory);
+  Checkpoint checkpoint = OpenCheckpoint(directory.path());
+  for (uint32_t guess : {0u, 1u, 2u, 3u, 4u, UINT32_MAX}) {
+    for (uint32_t i = 0; i < checkpoint.tensors.size(); ++i)
+      EXPECT_EQ(checkpoint.Find(checkpoint.tensors[i].info.name, guess), i);
+    EXPECT_EQ(checkpoint.Find("e", guess), std::nullopt);
   }
 }
 

@@ -146,5 +146,12 @@ TEST(TopLevelValue, GivesTheTextAsItStands) {
   EXPECT_EQ(TopLevelValue(R"({"a": {"k":1}})", "k"), std::nullopt);
 }
 
+TEST(JsonString, IsReadBackAsItWas) {
+  EXPECT_EQ(JsonString("model.layers.0.mlp"), R"("model.layers.0.mlp")");
+  EXPECT_EQ(JsonString("a\"b\\c\n\x01"), R"("a\"b\\c\n\u0001")");
+  for (std::string text : {"", "\"", "\\", "\x7f", "zw\xC3\xB6lf", "\xF0\x9F\xA7\xB6", "{}", "a/b", "\t \x1f~"})
+    EXPECT_EQ(ParseJson(JsonString(text), "text").get<std::string>(), text);
+}
+
 }  // namespace
 }  // namespace braid

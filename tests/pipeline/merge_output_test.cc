@@ -60,6 +60,24 @@ TEST_F(MergeOutput, AFullShardIsNotOverfilled) {
   EXPECT_EQ(Parsed("model.safetensors.index.json")["weight_map"]["t1"], "model-00002-of-00004.safetensors");
 }
 
+TEST_F(MergeOutput, NamesThatJsonMustEscape) {
+  const std::vector<StoredTensor> tensors = {Constant("b \"quoted\"", DType::kF32, 10, 1),
+                                             Constant("zw\xC3\xB6lf", DType::kF32, 20, 2),
+                                             Constant("a\\b\n", DType::kF32, 30, 3)};
+  for (const char* name : {"base", "a"}) {
+    std::filesystem::remove_all(place_ / name);
+    fixture::WriteCheckpoint(place_, name, tensors);
+  }
+  const MergeReport report = fixture::Merge(Recipe(), out(), {.shard_bytes = 100});
+  EXPECT_EQ(fixture::ReadTensors(out()), tensors);  // through the index
+  const Manifest manifest = ReadManifest(out());
+  EXPECT_EQ(manifest.headers.size(), 3u);
+  for (const StoredTensor& tensor : tensors) EXPECT_EQ(manifest.tensors.at(tensor.name).bytes, tensor.bytes.size());
+  std::string text;
+  WritePlanJson(fixture::PlanOf(Recipe()), Json::object(), [&](std::string_view piece) { text += piece; });
+  EXPECT_EQ(ParseJson(text, "plan")["tensors"][2]["name"], tensors[2].name);
+}
+
 TEST_F(MergeOutput, OneShardNeedsNoIndex) {
   fixture::Merge(Recipe(), out());
   EXPECT_EQ(Names(), (std::vector<std::string>{"README.md", "braid.json", "braid_recipe.toml", "config.json",

@@ -57,7 +57,7 @@ std::string FileOf(const std::vector<StoredTensor>& tensors) {
   for (const StoredTensor& tensor : tensors) {
     std::string shape;
     for (uint64_t extent : tensor.shape) shape += (shape.empty() ? "" : ",") + std::to_string(extent);
-    json += (json.size() > 1 ? ",\"" : "\"") + tensor.name + "\":{\"dtype\":\"" + std::string(DTypeName(tensor.type)) +
+    json += (json.size() > 1 ? "," : "") + Json(tensor.name).dump() + ":{\"dtype\":\"" + std::string(DTypeName(tensor.type)) +
             "\",\"shape\":[" + shape + "],\"data_offsets\":[" + std::to_string(data.size()) + "," +
             std::to_string(data.size() + tensor.bytes.size()) + "]}";
     data.append(reinterpret_cast<const char*>(tensor.bytes.data()), tensor.bytes.size());

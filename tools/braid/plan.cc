@@ -53,10 +53,9 @@ void Run(const MergeArguments& arguments) {
   const Plan plan = MakePlan(ReadRecipe(arguments.recipe), PlanOptionsFrom(arguments));
   const uint64_t free = FreeSpace(".");
   if (JsonWanted()) {
-    Json out = PlanToJson(plan);
-    out["disk_needed"] = plan.totals.bytes_written;
-    out["disk_free_here"] = free;
-    fmt::print("{}\n", out.dump(-1, ' ', false, Json::error_handler_t::replace));
+    WritePlanJson(plan, {{"disk_needed", plan.totals.bytes_written}, {"disk_free_here", free}},
+                  [](std::string_view text) { fmt::print("{}", text); });
+    fmt::print("\n");
     return;
   }
   PrintPlan(plan);
