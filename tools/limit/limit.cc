@@ -5,6 +5,9 @@
 // Reads every byte of the inputs and adds it up, while one more thread writes N bytes with the durability of
 // a merge: blocks reserved first, fdatasync, rename, fsync of the directory. Prints one JSON object with the
 // seconds that took. tools/bench runs it with each method and compares `braid merge` with the fastest.
+//
+// --read-bytes asks for more than every byte once: the inputs are then read again from the start, as a merge
+// does whose rounds find nothing in the page cache.
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/mman.h>
@@ -43,6 +46,7 @@ struct Options {
   int readers = 1;
   bool keep_cached = false;
   uint64_t bytes = 0;
+  uint64_t read_bytes = 0;  // 0: every byte of the inputs once
   std::vector<std::string> inputs;
 };
 
@@ -91,11 +95,13 @@ class Input {
 
   uint64_t size() const { return size_; }
 
+  // Pages that stay in the page cache may stay mapped too: two readers of 1.28 GB took 0.040 s with unmapping
+  // and 0.032 s without.
   uint64_t SumMapped(uint64_t offset, uint64_t bytes, bool keep_cached) const {
     const uint64_t sum = Sum(map_ + offset, bytes);
+    if (keep_cached) return sum;
     TheOs().Madvise(map_ + offset, bytes, MADV_DONTNEED);
-    if (!keep_cached)
-      TheOs().Fadvise(fd_.get(), static_cast<off_t>(offset), static_cast<off_t>(bytes), POSIX_FADV_DONTNEED);
+    TheOs().Fadvise(fd_.get(), static_cast<off_t>(offset), static_cast<off_t>(bytes), POSIX_FADV_DONTNEED);
     return sum;
   }
 
@@ -123,18 +129,22 @@ struct Block {
   uint64_t offset, bytes;
 };
 
-// Every block of every input, in order; readers take the next one that is left.
+// The blocks of the inputs, in order and from the start again until enough was read; readers take the next one
+// that is left.
 class Reader {
  public:
-  explicit Reader(const Options& options) : options_(options), direct_(options.read_method == "direct") {
-    const uint64_t block = direct_ ? kDirectBlock : kMappedBlock;
+  explicit Reader(const Options& options)
+      : options_(options),
+        direct_(options.read_method == "direct"),
+        block_bytes_(direct_ ? kDirectBlock : kMappedBlock) {
+    uint64_t all = 0;
     for (const std::string& path : options.inputs) {
       inputs_.push_back(std::make_unique<Input>(path, direct_));
-      const uint64_t size = inputs_.back()->size();
-      for (uint64_t at = 0; at < size; at += block)
-        blocks_.push_back({inputs_.back().get(), at, std::min(block, size - at)});
-      total_ += size;
+      all += inputs_.back()->size();
     }
+    const uint64_t wanted = options.read_bytes > 0 && all > 0 ? options.read_bytes : all;
+    while (total_ < wanted)
+      for (const auto& input : inputs_) AddBlocks(*input, wanted);
   }
 
   void ReadUntilDone() {
@@ -152,8 +162,17 @@ class Reader {
   uint64_t sum() const { return sum_; }
 
  private:
+  void AddBlocks(const Input& input, uint64_t wanted) {
+    for (uint64_t at = 0; at < input.size() && total_ < wanted; at += block_bytes_) {
+      const uint64_t bytes = std::min({block_bytes_, input.size() - at, wanted - total_});
+      blocks_.push_back({&input, at, bytes});
+      total_ += bytes;
+    }
+  }
+
   const Options& options_;
   bool direct_;
+  uint64_t block_bytes_;
   std::vector<std::unique_ptr<Input>> inputs_;
   std::vector<Block> blocks_;
   uint64_t total_ = 0;
@@ -262,6 +281,7 @@ int main(int argc, char** argv) {
   app.add_option("--write", options.write_method, "How to write")
       ->check(CLI::IsMember({"dontcache", "window", "direct"}));
   app.add_option("--readers", options.readers, "Threads that read")->check(CLI::Range(1, 64));
+  app.add_option("--read-bytes", options.read_bytes, "How much to read; from the start again when the inputs end");
   app.add_flag("--keep-cached", options.keep_cached, "Leave the inputs in the page cache");
   app.add_option("--output", options.output, "File to write")->required();
   app.add_option("--bytes", options.bytes, "How much to write")->required();
