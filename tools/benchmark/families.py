@@ -2,11 +2,12 @@
 import json
 import shutil
 import struct
-import subprocess
 
+from benchmark.process import Failed, run_measured
 from benchmark.skipped import Skipped
 
 SPARE_BYTES = 1 << 30       # of disk, left alone
+MARK = "made-by-bench"      # a file in each family, so that nothing else is ever removed
 TORCH_NAMES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 
 
@@ -28,22 +29,24 @@ class Families:
         models = [path / "base"] + [path / f"ft{i + 1}" for i in range(family.finetunes)]
         if all((model / "config.json").exists() for model in models):
             return models
+        if path.exists() and not (path / MARK).exists():
+            raise Failed(f"{path} is not a family of the bench's; remove it or choose another --dir")
         shutil.rmtree(path, ignore_errors=True)
         self.need_space(family.bytes_per_model * (family.finetunes + 1), still_needed)
-        self.say(f"making {path}")
-        subprocess.run([self.braid, "synth", family.arch, path, "--finetunes", str(family.finetunes), "--dtype",
-                        family.dtype], check=True, stdout=subprocess.DEVNULL)
-        (path / "made-by-bench").touch()
+        self.say(f"  making {path}")
+        path.mkdir()
+        (path / MARK).touch()
+        run_measured([self.braid, "synth", family.arch, path, "--finetunes", family.finetunes, "--dtype", family.dtype])
         return models
 
     def need_space(self, size, still_needed):
         """Raises Skipped when the disk has no room, even after removing what no later row needs."""
         kept = {family.name for family in still_needed}
-        for made in self.directory.glob("*/made-by-bench"):
+        for made in self.directory.glob(f"*/{MARK}"):
             if self._free() >= size + SPARE_BYTES:
                 return
             if made.parent.name not in kept:
-                self.say(f"removing {made.parent} for room")
+                self.say(f"  removing {made.parent} for room")
                 shutil.rmtree(made.parent)
         if self._free() < size + SPARE_BYTES:
             raise Skipped(f"{(size + SPARE_BYTES) / 1e9:.0f} GB of disk; {self._free() / 1e9:.0f} GB are free")

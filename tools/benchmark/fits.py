@@ -1,4 +1,5 @@
 """Whether time is a line over bytes: seconds = a + b bytes, fitted to rows that differ in one thing."""
+from benchmark.rows import MIB
 
 
 def fit_line(points):
@@ -38,7 +39,7 @@ def fit_series(series, entries):
     if series.deviation is not None:
         result["checks"].append(check("deviation of b", worst, series.deviation, worst <= series.deviation))
     if series.peak_spread is not None:
-        spread = result["peak_spread"]
+        spread = result["peak_spread"] / MIB
         result["checks"].append(check("spread of peak memory", spread, series.peak_spread, spread <= series.peak_spread,
-                                      "bytes"))
+                                      "MiB"))
     return result

@@ -7,7 +7,7 @@ from benchmark.process import Failed, run_measured
 # (read method, readers, write method) of braid-limit. Which is fastest depends on the disk, so all are tried.
 METHODS = {
     "cold": [("direct", 4, "direct"), ("direct", 8, "direct"), ("direct", 4, "dontcache"),
-             ("mapped", 1, "dontcache"), ("mapped", 1, "window")],
+             ("mapped", 1, "dontcache"), ("mapped", 1, "window"), ("mapped", 2, "window")],
     "warm": [("mapped", 2, "direct"), ("mapped", 2, "dontcache"), ("mapped", 1, "dontcache"),
              ("mapped", 1, "window")],
 }

@@ -5,6 +5,7 @@ cold: nothing of the inputs is in the page cache (evicted, and checked with minc
 import ctypes
 import mmap
 import os
+from pathlib import Path
 
 from benchmark.skipped import Skipped
 
@@ -68,7 +69,7 @@ def enter_state(state, inputs):
 
 
 def available_memory():
-    for line in open("/proc/meminfo"):
+    for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return 0

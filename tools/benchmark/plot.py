@@ -1,12 +1,17 @@
 """Draws time and memory against the size of the models and against their number, as one SVG of four panels."""
+import itertools
 from html import escape
 
 from benchmark.rows import MIB
 
 PANEL_WIDTH, PANEL_HEIGHT = 400, 250
-LEFT, TOP, GAP_X, GAP_Y = 64, 92, 84, 96
-COLUMNS = [("size", "size of a model, billion parameters", "base + 3 fine-tunes"),
-           ("fine-tunes", "number of fine-tunes", "0.07 billion parameters each")]
+LEFT, TOP, GAP_X, GAP_Y = 64, 112, 84, 96
+# series -> (label of the axis, what its rows have in common)
+COLUMNS = {
+    "size": ("size of a model, billion parameters", lambda entry: f"base + {entry['finetunes']} fine-tunes"),
+    "fine-tunes": ("number of fine-tunes",
+                   lambda entry: f"{entry['braid']['parameters'] / 1e9:.2f} billion parameters each"),
+}
 
 # The same marks in both colour schemes; what an SVG cannot ask (a README's background) is not relied on.
 STYLE = """
@@ -16,9 +21,9 @@ STYLE = """
   .braid { stroke: #0969da; fill: none; stroke-width: 2; } .braid-dot { fill: #0969da; stroke: #ffffff; stroke-width: 1.5; }
   .limit { stroke: #bc4c00; fill: none; stroke-width: 2; stroke-dasharray: 7 4; }
   .limit-dot { fill: #ffffff; stroke: #bc4c00; stroke-width: 2; }
-  .backdrop { fill: #ffffff; }
+  .backdrop { fill: #ffffff; } .halo { paint-order: stroke; stroke: #ffffff; stroke-width: 5; }
   @media (prefers-color-scheme: dark) {
-    svg { background: #0d1117; } .backdrop { fill: #0d1117; }
+    svg { background: #0d1117; } .backdrop { fill: #0d1117; } .halo { stroke: #0d1117; }
     text { fill: #e6edf3; } .faint { fill: #9198a1; } .grid { stroke: #2f353d; } .axis { stroke: #9198a1; }
     .braid { stroke: #58a6ff; } .braid-dot { fill: #58a6ff; stroke: #0d1117; }
     .limit { stroke: #f0883e; } .limit-dot { fill: #0d1117; stroke: #f0883e; }
@@ -26,16 +31,12 @@ STYLE = """
 """
 
 
-def nice_ticks(highest, wanted=5):
-    """From 0 to at least `highest` in steps of 1, 2 or 5 times a power of ten."""
-    step = 10.0 ** -9
-    factors = (2, 2.5, 2)
-    i = 0
-    while highest / step > wanted:
-        step *= factors[i % 3]
-        i += 1
-    count = int(highest / step) + (0 if abs(highest / step - int(highest / step)) < 1e-9 else 1)
-    return [k * step for k in range(count + 1)]
+def nice_ticks(highest, most=7):
+    """Multiples of 1, 2 or 5 times a power of ten, from 0 to at most `highest`."""
+    step, factors = 1e-9, itertools.cycle((2, 2.5, 2))
+    while highest / step > most:
+        step *= next(factors)
+    return [k * step for k in range(int(highest / step * (1 + 1e-9)) + 1)]
 
 
 class Panel:
@@ -43,22 +44,22 @@ class Panel:
 
     def __init__(self, left, top, highest_x, highest_y):
         self.left, self.top = left, top
-        self.x_ticks, self.y_ticks = nice_ticks(highest_x), nice_ticks(highest_y * 1.05)
+        self.highest_x, self.highest_y = highest_x * 1.04, highest_y * 1.1
         self.parts = []
 
     def x(self, value):
-        return self.left + PANEL_WIDTH * value / self.x_ticks[-1]
+        return self.left + PANEL_WIDTH * value / self.highest_x
 
     def y(self, value):
-        return self.top + PANEL_HEIGHT * (1 - value / self.y_ticks[-1])
+        return self.top + PANEL_HEIGHT * (1 - value / self.highest_y)
 
     def axes(self, title, x_label, y_label):
         right, bottom = self.left + PANEL_WIDTH, self.top + PANEL_HEIGHT
-        for tick in self.y_ticks:
+        for tick in nice_ticks(self.highest_y):
             self.parts.append(f'<line class="grid" x1="{self.left}" y1="{self.y(tick):.1f}" x2="{right}" '
                               f'y2="{self.y(tick):.1f}"/>')
             self.text(self.left - 8, self.y(tick) + 4, f"{tick:g}", "faint", "end")
-        for tick in self.x_ticks:
+        for tick in nice_ticks(self.highest_x):
             self.parts.append(f'<line class="axis" x1="{self.x(tick):.1f}" y1="{bottom}" x2="{self.x(tick):.1f}" '
                               f'y2="{bottom + 5}"/>')
             self.text(self.x(tick), bottom + 20, f"{tick:g}", "faint", "middle")
@@ -93,10 +94,12 @@ def points_of(result, series):
     return sorted(((key(e), e) for e in entries), key=lambda point: point[0])
 
 
-def draw_column(result, left, series, x_label, subtitle):
+def draw_column(result, left, series):
     points = points_of(result, series)
     if len(points) < 2:
         return []
+    x_label, common = COLUMNS[series]
+    subtitle = common(points[0][1])
     highest = points[-1][0]
     braid = [(x, e["seconds"]) for x, e in points]
     limit = [(x, e["limit"]["seconds"]) for x, e in points]
@@ -109,9 +112,9 @@ def draw_column(result, left, series, x_label, subtitle):
     bound = next(one["target"] for one in points[0][1]["checks"] if one["what"] == "peak memory")
     memory = Panel(left, TOP + PANEL_HEIGHT + GAP_Y, highest, max(bound, *(y for _, y in peak)))
     memory.axes(f"Peak memory: {subtitle}", x_label, "MiB resident")
-    memory.line("limit", [(0, bound), (memory.x_ticks[-1], bound)], dots=False)
-    memory.text(left + PANEL_WIDTH, memory.y(bound) - 7, f"promised: --memory {points[0][1]['memory']} + 64 MiB", "faint",
-                "end")
+    memory.line("limit", [(0, bound), (memory.highest_x, bound)], dots=False)
+    memory.text(left + PANEL_WIDTH, memory.y(bound) - 7, f"promised: --memory {points[0][1]['memory']} + 64 MiB",
+                "faint halo", "end")
     memory.line("braid", peak)
     return time.parts + memory.parts
 
@@ -119,16 +122,16 @@ def draw_column(result, left, series, x_label, subtitle):
 def draw(result):
     """The SVG's text, of whatever series the run measured."""
     body, left = [], LEFT
-    for series, x_label, subtitle in COLUMNS:
-        parts = draw_column(result, left, series, x_label, subtitle)
+    for series in COLUMNS:
+        parts = draw_column(result, left, series)
         if parts:
             body += parts
             left += PANEL_WIDTH + GAP_X
     if not body:
-        raise ValueError("no series was measured")
+        raise ValueError("no series was measured, which takes two of its rows")
     width, height = left - GAP_X + 28, TOP + 2 * PANEL_HEIGHT + GAP_Y + 84
     where = result["machine"]
-    first = next(e for e in result["rows"] if e["name"] in result["series"][0]["rows"])
+    first = next(entry for series in COLUMNS for _, entry in points_of(result, series))
     title = f"braid merge, {first['method']} at density {first['parameters']['density']}, page cache {first['state']}"
     note = f"{where['cpu']}, {where['cores']} cores, Linux {where['kernel']}, {where['filesystem']}; commit {where['commit']}"
     return "\n".join([

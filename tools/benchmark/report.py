@@ -1,13 +1,14 @@
 """The report of a run: where it ran, and the table for the README."""
 import os
 import subprocess
+from pathlib import Path
 
 from benchmark.page_cache import available_memory
 from benchmark.rows import MIB
 
 
 def first_match(path, key):
-    for line in open(path):
+    for line in Path(path).read_text().splitlines():
         if line.startswith(key):
             return line.split(":", 1)[1].strip()
     return "unknown"
@@ -15,7 +16,7 @@ def first_match(path, key):
 
 def filesystem_of(path):
     best = ("", "unknown")
-    for line in open("/proc/mounts"):
+    for line in Path("/proc/mounts").read_text().splitlines():
         _, mount, kind, *_ = line.split()
         if (str(path) + "/").startswith(mount.rstrip("/") + "/") and len(mount) >= len(best[0]):
             best = (mount, kind)
@@ -86,11 +87,16 @@ def merges_table(result):
             continue
         rows.append(row + [
             f"{entry['seconds']:.2f}", f"{entry['limit']['seconds']:.2f}", f"{entry['ratio']:.2f}",
-            verdict(entry, "x limit"), f"{entry['gb_per_second']:.2f}", f"{entry['disk_read_bytes'] / 1e9:.1f}",
+            verdict(entry, "x limit"), f"{entry['gb_per_second']:.2f}", disk_bytes(entry),
             f"{entry['cpu_seconds']:.1f}",
             f"{entry['peak_bytes'] / MIB:.0f} ({entry['memory']}"
-            f"{'' if verdict(entry, 'peak memory').find('missed') < 0 else ', **over**'})"])
+            f"{', **over**' if 'missed' in verdict(entry, 'peak memory') else ''})"])
     return table(header, rows)
+
+
+def disk_bytes(entry):
+    text = f"{entry['disk_read_bytes'] / 1e9:.1f}"
+    return text + (f" (plan: {entry['bytes_planned'] / 1e9:.1f})" if entry["planned"] else "")
 
 
 def missing(entry):
@@ -121,7 +127,7 @@ def series_table(result):
         deviations = ", ".join(f"{100 * share:+.0f} %" for share in series["deviations"].values())
         rows.append([label, f"{series['a_seconds']:.2f}", verdict(series, "a"), f"{series['b_seconds_per_gb']:.3f}",
                      deviations, verdict(series, "deviation of b"), f"{series['peak_spread'] / MIB:.1f}",
-                     verdict(series, "spread of peak memory").replace(str(16 * MIB), "16")])
+                     verdict(series, "spread of peak memory")])
     return table(["time = a + b bytes over", "a s", "target", "b s/GB", "each row's b", "target", "peaks differ by MiB",
                   "target"], rows)
 

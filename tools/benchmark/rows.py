@@ -58,10 +58,9 @@ class PlanRow:
 class Series:
     """Rows that differ in one thing; time must be a line over the bytes they read and write."""
     name: str
-    axis: str
     intercept: float = None             # targets: at most so many seconds for no bytes at all,
     deviation: float = None             # every row's seconds per byte within this share of the line's,
-    peak_spread: int = None             # peak memories within so many bytes of each other
+    peak_spread: float = None           # peak memories within so many MiB of each other
 
 
 TIES = {"density": 0.2, "normalize": True}
@@ -74,7 +73,7 @@ B3 = Family("llama-3b", 3, 3.213e9)
 ONE_TENSOR = Family("one-tensor", 2, 4e9)
 
 # A budget that the smallest family fills, so that the peaks can be compared.
-SCALING = {"method": "ties", "state": "cold", "parameters": TIES, "memory": "256MiB"}
+SCALING = {"method": "ties", "state": "cold", "parameters": TIES, "memory": "128MiB"}
 
 ROWS = [
     Row("ties cold", B124, "ties", "cold", 1.15, TIES),
@@ -99,8 +98,8 @@ ROWS = [
     PlanRow("plan 100000 tensors, base + 3", 100_000, 200, 3),
 ]
 SERIES = [
-    Series("size", "parameters", 0.3, 0.10, 16 * MIB),
-    Series("fine-tunes", "fine-tunes", None, 0.10, None),
+    Series("size", 0.3, 0.10, 16),
+    Series("fine-tunes", None, 0.10, None),
 ]
 
 SMALL = Family("small", 4, 0.032e9)
