@@ -2,7 +2,7 @@
 
     python agreement.py METHOD OURS THEIRS PARAMETERS.json BASE MODEL...
 
-Prints {"elements", "equal", "beyond"}: how many elements there are, how many have the same bits, and how many
+Prints {"elements", "equal", "beyond"}: how many elements there are, how many are equal, and how many
 differ by more than roundings to the type account for. With ties, elements whose magnitude equals a threshold are not
 `beyond`: which of them are kept is each program's choice.
 """
@@ -15,26 +15,25 @@ import torch
 from torch_merge import Checkpoint
 
 
-def at_threshold(deltas, density):
-    """Where a task vector's magnitude is the smallest that is kept."""
-    found = torch.zeros(deltas[0].shape, dtype=torch.bool)
-    for delta in deltas:
-        magnitude = delta.abs()
-        kept = max(1, int(density * delta.numel()))
-        found |= magnitude == magnitude.flatten().kthvalue(delta.numel() - kept + 1).values
-    return found
+BLOCK = 1 << 24     # elements compared at a time
 
 
-def beyond_rounding(method, base, models, ours, theirs, parameters):
+def thresholds(base, models, density):
+    """The smallest magnitude of each task vector that is kept."""
+    kept = max(1, int(density * base.numel()))
+    return [(model.float() - base.float()).abs().kthvalue(base.numel() - kept + 1).values for model in models]
+
+
+def beyond_rounding(method, parameters, limits, ours, theirs, base, *models):
     """Elements whose difference is larger than half a unit for each rounding on the way, of both programs."""
     unit = torch.finfo(ours.dtype).eps
-    base, models, ours, theirs = base.float(), [m.float() for m in models], ours.float(), theirs.float()
-    parts = [base, *models] if method == "linear" else [m - base for m in models]
+    ours, theirs, base, *models = [block.float() for block in (ours, theirs, base, *models)]
+    parts = [base, *models] if method == "linear" else [model - base for model in models]
     reach = max(parameters["weights"]) * parameters.get("lambda", 1.0)
     size = ours.abs() + 2 * reach * sum(part.abs() for part in parts)
     beyond = (ours - theirs).abs() > unit * size
-    if method == "ties" and beyond.any():
-        beyond &= ~at_threshold(parts, parameters["density"])
+    for part, limit in zip(parts, limits):
+        beyond &= part.abs() != limit
     return int(beyond.sum())
 
 
@@ -49,9 +48,12 @@ def main():
         a, b = ours.get(name), theirs.get(name)
         if a.dtype != b.dtype or a.shape != b.shape:
             sys.exit(f"{name}: {a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)}")
+        tensors = [tensor.flatten() for tensor in (a, b, base.get(name), *(m.get(name) for m in models))]
+        limits = thresholds(tensors[2], tensors[3:], parameters["density"]) if method == "ties" else []
         counts["elements"] += a.numel()
         counts["equal"] += int((a == b).sum())
-        counts["beyond"] += beyond_rounding(method, base.get(name), [m.get(name) for m in models], a, b, parameters)
+        for at in range(0, a.numel(), BLOCK):
+            counts["beyond"] += beyond_rounding(method, parameters, limits, *(t[at:at + BLOCK] for t in tensors))
     print(json.dumps(counts))
 
 

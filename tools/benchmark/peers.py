@@ -91,6 +91,6 @@ class Peers:
         comparable = row.method in COMPARABLE[name]
         if comparable and counts["beyond"] > 0:
             raise Failed(f"{counts['beyond']} of {counts['elements']} elements differ from braid's by more than rounding")
-        self.say(f"  {name}: {counts['equal'] / counts['elements']:.2%} of the elements have braid's bits"
+        self.say(f"  {name}: {counts['equal'] / counts['elements']:.2%} of the elements equal braid's"
                  + ("" if comparable else f", {counts['beyond']} differ by more than rounding"))
         return {**counts, "comparable": comparable}

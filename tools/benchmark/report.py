@@ -149,7 +149,7 @@ def peers_table(result):
             else:
                 row.append(missing(peer))
             rows.append(row)
-    return table(["row", "peer", "s", "x braid's time", "target", "CPU s", "peak MiB", "elements with braid's bits"], rows)
+    return table(["row", "peer", "s", "x braid's time", "target", "CPU s", "peak MiB", "elements equal to braid's"], rows)
 
 
 def footnote(result):

@@ -109,7 +109,7 @@ QUICK_ROWS = [
     Row("small ties cold", SMALL, **{**QUICK, "state": "cold"}),
     Row("small ties model", SMALL, **{**QUICK, "parameters": MODEL_TIES}),
     Row("small ties cached", SMALL, **{**QUICK, "parameters": MODEL_TIES}, cached=True),
-    Row("small task_arithmetic", SMALL, "task_arithmetic", "warm", None, {"lambda": 0.7}, 2, "64MiB"),
+    Row("small task_arithmetic", SMALL, "task_arithmetic", "warm", None, {"lambda": 0.7}, 2, "64MiB", peer_target=1),
     Row("small linear", SMALL_F32, "linear", "warm", None, {}, 2, "64MiB", peer_target=1),
     Row("small fine-tunes 2", SMALL, **QUICK, finetunes=2, peer_target=1, series=("fine-tunes",)),
     Row("small fine-tunes 3", SMALL, **QUICK, finetunes=3, series=("fine-tunes",)),

@@ -36,9 +36,10 @@ namespace braid {
 namespace {
 
 constexpr uint64_t kMappedBlock = 8u << 20;  // large enough for posix_fadvise(DONTNEED) to give pages back
-constexpr uint64_t kDirectBlock = 2u << 20;
+constexpr uint64_t kDirectBlock = 4u << 20;  // as large as a request to the disk gets
 constexpr uint64_t kWriteBlock = 8u << 20;
 constexpr size_t kPage = 4096;
+constexpr size_t kHugePage = 2u << 20;
 constexpr int kDontCache = 0x80;  // RWF_DONTCACHE, which the C library's headers do not have yet
 
 struct Options {
@@ -55,8 +56,12 @@ struct FreeDeleter {
 };
 using PageBuffer = std::unique_ptr<char, FreeDeleter>;
 
+// On huge pages: a direct request of small ones is cut into pieces of some 250 pages. 2.7 GB read by 4 threads
+// beside 0.7 GB of writing took 2.7 s from small pages and 1.0 s from huge ones; writing 1.4 GB, 0.8 and 0.38 s.
 PageBuffer AllocatePages(uint64_t bytes) {
-  return PageBuffer(static_cast<char*>(std::aligned_alloc(kPage, bytes)));
+  PageBuffer buffer(static_cast<char*>(std::aligned_alloc(kHugePage, bytes)));
+  if (buffer) TheOs().Madvise(buffer.get(), bytes, MADV_HUGEPAGE);
+  return buffer;
 }
 
 uint64_t Sum(const char* bytes, uint64_t n) {
@@ -148,7 +153,7 @@ class Reader {
   }
 
   void ReadUntilDone() {
-    PageBuffer buffer = AllocatePages(direct_ ? kDirectBlock : kPage);
+    PageBuffer buffer = AllocatePages(kDirectBlock);
     uint64_t sum = 0;
     for (size_t i = next_++; i < blocks_.size(); i = next_++) {
       const Block& block = blocks_[i];
