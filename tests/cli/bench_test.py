@@ -1,5 +1,5 @@
-"""The bench: what it computes from what it measured, how it changes the machine's state and leaves it. That it runs as a
-whole is bench.quick's part. No time is asserted."""
+"""The bench: what it computes from what it measured, how it changes the machine's state and leaves it. That it runs as
+a whole is bench.quick's part. No time is asserted."""
 
 import json
 import os
@@ -176,7 +176,8 @@ class Limits(BenchTest):
             self.skipTest("braid-limit is not built")
 
     def run_limit(self, *arguments):
-        done = subprocess.run([LIMIT, "--output", self.dir / "out", *map(str, arguments)], capture_output=True, text=True)
+        command = [LIMIT, "--output", self.dir / "out", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True)
         self.assertEqual(done.returncode, 0, done.stderr)
         return json.loads(done.stdout)
 

@@ -46,7 +46,7 @@ class Bench:
         self.say(f"{row.name}:")
         entry = describe(row)
         try:
-            entry.update(self._plan(row) if isinstance(row, PlanRow) else self._merge(row, still_needed))
+            entry.update(self._plan(row, still_needed) if isinstance(row, PlanRow) else self._merge(row, still_needed))
         except Skipped as skipped:
             entry["skipped"] = str(skipped)
             self.say(f"  skipped: {skipped}")
@@ -107,8 +107,8 @@ class Bench:
 
     # --- plans -----------------------------------------------------------------------------------------------
 
-    def _plan(self, row):
-        self.families.need_space(row.tensors * 250 * (row.finetunes + 1), [])
+    def _plan(self, row, still_needed):
+        self.families.need_space(row.tensors * 250 * (row.finetunes + 1), still_needed)
         models = [families.make_sparse(self.directory / f"sparse-{row.tensors}" / f"m{i}", row.tensors, row.shards)
                   for i in range(row.finetunes + 1)]
         recipe = self.directory / "recipe.toml"

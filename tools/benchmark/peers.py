@@ -50,14 +50,15 @@ class Peers:
         }
         results = {}
         for name, command in commands.items():
+            entry = {}
             try:
-                entry = self._best(name, command, row, inputs, output)
+                entry.update(self._best(name, command, row, inputs, output))
                 entry["times_braid"] = entry["seconds"] / braid_seconds
                 entry["agreement"] = self._agreement(name, row, ours, output, parameters, models)
             except Skipped as skipped:
-                entry = {"skipped": str(skipped)}
+                entry["skipped"] = str(skipped)
             except Failed as failed:
-                entry = {"failed": str(failed)}
+                entry["failed"] = str(failed)
                 self.say(f"  {name}: {failed}")
             finally:
                 shutil.rmtree(output, ignore_errors=True)
@@ -90,7 +91,8 @@ class Peers:
         counts = json.loads(run.output)
         comparable = row.method in COMPARABLE[name]
         if comparable and counts["beyond"] > 0:
-            raise Failed(f"{counts['beyond']} of {counts['elements']} elements differ from braid's by more than rounding")
+            raise Failed(f"{counts['beyond']} of {counts['elements']} elements differ from braid's by more than "
+                         "rounding")
         self.say(f"  {name}: {counts['equal'] / counts['elements']:.2%} of the elements equal braid's"
                  + ("" if comparable else f", {counts['beyond']} differ by more than rounding"))
         return {**counts, "comparable": comparable}

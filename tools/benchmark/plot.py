@@ -6,6 +6,7 @@ from benchmark.rows import MIB
 
 PANEL_WIDTH, PANEL_HEIGHT = 400, 250
 LEFT, TOP, GAP_X, GAP_Y = 64, 112, 84, 96
+LEAST_WIDTH = 640   # of the title and the note below
 # series -> (label of the axis, what its rows have in common)
 COLUMNS = {
     "size": ("size of a model, billion parameters", lambda entry: f"base + {entry['finetunes']} fine-tunes"),
@@ -18,7 +19,8 @@ STYLE = """
   svg { background: #ffffff; font: 13px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
   text { fill: #1f2328; } .faint { fill: #59636e; } .title { font-size: 16px; font-weight: 600; }
   .panel { font-weight: 600; } .grid { stroke: #d8dee4; stroke-width: 1; } .axis { stroke: #59636e; stroke-width: 1; }
-  .braid { stroke: #0969da; fill: none; stroke-width: 2; } .braid-dot { fill: #0969da; stroke: #ffffff; stroke-width: 1.5; }
+  .braid { stroke: #0969da; fill: none; stroke-width: 2; }
+  .braid-dot { fill: #0969da; stroke: #ffffff; stroke-width: 1.5; }
   .limit { stroke: #bc4c00; fill: none; stroke-width: 2; stroke-dasharray: 7 4; }
   .limit-dot { fill: #ffffff; stroke: #bc4c00; stroke-width: 2; }
   .backdrop { fill: #ffffff; } .halo { paint-order: stroke; stroke: #ffffff; stroke-width: 5; }
@@ -129,11 +131,12 @@ def draw(result):
             left += PANEL_WIDTH + GAP_X
     if not body:
         raise ValueError("no series was measured, which takes two of its rows")
-    width, height = left - GAP_X + 28, TOP + 2 * PANEL_HEIGHT + GAP_Y + 84
+    width, height = max(left - GAP_X + 28, LEAST_WIDTH), TOP + 2 * PANEL_HEIGHT + GAP_Y + 84
     where = result["machine"]
     first = next(entry for series in COLUMNS for _, entry in points_of(result, series))
     title = f"braid merge, {first['method']} at density {first['parameters']['density']}, page cache {first['state']}"
-    note = f"{where['cpu']}, {where['cores']} cores, Linux {where['kernel']}, {where['filesystem']}; commit {where['commit']}"
+    note = (f"{where['cpu']}, {where['cores']} cores, Linux {where['kernel']}, {where['filesystem']}; "
+            f"commit {where['commit']}")
     return "\n".join([
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         f'role="img" aria-label="{escape(title)}: time and peak memory">',

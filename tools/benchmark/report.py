@@ -26,7 +26,8 @@ def filesystem_of(path):
 def commit(root):
     def git(*arguments):
         return subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True).stdout.strip()
-    return (git("rev-parse", "--short", "HEAD") or "unknown") + (" with changes" if git("status", "--porcelain") else "")
+    changes = " with changes" if git("status", "--porcelain") else ""
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + changes
 
 
 def machine(directory, root):
@@ -81,7 +82,8 @@ def merges_table(result):
         if entry["kind"] != "merge":
             continue
         state = entry["state"] + (f", cgroup {entry['cgroup'] // MIB} MiB" if entry["cgroup"] else "")
-        row = [entry["name"], recipe_of(entry), f"{entry['model']} {entry['dtype']}, base + {entry['finetunes']}", state]
+        models = f"{entry['model']} {entry['dtype']}, base + {entry['finetunes']}"
+        row = [entry["name"], recipe_of(entry), models, state]
         if "seconds" not in entry:
             rows.append(row + [missing(entry)])
             continue
@@ -108,7 +110,8 @@ def plans_table(result):
     for entry in result["rows"]:
         if entry["kind"] != "plan":
             continue
-        row = [entry["name"], f"{entry['tensors']} tensors in {entry['shards']} shards, {entry['finetunes'] + 1} of them"]
+        checkpoints = f"{entry['finetunes'] + 1} of {entry['tensors']} tensors in {entry['shards']} shards"
+        row = [entry["name"], checkpoints]
         if "seconds" not in entry:
             rows.append(row + [missing(entry)])
             continue
@@ -149,7 +152,8 @@ def peers_table(result):
             else:
                 row.append(missing(peer))
             rows.append(row)
-    return table(["row", "peer", "s", "x braid's time", "target", "CPU s", "peak MiB", "elements equal to braid's"], rows)
+    return table(["row", "peer", "s", "x braid's time", "target", "CPU s", "peak MiB", "elements equal to braid's"],
+                 rows)
 
 
 def footnote(result):

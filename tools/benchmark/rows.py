@@ -117,3 +117,4 @@ QUICK_ROWS = [
     Row("small cgroup", SMALL, **{**QUICK, "state": "cold"}, planned=True, cgroup=128 * MIB),
     PlanRow("plan 1000 tensors", 1000, 4, 1),
 ]
+QUICK_SERIES = [Series("fine-tunes")]
