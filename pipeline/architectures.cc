@@ -73,6 +73,7 @@ const std::vector<Architecture>& Architectures() {
       {"llama-1b", "LlamaForCausalLM", "llama", 2048, 16, 8192, 32, 8, 128256, 0, true},
       {"qwen-1.5b", "Qwen2ForCausalLM", "qwen2", 1536, 28, 8960, 12, 2, 151936, 0, true},
       {"llama-3b", "LlamaForCausalLM", "llama", 3072, 28, 8192, 24, 8, 128256, 0, true},
+      {"one-tensor", "LlamaForCausalLM", "llama", 4096, 0, 8192, 32, 8, 976563, 0, true},  // 8 GB in bf16
       {"mistral-7b", "MistralForCausalLM", "mistral", 4096, 32, 14336, 32, 8, 32000, 0, false},
       {"llama-8b", "LlamaForCausalLM", "llama", 4096, 32, 14336, 32, 8, 128256, 0, false},
       {"mixtral-8x7b", "MixtralForCausalLM", "mixtral", 4096, 32, 14336, 32, 8, 32000, 8, false},

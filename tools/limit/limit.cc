@@ -5,6 +5,9 @@
 // Reads every byte of the inputs and adds it up, while one more thread writes N bytes with the durability of
 // a merge: blocks reserved first, fdatasync, rename, fsync of the directory. Prints one JSON object with the
 // seconds that took. tools/bench runs it with each method and compares `braid merge` with the fastest.
+//
+// --read-bytes asks for more than every byte once: the inputs are then read again from the start, as a merge
+// does whose rounds find nothing in the page cache.
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/mman.h>
@@ -33,9 +36,10 @@ namespace braid {
 namespace {
 
 constexpr uint64_t kMappedBlock = 8u << 20;  // large enough for posix_fadvise(DONTNEED) to give pages back
-constexpr uint64_t kDirectBlock = 2u << 20;
+constexpr uint64_t kDirectBlock = 4u << 20;  // as large as a request to the disk gets
 constexpr uint64_t kWriteBlock = 8u << 20;
 constexpr size_t kPage = 4096;
+constexpr size_t kHugePage = 2u << 20;
 constexpr int kDontCache = 0x80;  // RWF_DONTCACHE, which the C library's headers do not have yet
 
 struct Options {
@@ -43,6 +47,7 @@ struct Options {
   int readers = 1;
   bool keep_cached = false;
   uint64_t bytes = 0;
+  uint64_t read_bytes = 0;  // 0: every byte of the inputs once
   std::vector<std::string> inputs;
 };
 
@@ -51,8 +56,12 @@ struct FreeDeleter {
 };
 using PageBuffer = std::unique_ptr<char, FreeDeleter>;
 
+// On huge pages: a direct request of small ones is cut into pieces of some 250 pages. 2.7 GB read by 4 threads
+// beside 0.7 GB of writing took 2.7 s from small pages and 1.0 s from huge ones; writing 1.4 GB, 0.8 and 0.38 s.
 PageBuffer AllocatePages(uint64_t bytes) {
-  return PageBuffer(static_cast<char*>(std::aligned_alloc(kPage, bytes)));
+  PageBuffer buffer(static_cast<char*>(std::aligned_alloc(kHugePage, bytes)));
+  if (buffer) TheOs().Madvise(buffer.get(), bytes, MADV_HUGEPAGE);
+  return buffer;
 }
 
 uint64_t Sum(const char* bytes, uint64_t n) {
@@ -91,11 +100,13 @@ class Input {
 
   uint64_t size() const { return size_; }
 
+  // Pages that stay in the page cache may stay mapped too: two readers of 1.28 GB took 0.040 s with unmapping
+  // and 0.032 s without.
   uint64_t SumMapped(uint64_t offset, uint64_t bytes, bool keep_cached) const {
     const uint64_t sum = Sum(map_ + offset, bytes);
+    if (keep_cached) return sum;
     TheOs().Madvise(map_ + offset, bytes, MADV_DONTNEED);
-    if (!keep_cached)
-      TheOs().Fadvise(fd_.get(), static_cast<off_t>(offset), static_cast<off_t>(bytes), POSIX_FADV_DONTNEED);
+    TheOs().Fadvise(fd_.get(), static_cast<off_t>(offset), static_cast<off_t>(bytes), POSIX_FADV_DONTNEED);
     return sum;
   }
 
@@ -123,22 +134,26 @@ struct Block {
   uint64_t offset, bytes;
 };
 
-// Every block of every input, in order; readers take the next one that is left.
+// The blocks of the inputs, in order and from the start again until enough was read; readers take the next one
+// that is left.
 class Reader {
  public:
-  explicit Reader(const Options& options) : options_(options), direct_(options.read_method == "direct") {
-    const uint64_t block = direct_ ? kDirectBlock : kMappedBlock;
+  explicit Reader(const Options& options)
+      : options_(options),
+        direct_(options.read_method == "direct"),
+        block_bytes_(direct_ ? kDirectBlock : kMappedBlock) {
+    uint64_t all = 0;
     for (const std::string& path : options.inputs) {
       inputs_.push_back(std::make_unique<Input>(path, direct_));
-      const uint64_t size = inputs_.back()->size();
-      for (uint64_t at = 0; at < size; at += block)
-        blocks_.push_back({inputs_.back().get(), at, std::min(block, size - at)});
-      total_ += size;
+      all += inputs_.back()->size();
     }
+    const uint64_t wanted = options.read_bytes > 0 && all > 0 ? options.read_bytes : all;
+    while (total_ < wanted)
+      for (const auto& input : inputs_) AddBlocks(*input, wanted);
   }
 
   void ReadUntilDone() {
-    PageBuffer buffer = AllocatePages(direct_ ? kDirectBlock : kPage);
+    PageBuffer buffer = AllocatePages(kDirectBlock);
     uint64_t sum = 0;
     for (size_t i = next_++; i < blocks_.size(); i = next_++) {
       const Block& block = blocks_[i];
@@ -152,8 +167,17 @@ class Reader {
   uint64_t sum() const { return sum_; }
 
  private:
+  void AddBlocks(const Input& input, uint64_t wanted) {
+    for (uint64_t at = 0; at < input.size() && total_ < wanted; at += block_bytes_) {
+      const uint64_t bytes = std::min({block_bytes_, input.size() - at, wanted - total_});
+      blocks_.push_back({&input, at, bytes});
+      total_ += bytes;
+    }
+  }
+
   const Options& options_;
   bool direct_;
+  uint64_t block_bytes_;
   std::vector<std::unique_ptr<Input>> inputs_;
   std::vector<Block> blocks_;
   uint64_t total_ = 0;
@@ -262,6 +286,7 @@ int main(int argc, char** argv) {
   app.add_option("--write", options.write_method, "How to write")
       ->check(CLI::IsMember({"dontcache", "window", "direct"}));
   app.add_option("--readers", options.readers, "Threads that read")->check(CLI::Range(1, 64));
+  app.add_option("--read-bytes", options.read_bytes, "How much to read; from the start again when the inputs end");
   app.add_flag("--keep-cached", options.keep_cached, "Leave the inputs in the page cache");
   app.add_option("--output", options.output, "File to write")->required();
   app.add_option("--bytes", options.bytes, "How much to write")->required();
