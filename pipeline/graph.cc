@@ -399,6 +399,7 @@ void GraphRun::MergeTile(TileWork* work, OutputTile* out) {
   out->order = work->order;
   out->begin = work->first * static_cast<uint64_t>(DTypeBits(tensor.type)) / 8;
   out->bytes = work->count * static_cast<uint64_t>(DTypeBits(tensor.type)) / 8;
+  writer_.Place(out);
   {
     StageTimer timer(progress_.of(Stage::kMerge));
     if (work->scope->is_copy()) {

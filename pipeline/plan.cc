@@ -57,6 +57,7 @@ Json CoefficientsToJson(const MethodInfo& method, const Coefficients& c) {
 Json LayoutToJson(const Plan& plan) {
   Json out;
   out["method"] = plan.method->name;
+  out["single_file"] = plan.single_file;  // its header holds the checksums
   out["on_missing"] = static_cast<int>(plan.recipe.on_missing);
   for (const Checkpoint& checkpoint : plan.checkpoints) {
     Json source;

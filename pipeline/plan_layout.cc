@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "io/safetensors.h"
+#include "io/shard_writer.h"
 #include "pipeline/manifest.h"
 #include "pipeline/plan_internal.h"
 
@@ -33,7 +34,8 @@ void PlanLayout(Plan* plan, const PlanOptions& options) {
                                     : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
     std::map<std::string, std::string> metadata = {{"format", "pt"}};
     if (options.single_file) AddChecksumRoom(&metadata, shards[i].size());
-    shard.header = MakeSafetensorsHeader(shards[i], metadata);
+    // The data begins with a page: most tensors of most models are whole pages, and those need no page cache then.
+    shard.header = MakeSafetensorsHeader(shards[i], metadata, ShardWriter::kPage);
     shard.bytes = shard.header.size();
     for (const TensorInfo& info : shards[i]) shard.bytes += info.bytes;
     data_offsets.push_back(shard.header.size());

@@ -43,7 +43,7 @@ uint64_t BufferBytes(const Plan& plan, uint64_t tile_elements) {
   uint64_t bytes = 4096;
   for (const PlannedTensor& tensor : plan.tensors)
     bytes = std::max(bytes, std::min(tile_elements, tensor.elements) * static_cast<uint64_t>(DTypeBits(tensor.type)) / 8);
-  return bytes;
+  return bytes + kPage;  // a tile begins at the same place within a page as it will in its file
 }
 
 void MarkResidentScopes(Plan* plan) {
