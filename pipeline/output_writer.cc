@@ -161,15 +161,11 @@ void OutputWriter::AddInOrder(Submitted submitted) {
 
 void OutputWriter::AddToChecksum(const OutputTile& tile) {
   StageTimer timer(progress_.of(Stage::kWrite));
-  auto& hash = hashes_[tile.tensor];
-  if (hash == nullptr) {
-    hash.reset(XXH3_createState());
-    XXH3_128bits_reset(hash.get());
-  }
-  XXH3_128bits_update(hash.get(), tile.data, tile.bytes);
+  Checksum& checksum = checksums_[tile.tensor];
+  checksum.Add(tile.data, tile.bytes);
   if (tile.begin + tile.bytes < plan_.tensors[tile.tensor].bytes) return;
-  sums_[tile.tensor] = XXH3_128bits_digest(hash.get());
-  hashes_.erase(tile.tensor);
+  sums_[tile.tensor] = checksum.Take();
+  checksums_.erase(tile.tensor);
 }
 
 }  // namespace braid

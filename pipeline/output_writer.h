@@ -3,8 +3,6 @@
 // them adds up a checksum.
 #pragma once
 
-#include <xxhash.h>
-
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -19,6 +17,7 @@
 #include <thread>
 #include <vector>
 
+#include "io/checksum.h"
 #include "io/shard_writer.h"
 #include "pipeline/plan.h"
 #include "pipeline/progress.h"
@@ -76,7 +75,6 @@ class OutputWriter {
     uint64_t next = 0;
     std::map<uint64_t, Submitted> early;
   };
-  struct FreeState { void operator()(XXH3_state_t* s) const { XXH3_freeState(s); } };
 
   struct FreeMemory { void operator()(std::byte* p) const { std::free(p); } };
 
@@ -104,7 +102,7 @@ class OutputWriter {
 
   std::mutex order_mutex_;  // guards what follows
   std::map<ScopeRun*, Sequence> sequences_;
-  std::map<uint32_t, std::unique_ptr<XXH3_state_t, FreeState>> hashes_;
+  std::map<uint32_t, Checksum> checksums_;  // of tensors that are not all there yet
 };
 
 }  // namespace braid
