@@ -12,6 +12,7 @@
 #include "io/error.h"
 #include "io/shard_writer.h"
 #include "ops/bracket.h"
+#include "ops/non_finite.h"
 #include "pipeline/budget.h"
 #include "pipeline/interrupt.h"
 #include "pipeline/output_writer.h"
@@ -86,6 +87,7 @@ class GraphRun {
   void AccumulateTile(TileWork* work, Accumulate::output_ports_type& ports);
   void MergeTile(TileWork* work, OutputTile* out);
   void CopyTile(const TileWork& work, std::byte* out);
+  void CountCopied(DType type, const std::byte* data, size_t elements);
 
   LaneTile LanesOf(const TileWork& work, Worker* worker) const;
   template <typename Visit>
@@ -404,6 +406,7 @@ void GraphRun::MergeTile(TileWork* work, OutputTile* out) {
     StageTimer timer(progress_.of(Stage::kMerge));
     if (work->scope->is_copy()) {
       CopyTile(*work, out->data);
+      if (tensor.action == TensorAction::kKeep) CountCopied(tensor.type, out->data, work->count);
     } else {
       MergeCounts counts;
       Worker* worker = TakeWorker();
@@ -421,7 +424,15 @@ void GraphRun::MergeTile(TileWork* work, OutputTile* out) {
   out->scope = run;
 }
 
-// Integers and booleans: equal everywhere, or there is no right answer.
+void GraphRun::CountCopied(DType type, const std::byte* data, size_t elements) {
+  NonFinite bad;
+  CountNonFinite(type, data, elements, &bad);
+  std::lock_guard lock(mutex_);
+  counts_.non_finite.nan += bad.nan;
+  counts_.non_finite.inf += bad.inf;
+}
+
+// Integers and booleans: equal everywhere, or there is no right answer. Unchanged tensors: from the base alone.
 void GraphRun::CopyTile(const TileWork& work, std::byte* out) {
   const PlannedTensor& tensor = plan_.tensors[work.tensor];
   const TensorSource* first = nullptr;

@@ -16,6 +16,8 @@ Plan MakePlan(Recipe recipe, const PlanOptions& options) {
   // The checkpoints are open; every header has been checked.
   PlanTensors(&plan);
   // Each output tensor knows its sources, coefficients and type.
+  MarkUnchanged(&plan);
+  // What is left is read because it may change.
   PlanLayout(&plan, options);
   // Every output byte has its place.
   PlanScopes(&plan);
@@ -53,6 +55,15 @@ Json CoefficientsToJson(const MethodInfo& method, const Coefficients& c) {
   return out;
 }
 
+std::string_view ActionName(TensorAction action) {
+  switch (action) {
+    case TensorAction::kMerge: return "merge";
+    case TensorAction::kCopy: return "copy";
+    case TensorAction::kKeep: return "keep";
+  }
+  return "";
+}
+
 // Where the bytes come from and go to: what a fingerprint is taken of.
 Json LayoutToJson(const Plan& plan) {
   Json out;
@@ -70,7 +81,7 @@ Json LayoutToJson(const Plan& plan) {
   for (const PlannedTensor& tensor : plan.tensors) {
     Json row = {{"name", tensor.name}, {"dtype", DTypeName(tensor.type)}, {"shape", tensor.shape},
                 {"shard", tensor.shard}, {"offset", tensor.offset}, {"bytes", tensor.bytes},
-                {"action", tensor.action == TensorAction::kCopy ? "copy" : "merge"},
+                {"action", ActionName(tensor.action)},
                 {"coefficients", tensor.coefficients}};
     const auto add = [&](const TensorSource& source) {
       if (!source.present()) return row["sources"].push_back(nullptr);
@@ -95,6 +106,7 @@ Json PlanToJson(const Plan& plan) {
   out["parameters"] = plan.totals.parameters;
   out["tensors_merged"] = plan.totals.merged;
   out["tensors_copied"] = plan.totals.copied;
+  out["tensors_unchanged"] = plan.totals.unchanged;
   out["rounds"] = plan.totals.read_per_round.size();
   out["read_per_round"] = plan.totals.read_per_round;
   out["bytes_read"] = plan.totals.bytes_read;

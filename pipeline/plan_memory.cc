@@ -67,13 +67,13 @@ void CountBytes(Plan* plan) {
   for (const PlannedShard& shard : plan->shards) totals.bytes_written += shard.bytes;
   for (const PlannedScope& scope : plan->scopes) {
     const PlannedTensor& first = plan->tensors[scope.tensors.front()];
-    const bool copy = first.action == TensorAction::kCopy;
+    const bool copy = first.action != TensorAction::kMerge;
     const std::unique_ptr<Merger> merger = copy ? nullptr : plan->MakeMerger(scope);
     if (totals.read_per_round.size() < scope.rounds) totals.read_per_round.resize(scope.rounds);
     for (uint32_t index : scope.tensors) {
       const PlannedTensor& tensor = plan->tensors[index];
       totals.parameters += tensor.elements;
-      (copy ? totals.copied : totals.merged) += 1;
+      (!copy ? totals.merged : tensor.action == TensorAction::kCopy ? totals.copied : totals.unchanged) += 1;
       if (!copy) totals.merged_elements += tensor.elements;
       uint64_t largest_round = 0, all_rounds = 0;
       for (uint32_t r = 0; r < scope.rounds; ++r) {
@@ -118,11 +118,12 @@ void PlanScopes(Plan* plan) {
     std::sort(whole_model.begin(), whole_model.end(),
               [&](uint32_t a, uint32_t b) { return plan->tensors[a].name < plan->tensors[b].name; });
     PlannedScope scope{.tensors = std::move(whole_model)};
-    for (uint32_t t : scope.tensors) scope.elements += plan->tensors[t].elements;
+    for (const PlannedTensor& tensor : plan->tensors)  // the zeros of unchanged tensors are entries too
+      if (tensor.action != TensorAction::kCopy) scope.elements += tensor.elements;
     plan->scopes.push_back(std::move(scope));
   }
   for (PlannedScope& scope : plan->scopes) {
-    if (plan->tensors[scope.tensors.front()].action == TensorAction::kCopy) continue;
+    if (plan->tensors[scope.tensors.front()].action != TensorAction::kMerge) continue;
     const std::unique_ptr<Merger> merger = plan->MakeMerger(scope);
     scope.rounds = static_cast<uint32_t>(merger->statistics_rounds() + 1);
     uint64_t blocks = 0;  // of the largest tensor: sums are kept per tensor while it is read
