@@ -1,7 +1,7 @@
 #include "io/checksum.h"
 
-// The library's plain functions are compiled for the oldest processor: 9 to 14 GB/s from memory, against 18 GB/s by
-// those that look which instructions there are (AVX-512, AMD EPYC).
+// The library's plain functions are compiled for the oldest processor: 20 GB/s over 32 MiB of tiles, against 45 GB/s by
+// those that look which instructions there are (libxxhash of Debian 12, AMD EPYC).
 #if defined(__x86_64__) && __has_include(<xxh_x86dispatch.h>)
 #include <xxh_x86dispatch.h>
 #endif
