@@ -12,6 +12,7 @@
 
 #include "io/error.h"
 #include "io/shard_writer.h"
+#include "ops/non_finite.h"
 #include "pipeline/budget.h"
 #include "pipeline/interrupt.h"
 #include "pipeline/output_writer.h"
@@ -93,9 +94,10 @@ class GraphRun {
   void FinishDraft(ScopeRun* run, Draft::output_ports_type& ports);
   void SettleTile(OutputTile* out);
   void MergeTile(TileWork* work, OutputTile* out);
-  void Place(const TileWork& work, OutputTile* out) const;
+  void Place(const TileWork& work, OutputTile* out);
   void Count(const MergeCounts& counts);
   void CopyTile(const TileWork& work, std::byte* out);
+  void CountCopied(DType type, const std::byte* data, size_t elements);
 
   LaneTile LanesOf(const TileWork& work, Worker* worker) const;
   template <typename Visit>
@@ -535,14 +537,15 @@ void GraphRun::SettleTile(OutputTile* out) {
 
 // --- merging ----------------------------------------------------------------------------------------------
 
-// Where a tile's output goes.
-void GraphRun::Place(const TileWork& work, OutputTile* out) const {
+// What a tile's output is, and where it goes.
+void GraphRun::Place(const TileWork& work, OutputTile* out) {
   const auto bits = static_cast<uint64_t>(DTypeBits(plan_.tensors[work.tensor].type));
   out->scope = work.scope;
   out->tensor = work.tensor;
   out->order = work.order;
   out->begin = work.first * bits / 8;
   out->bytes = work.count * bits / 8;
+  writer_.Place(out);
 }
 
 void GraphRun::Count(const MergeCounts& counts) {
@@ -554,10 +557,12 @@ void GraphRun::Count(const MergeCounts& counts) {
 
 void GraphRun::MergeTile(TileWork* work, OutputTile* out) {
   const PlannedTensor& tensor = plan_.tensors[work->tensor];
+  Place(*work, out);
   {
     StageTimer timer(progress_.of(Stage::kMerge));
     if (work->scope->is_copy()) {
       CopyTile(*work, out->data);
+      if (tensor.action == TensorAction::kKeep) CountCopied(tensor.type, out->data, work->count);
     } else {
       MergeCounts counts;
       Worker* worker = TakeWorker();
@@ -568,11 +573,18 @@ void GraphRun::MergeTile(TileWork* work, OutputTile* out) {
     }
     progress_.of(Stage::kMerge).bytes += MappedBytes(*work);
   }
-  Place(*work, out);
   Release(work, true);
 }
 
-// Integers and booleans: equal everywhere, or there is no right answer.
+void GraphRun::CountCopied(DType type, const std::byte* data, size_t elements) {
+  NonFinite bad;
+  CountNonFinite(type, data, elements, &bad);
+  std::lock_guard lock(mutex_);
+  counts_.non_finite.nan += bad.nan;
+  counts_.non_finite.inf += bad.inf;
+}
+
+// Integers and booleans: equal everywhere, or there is no right answer. Unchanged tensors: from the base alone.
 void GraphRun::CopyTile(const TileWork& work, std::byte* out) {
   const PlannedTensor& tensor = plan_.tensors[work.tensor];
   const TensorSource* first = nullptr;

@@ -13,6 +13,8 @@ Plan MakePlan(Recipe recipe, const PlanOptions& options) {
   // The checkpoints are open; every header has been checked.
   PlanTensors(&plan);
   // Each output tensor knows its sources, coefficients and type.
+  MarkUnchanged(&plan);
+  // What is left is read because it may change.
   PlanLayout(&plan, options);
   // Every output byte has its place.
   PlanScopes(&plan);

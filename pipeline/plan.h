@@ -43,6 +43,7 @@ struct TensorSource {
 enum class TensorAction : uint8_t {
   kMerge,
   kCopy,   // integers and booleans: equal in all sources, copied byte for byte
+  kKeep,   // unchanged: the base's bytes, and no other source is read; NaN and infinities stay as they are
 };
 
 struct PlannedTensor {
@@ -97,7 +98,7 @@ struct PlanTotals {
   uint64_t bytes_read = 0;               // sum of the rounds that map anew
   uint64_t bytes_written = 0;
   uint64_t merged_elements = 0, parameters = 0;
-  uint32_t merged = 0, copied = 0;
+  uint32_t merged = 0, copied = 0, unchanged = 0;  // tensors, by their action
 };
 
 struct Plan {

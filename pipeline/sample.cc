@@ -27,10 +27,12 @@ struct Run {
 std::vector<Run> RunsOf(const Plan& plan, const ScopeRun& scope) {
   std::vector<Run> runs;
   const std::vector<uint32_t>& tensors = scope.scope().tensors;
+  uint64_t all = 0;
+  for (uint32_t t : tensors) all += plan.tensors[t].elements;
   size_t slot = 0;
   uint64_t begin = 0;   // of the tensor, among the elements of the scope
   for (uint64_t i = 0; i < kRuns; ++i) {
-    const auto at = static_cast<uint64_t>(static_cast<double>(i) * static_cast<double>(scope.scope().elements) / kRuns);
+    const auto at = static_cast<uint64_t>(static_cast<double>(i) * static_cast<double>(all) / kRuns);
     while (at >= begin + plan.tensors[tensors[slot]].elements) begin += plan.tensors[tensors[slot++]].elements;
     const uint64_t elements = plan.tensors[tensors[slot]].elements;
     if (elements < kRunLanes || !scope.ReadsTensor(tensors[slot])) continue;

@@ -30,6 +30,7 @@ Json ReportToJson(const MergeReport& report, const Progress& progress, bool stat
               {"fingerprint", report.fingerprint},
               {"tensors_merged", report.totals.merged},
               {"tensors_copied", report.totals.copied},
+              {"tensors_unchanged", report.totals.unchanged},
               {"parameters", report.totals.parameters},
               {"entries", report.result.entries},
               {"entries_kept", report.result.kept},
@@ -48,8 +49,9 @@ Json ReportToJson(const MergeReport& report, const Progress& progress, bool stat
 
 void PrintSummary(const MergeReport& report) {
   const double seconds = std::max(report.seconds, 1e-3);
-  fmt::print("merged {} tensors ({} copied), {:.2f} billion parameters, in {:.1f} s\n", report.totals.merged,
-             report.totals.copied, static_cast<double>(report.totals.parameters) / 1e9, report.seconds);
+  fmt::print("merged {} tensors ({} copied, {} unchanged), {:.2f} billion parameters, in {:.1f} s\n",
+             report.totals.merged, report.totals.copied, report.totals.unchanged,
+             static_cast<double>(report.totals.parameters) / 1e9, report.seconds);
   fmt::print("read {} and wrote {} ({:.2f} GB/s), peak memory {} MiB\n", SizeText(report.bytes_read),
              SizeText(report.bytes_written), Gigabytes(report.bytes_read + report.bytes_written) / seconds,
              report.peak_resident >> 20);

@@ -24,8 +24,8 @@ void PrintPlan(const Plan& plan) {
                               checkpoint.shards.size(), checkpoint.shards.size() == 1 ? "" : "s"));
   }
   const PlanTotals& totals = plan.totals;
-  line("tensors", fmt::format("{} merged, {} copied, {:.3f} billion parameters", totals.merged, totals.copied,
-                              static_cast<double>(totals.parameters) / 1e9));
+  line("tensors", fmt::format("{} merged, {} copied, {} unchanged, {:.3f} billion parameters", totals.merged,
+                              totals.copied, totals.unchanged, static_cast<double>(totals.parameters) / 1e9));
   size_t resident = 0, drafted = 0;
   for (const PlannedScope& scope : plan.scopes) {
     drafted += scope.approach == Approach::kDraft;
