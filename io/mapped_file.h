@@ -13,7 +13,7 @@
 #include <cstdint>
 #include <string>
 
-#include "io/os.h"
+#include "io/input_file.h"
 #include "io/sigbus_guard.h"
 
 namespace braid {
@@ -35,33 +35,16 @@ class MappedWindow {
   GuardedRegion guard_;
 };
 
-class MappedFile {
+class MappedFile : public InputFile {
  public:
-  // Opens the file, which must still be the one that `expected` describes, otherwise Error(kInputChanged).
-  MappedFile(const std::string& path, const FileIdentity& expected);
-
-  uint64_t size() const { return identity_.size; }
-  const std::string& path() const { return path_; }
+  using InputFile::InputFile;
 
   // Maps bytes [offset, offset + bytes), which must lie in the file; any alignment. No bytes: an empty window.
   // Throws Error.
   MappedWindow Map(uint64_t offset, uint64_t bytes) const;
 
-  // Takes the range out of the page cache. Works in whole large folios only: use multiples of kEvictWindow.
-  void Evict(uint64_t offset, uint64_t bytes) const;
-
   // Share of the file (0 to 1) in the page cache, estimated from a few samples.
   double CachedShare() const;
-
-  // Throws Error(kInputChanged) when it is no longer the file that was opened.
-  void CheckUnchanged() const;
-
-  static constexpr uint64_t kEvictWindow = 8 << 20;
-
- private:
-  const std::string& path_;   // interned: SIGBUS may be looked into after this object is gone
-  FileIdentity identity_;
-  Fd fd_;
 };
 
 // Throws when a guarded access failed: Error(kInputChanged) for a file that shrank, Error(kIo) for a disk that

@@ -55,14 +55,14 @@ class Shelf {
 
 uint64_t MappedBytes(const TileWork& work) {
   uint64_t bytes = 0;
-  for (const MappedWindow& window : work.windows) bytes += window.size();
+  for (const SourceWindow& window : work.windows) bytes += window.size();
   return bytes;
 }
 
 class GraphRun {
  public:
   GraphRun(const Plan& plan, const std::vector<std::string>& shard_paths, Progress* progress)
-      : plan_(plan), progress_(*progress), files_(plan), budget_(plan.memory.pool), candidates_(plan.memory.candidates), writer_(plan, shard_paths, progress) {}
+      : plan_(plan), progress_(*progress), budget_(plan.memory.pool), files_(plan, budget_, &progress_.of(Stage::kRead)), candidates_(plan.memory.candidates), writer_(plan, shard_paths, progress) {}
 
   GraphResult Run(const std::string& fingerprint, const std::atomic<int>& interrupt, ProgressReporter* reporter);
 
@@ -119,8 +119,8 @@ class GraphRun {
 
   const Plan& plan_;
   Progress& progress_;
-  SourceFiles files_;
   Budget budget_;
+  SourceFiles files_;
   CandidatePool candidates_;  // outlives the scopes
   OutputWriter writer_;
   Shelf<Worker> workers_;
@@ -231,6 +231,7 @@ void GraphRun::Fail(std::exception_ptr error) {
   }
   failed_ = true;
   budget_.Cancel();
+  files_.Cancel();
   writer_.Abandon();
   std::lock_guard lock(mutex_);
   for (const auto& run : scopes_) run->Cancel();
@@ -300,18 +301,23 @@ bool GraphRun::ReadTile(ScopeRun* run, uint32_t slot, uint64_t first, uint64_t o
     StallTimer stall(progress_.of(Stage::kRead));
     if (!budget_.Take(work->cost)) return false;
   }
-  {
-    StageTimer timer(progress_.of(Stage::kRead));
-    work->windows.resize(plan_.models.size() + 1);
-    ForEachSource(*work, [&](size_t index, const TensorSource& source) {
-      MappedWindow& window = work->windows[index];
-      window = files_.Map(source, BytesOf(source, first), BytesOf(source, work->count));
-      progress_.of(Stage::kRead).bytes += window.size();
-    });
-  }
-  CheckInputs();
   if (run->scope().resident) run->tiles.push_back(work);
-  gateway.try_put(work);
+  work->windows.resize(plan_.models.size() + 1);
+  std::vector<SourceRange> ranges;
+  ForEachSource(*work, [&](size_t index, const TensorSource& source) {
+    ranges.push_back({source, BytesOf(source, first), BytesOf(source, work->count), &work->windows[index]});
+  });
+  gateway.reserve_wait();
+  StageTimer timer(progress_.of(Stage::kRead));
+  files_.Read(ranges, [this, work, &gateway](std::exception_ptr error) {  // on this thread, or when the reads are done
+    Guarded([&] {
+      if (error) std::rethrow_exception(error);
+      CheckInputs();
+      progress_.of(Stage::kRead).bytes += MappedBytes(*work);
+      gateway.try_put(work);
+    });
+    gateway.release_wait();
+  });
   return !failed_;
 }
 

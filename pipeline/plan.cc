@@ -14,6 +14,9 @@ Plan MakePlan(Recipe recipe, const PlanOptions& options) {
 
   OpenSources(&plan);
   // The checkpoints are open; every header has been checked.
+  for (const Checkpoint& checkpoint : plan.checkpoints)
+    plan.reading.push_back(
+        ChooseReadBackend(options.read, FileSystemOf(checkpoint.shards.front().path), RunningKernel()));
   PlanTensors(&plan);
   // Each output tensor knows its sources, coefficients and type.
   PlanLayout(&plan, options);
@@ -108,6 +111,8 @@ Json PlanToJson(const Plan& plan) {
     if (layout.contains(key)) out[key] = layout[key];
   for (size_t i = 0; i < plan.checkpoints.size(); ++i) {
     out["sources"][i]["reference"] = plan.checkpoints[i].reference;
+    out["sources"][i]["io"] = ReadBackendName(plan.reading[i].backend);
+    out["sources"][i]["io_why"] = plan.reading[i].why;
     if (!plan.checkpoints[i].revision.empty()) out["sources"][i]["revision"] = plan.checkpoints[i].revision;
   }
   return out;

@@ -15,6 +15,7 @@
 #include "io/json.h"
 #include "ops/merger.h"
 #include "ops/method.h"
+#include "pipeline/read_backend.h"
 #include "pipeline/recipe.h"
 
 namespace braid {
@@ -25,6 +26,7 @@ struct PlanOptions {
   uint64_t shard_bytes = 5'000'000'000;       // decimal, as the Hub counts
   bool single_file = false;                   // one shard, whatever its size
   uint64_t tile_elements = 0;                 // 0: chosen from the budget; for tests
+  ReadMode read = ReadMode::kAuto;
 };
 
 // One source's elements of a tensor. `checkpoint` < 0: this source takes no part.
@@ -96,6 +98,7 @@ struct Plan {
   Recipe recipe;
   const MethodInfo* method = nullptr;
   std::vector<Checkpoint> checkpoints;
+  std::vector<ReadChoice> reading;        // per checkpoint
   int32_t base = -1;                      // index into checkpoints
   std::vector<uint32_t> models;           // the same, per recipe model
   std::string donor_directory;            // of config and side files; may be empty (single-file sources)

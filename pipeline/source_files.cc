@@ -1,13 +1,17 @@
 #include "pipeline/source_files.h"
 
 #include <algorithm>
+#include <atomic>
+
+#include "io/direct_file.h"
 
 namespace braid {
 
 struct SourceFiles::File {
   const Shard* shard = nullptr;
-  std::unique_ptr<MappedFile> map;
-  bool cached = false;  // when the merge began
+  std::unique_ptr<MappedFile> map;      // one of these once it is open
+  std::shared_ptr<DirectFile> direct;
+  bool cached = false;  // mapped, and in the page cache when the merge began
   // Bytes per 8 MiB window that the merge round still has to read; a window is evicted when it reaches 0.
   std::vector<std::atomic<int64_t>> unread;
 };
@@ -24,9 +28,30 @@ void ForEachWindow(uint64_t offset, uint64_t bytes, Visit visit) {
   }
 }
 
+// Whole blocks around a range.
+struct Superset {
+  uint64_t begin;
+  size_t skip, bytes;
+};
+Superset SupersetOf(uint64_t offset, uint64_t bytes) {
+  constexpr uint64_t kBlock = DirectFile::kBlock;
+  const uint64_t begin = offset / kBlock * kBlock, skip = offset - begin;
+  return {begin, skip, (skip + bytes + kBlock - 1) / kBlock * kBlock};
+}
+
+// What a buffer for it needs, wherever the range begins, so that all tiles of one size can use each other's buffers;
+// no more than TileCost has counted.
+size_t BufferBytes(uint64_t bytes) {
+  constexpr uint64_t kBlock = DirectFile::kBlock;
+  return bytes == 0 ? 0 : (bytes + 2 * kBlock) / kBlock * kBlock;
+}
+
 }  // namespace
 
-SourceFiles::SourceFiles(const Plan& plan) : plan_(plan), files_(plan.checkpoints.size()) {
+SourceFiles::SourceFiles(const Plan& plan, const Budget& budget, StageCounters* counters)
+    : plan_(plan), buffers_(budget), files_(plan.checkpoints.size()) {
+  const auto is_direct = [](const ReadChoice& choice) { return choice.backend == ReadBackend::kDirect; };
+  if (std::any_of(plan.reading.begin(), plan.reading.end(), is_direct)) queue_ = std::make_unique<ReadQueue>(counters);
   for (size_t c = 0; c < files_.size(); ++c)
     for (const Shard& shard : plan.checkpoints[c].shards) {
       auto file = std::make_unique<File>();
@@ -53,30 +78,73 @@ SourceFiles::File& SourceFiles::FileOf(const TensorSource& source) const {
   return *files_[checkpoint][plan_.checkpoints[checkpoint].tensors[source.tensor].shard];
 }
 
-MappedWindow SourceFiles::Map(const TensorSource& source, uint64_t begin, uint64_t bytes) {
-  File& file = FileOf(source);
-  if (file.map == nullptr) {
-    file.map = std::make_unique<MappedFile>(file.shard->path, file.shard->identity);
-    file.cached = file.map->CachedShare() >= 0.5;
+void SourceFiles::Open(File* file, ReadBackend backend) {
+  if (file->map != nullptr || file->direct != nullptr) return;
+  if (backend == ReadBackend::kDirect) {
+    file->direct = std::make_shared<DirectFile>(file->shard->path, file->shard->identity);
+    return;
   }
-  MappedWindow window = file.map->Map(plan_.Info(source).offset + begin, bytes);
-  window.Touch(file.cached);
-  return window;
+  file->map = std::make_unique<MappedFile>(file->shard->path, file->shard->identity);
+  file->cached = file->map->CachedShare() >= 0.5;
+}
+
+void SourceFiles::Read(const std::vector<SourceRange>& ranges, ReadQueue::Done done) {
+  std::vector<DirectRange> reads;
+  try {
+    reads = MakeWindows(ranges);
+  } catch (...) {
+    return done(std::current_exception());
+  }
+  if (reads.empty()) return done(nullptr);
+  queue_->Submit(std::move(reads), std::move(done));
+}
+
+// Mapped windows are made resident; of the others, what is still to be read.
+std::vector<DirectRange> SourceFiles::MakeWindows(const std::vector<SourceRange>& ranges) {
+  std::vector<size_t> sizes;
+  for (const SourceRange& range : ranges) {
+    Open(&FileOf(range.source), plan_.reading[static_cast<size_t>(range.source.checkpoint)].backend);
+    sizes.push_back(FileOf(range.source).direct == nullptr ? 0 : BufferBytes(range.bytes));
+  }
+  std::vector<ReadBuffer> buffers = buffers_.Take(sizes);
+  std::vector<DirectRange> reads;
+  for (size_t i = 0; i < ranges.size(); ++i) {
+    const SourceRange& range = ranges[i];
+    const File& file = FileOf(range.source);
+    const uint64_t offset = plan_.Info(range.source).offset + range.begin;
+    if (file.map != nullptr) {
+      MappedWindow map = file.map->Map(offset, range.bytes);
+      map.Touch(file.cached);
+      *range.window = SourceWindow(std::move(map));
+    } else if (range.bytes > 0) {
+      const Superset superset = SupersetOf(offset, range.bytes);
+      reads.push_back({file.direct, superset.begin, superset.bytes, superset.skip + range.bytes, buffers[i].data()});
+      *range.window = SourceWindow(std::move(buffers[i]), superset.skip, range.bytes);
+    }
+  }
+  return reads;
 }
 
 void SourceFiles::Used(const TensorSource& source, uint64_t begin, uint64_t bytes) {
   File& file = FileOf(source);
-  if (file.cached) return;
+  if (file.direct == nullptr ? file.cached : file.direct->direct()) return;
+  const InputFile& input = file.direct == nullptr ? static_cast<InputFile&>(*file.map) : *file.direct;
   ForEachWindow(plan_.Info(source).offset + begin, bytes, [&](uint64_t window, int64_t here) {
     if (file.unread[window].fetch_sub(here) == here)
-      file.map->Evict(window * MappedFile::kEvictWindow, MappedFile::kEvictWindow);
+      input.Evict(window * MappedFile::kEvictWindow, MappedFile::kEvictWindow);
   });
+}
+
+void SourceFiles::Cancel() {
+  if (queue_ != nullptr) queue_->Cancel();
 }
 
 void SourceFiles::CheckUnchanged() const {
   for (const auto& checkpoint : files_)
-    for (const auto& file : checkpoint)
+    for (const auto& file : checkpoint) {
       if (file->map != nullptr) file->map->CheckUnchanged();
+      if (file->direct != nullptr) file->direct->CheckUnchanged();
+    }
 }
 
 }  // namespace braid

@@ -1,30 +1,67 @@
-// The sources of a plan as mapped memory. Files are opened when the I/O thread first needs them; windows are mapped
-// tile by tile and released behind the cursor; the page cache of what nobody reads again is given back, unless the
-// file was in the cache before the merge began: then somebody wants it there.
+// The sources of a plan as memory, tile by tile. A window is either mapped, and the page cache of what nobody reads
+// again is given back, unless the file was in the cache before the merge began: then somebody wants it there; or a
+// buffer that direct reads fill, which leave the page cache alone. Which of them is decided in the plan, per
+// checkpoint. Files are opened when they are first needed.
 //
-// Map is for the I/O thread; Release for any thread.
+// Read is for the I/O thread; everything else for any thread.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "io/mapped_file.h"
+#include "pipeline/budget.h"
 #include "pipeline/plan.h"
+#include "pipeline/progress.h"
+#include "pipeline/read_buffers.h"
+#include "pipeline/read_queue.h"
 
 namespace braid {
 
+// Bytes of a source in memory. Move-only.
+class SourceWindow {
+ public:
+  SourceWindow() = default;
+  explicit SourceWindow(MappedWindow map) : map_(std::move(map)), data_(map_.data()), size_(map_.size()) {}
+  SourceWindow(ReadBuffer buffer, size_t skip, size_t bytes)
+      : buffer_(std::move(buffer)), data_(buffer_.data() + skip), size_(bytes) {}
+
+  const std::byte* data() const { return data_; }
+  size_t size() const { return size_; }
+
+ private:
+  MappedWindow map_;
+  ReadBuffer buffer_;
+  const std::byte* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+// Bytes [begin, begin + bytes) of a source's tensor, and where they are wanted.
+struct SourceRange {
+  TensorSource source;
+  uint64_t begin = 0, bytes = 0;
+  SourceWindow* window = nullptr;
+};
+
 class SourceFiles {
  public:
-  explicit SourceFiles(const Plan& plan);
+  // `budget`: what windows are taken from. `counters`: of the reading threads.
+  SourceFiles(const Plan& plan, const Budget& budget, StageCounters* counters);
   ~SourceFiles();
 
-  // A window over bytes [begin, begin + bytes) of the source's tensor, made resident. Throws Error.
-  MappedWindow Map(const TensorSource& source, uint64_t begin, uint64_t bytes);
+  // Makes the windows of one tile, whose bytes were taken from the budget, and fills them. Calls `done` once, with the
+  // first error or null, on this thread or, when all reads have ended, on another. Direct reads of several tiles are in
+  // flight at once and may end in any order. Never throws.
+  void Read(const std::vector<SourceRange>& ranges, ReadQueue::Done done);
 
   // The merge round has used these bytes: no later round reads them.
   void Used(const TensorSource& source, uint64_t begin, uint64_t bytes);
+
+  // Reads that have not begun end with an error.
+  void Cancel();
 
   // Throws Error(kInputChanged) if any opened file is not what it was.
   void CheckUnchanged() const;
@@ -32,9 +69,13 @@ class SourceFiles {
  private:
   struct File;
   File& FileOf(const TensorSource& source) const;
+  void Open(File* file, ReadBackend backend);
+  std::vector<DirectRange> MakeWindows(const std::vector<SourceRange>& ranges);
 
   const Plan& plan_;
+  ReadBuffers buffers_;
   std::vector<std::vector<std::unique_ptr<File>>> files_;  // [checkpoint][shard]
+  std::unique_ptr<ReadQueue> queue_;                       // if anything is read directly
 };
 
 }  // namespace braid

@@ -1,0 +1,61 @@
+// Memory that direct reads go into: page-aligned ranges, kept for the next tile when a window lets go of them. What is
+// kept never exceeds what the budget has free, so that used and unused buffers together stay within it.
+//
+// Take is for the I/O thread, which has taken the bytes from the budget before; buffers go back on any thread. They
+// must not outlive the shelf.
+#pragma once
+
+#include <cstddef>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "pipeline/budget.h"
+
+namespace braid {
+
+class ReadBuffers;
+
+class ReadBuffer {
+ public:
+  ReadBuffer() = default;
+  ReadBuffer(ReadBuffer&& other) noexcept { *this = std::move(other); }
+  ReadBuffer& operator=(ReadBuffer&& other) noexcept;
+  ~ReadBuffer();
+  std::byte* data() const { return data_; }
+  size_t size() const { return size_; }
+
+ private:
+  friend class ReadBuffers;
+  ReadBuffers* shelf_ = nullptr;
+  std::byte* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+class ReadBuffers {
+ public:
+  explicit ReadBuffers(const Budget& budget) : budget_(budget) {}
+  ~ReadBuffers();
+  ReadBuffers(const ReadBuffers&) = delete;
+
+  // One buffer for each size, which are multiples of the page size or 0. Throws Error(kMemory).
+  std::vector<ReadBuffer> Take(const std::vector<size_t>& sizes);
+
+ private:
+  friend class ReadBuffer;
+  struct Memory {
+    std::byte* data;
+    size_t size;
+  };
+
+  void Reuse(ReadBuffer* buffer);
+  void Trim(size_t most);
+  void Give(Memory memory);
+
+  const Budget& budget_;
+  std::mutex mutex_;
+  std::vector<Memory> idle_;  // the longest unused first
+  size_t idle_bytes_ = 0;
+};
+
+}  // namespace braid
