@@ -62,7 +62,7 @@ uint64_t MappedBytes(const TileWork& work) {
 class GraphRun {
  public:
   GraphRun(const Plan& plan, const std::vector<std::string>& shard_paths, Progress* progress)
-      : plan_(plan), progress_(*progress), budget_(plan.memory.pool), files_(plan, budget_, &progress_.of(Stage::kRead)), candidates_(plan.memory.candidates), writer_(plan, shard_paths, progress) {}
+      : plan_(plan), progress_(*progress), budget_(plan.memory.pool), files_(plan, &budget_, &progress_.of(Stage::kRead)), candidates_(plan.memory.candidates), writer_(plan, shard_paths, progress) {}
 
   GraphResult Run(const std::string& fingerprint, const std::atomic<int>& interrupt, ProgressReporter* reporter);
 
@@ -345,6 +345,7 @@ LaneTile GraphRun::LanesOf(const TileWork& work, Worker* worker) const {
 }
 
 void GraphRun::Release(TileWork* work, bool last_use) {
+  for (const SourceWindow& window : work->windows) work->cost -= window.held();
   work->windows.clear();
   if (last_use)
     ForEachSource(*work, [&](size_t, const TensorSource& source) {

@@ -25,18 +25,22 @@ ReadBuffer::~ReadBuffer() {
   if (data_ != nullptr) shelf_->Give({data_, size_});
 }
 
-ReadBuffers::~ReadBuffers() { Trim(0); }
+ReadBuffers::~ReadBuffers() {
+  for (const Memory& memory : idle_) munmap(memory.data, memory.size);
+}
 
 std::vector<ReadBuffer> ReadBuffers::Take(const std::vector<size_t>& sizes) {
   std::vector<ReadBuffer> buffers(sizes.size());
-  for (size_t i = 0; i < sizes.size(); ++i) buffers[i].shelf_ = this, buffers[i].size_ = sizes[i];
+  std::vector<Memory> surplus;
   {
     std::lock_guard lock(mutex_);
-    for (ReadBuffer& buffer : buffers)
-      if (buffer.size_ > 0) Reuse(&buffer);
+    for (size_t i = 0; i < sizes.size(); ++i) {
+      buffers[i].shelf_ = this, buffers[i].size_ = sizes[i];
+      if (sizes[i] > 0) Reuse(&buffers[i]);
+    }
+    surplus = TakeSurplus();
   }
-  // What the budget has lent to this tile or to anything else is not free any more; idle buffers make room for it.
-  Trim(budget_.Free());
+  for (const Memory& memory : surplus) munmap(memory.data, memory.size);  // before anything new is made
   for (ReadBuffer& buffer : buffers) {
     if (buffer.size_ == 0 || buffer.data_ != nullptr) continue;
     void* made = mmap(nullptr, buffer.size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -56,23 +60,28 @@ void ReadBuffers::Reuse(ReadBuffer* buffer) {
   idle_.erase(std::next(found).base());
 }
 
-void ReadBuffers::Trim(size_t most) {
-  std::vector<Memory> extra;
-  {
-    std::lock_guard lock(mutex_);
-    auto keep = idle_.begin();
-    for (; keep != idle_.end() && (idle_bytes_ > most || static_cast<size_t>(idle_.end() - keep) > kMostIdle); ++keep)
-      idle_bytes_ -= keep->size;
-    extra.assign(idle_.begin(), keep);
-    idle_.erase(idle_.begin(), keep);
-  }
-  for (const Memory& memory : extra) munmap(memory.data, memory.size);
+// What the budget has lent, to this tile or to anything else, is not free any more: idle buffers make room for it.
+std::vector<ReadBuffers::Memory> ReadBuffers::TakeSurplus() {
+  const uint64_t most = budget_.Free();
+  auto keep = idle_.begin();
+  for (; keep != idle_.end() && (idle_bytes_ > most || static_cast<size_t>(idle_.end() - keep) > kMostIdle); ++keep)
+    idle_bytes_ -= keep->size;
+  std::vector<Memory> surplus(idle_.begin(), keep);
+  idle_.erase(idle_.begin(), keep);
+  return surplus;
 }
 
+// Idle bytes and the budget's free bytes grow in one step: TakeSurplus must not see the former without the latter.
 void ReadBuffers::Give(Memory memory) {
   std::lock_guard lock(mutex_);
   idle_.push_back(memory);
   idle_bytes_ += memory.size;
+  budget_.Give(memory.size);
+}
+
+size_t ReadBuffers::IdleBytes() const {
+  std::lock_guard lock(mutex_);
+  return idle_bytes_;
 }
 
 }  // namespace braid

@@ -1,8 +1,8 @@
 // Memory that direct reads go into: page-aligned ranges, kept for the next tile when a window lets go of them. What is
 // kept never exceeds what the budget has free, so that used and unused buffers together stay within it.
 //
-// Take is for the I/O thread, which has taken the bytes from the budget before; buffers go back on any thread. They
-// must not outlive the shelf.
+// Take is for the I/O thread, which has taken the bytes from the budget before. With a buffer its bytes go back to the
+// budget, on any thread. Buffers must not outlive the shelf.
 #pragma once
 
 #include <cstddef>
@@ -34,12 +34,15 @@ class ReadBuffer {
 
 class ReadBuffers {
  public:
-  explicit ReadBuffers(const Budget& budget) : budget_(budget) {}
+  explicit ReadBuffers(Budget* budget) : budget_(*budget) {}
   ~ReadBuffers();
   ReadBuffers(const ReadBuffers&) = delete;
 
   // One buffer for each size, which are multiples of the page size or 0. Throws Error(kMemory).
   std::vector<ReadBuffer> Take(const std::vector<size_t>& sizes);
+
+  // Of buffers that are kept but not in use. Any thread.
+  size_t IdleBytes() const;
 
  private:
   friend class ReadBuffer;
@@ -49,11 +52,11 @@ class ReadBuffers {
   };
 
   void Reuse(ReadBuffer* buffer);
-  void Trim(size_t most);
+  std::vector<Memory> TakeSurplus();
   void Give(Memory memory);
 
-  const Budget& budget_;
-  std::mutex mutex_;
+  Budget& budget_;
+  mutable std::mutex mutex_;
   std::vector<Memory> idle_;  // the longest unused first
   size_t idle_bytes_ = 0;
 };

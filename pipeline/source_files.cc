@@ -48,7 +48,7 @@ size_t BufferBytes(uint64_t bytes) {
 
 }  // namespace
 
-SourceFiles::SourceFiles(const Plan& plan, const Budget& budget, StageCounters* counters)
+SourceFiles::SourceFiles(const Plan& plan, Budget* budget, StageCounters* counters)
     : plan_(plan), buffers_(budget), files_(plan.checkpoints.size()) {
   const auto is_direct = [](const ReadChoice& choice) { return choice.backend == ReadBackend::kDirect; };
   if (std::any_of(plan.reading.begin(), plan.reading.end(), is_direct)) queue_ = std::make_unique<ReadQueue>(counters);

@@ -31,6 +31,7 @@ class SourceWindow {
 
   const std::byte* data() const { return data_; }
   size_t size() const { return size_; }
+  size_t held() const { return buffer_.size(); }  // bytes that it gives back to the budget itself
 
  private:
   MappedWindow map_;
@@ -49,7 +50,7 @@ struct SourceRange {
 class SourceFiles {
  public:
   // `budget`: what windows are taken from. `counters`: of the reading threads.
-  SourceFiles(const Plan& plan, const Budget& budget, StageCounters* counters);
+  SourceFiles(const Plan& plan, Budget* budget, StageCounters* counters);
   ~SourceFiles();
 
   // Makes the windows of one tile, whose bytes were taken from the budget, and fills them. Calls `done` once, with the
