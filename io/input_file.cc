@@ -14,6 +14,12 @@ const std::string& Interned(const std::string& path) {
   return *paths.insert(path).first;
 }
 
+void CheckSame(const std::string& path, const FileIdentity& expected, const struct stat& now) {
+  if (static_cast<uint64_t>(now.st_size) < expected.size)
+    throw InputChanged(path, "the file shrank while it was being read");
+  if (IdentityOf(now) != expected) throw InputChanged(path, "the file was written to while it was being read");
+}
+
 }  // namespace
 
 InputFile::InputFile(const std::string& path, const FileIdentity& expected, Caching caching)
@@ -29,9 +35,13 @@ void InputFile::Evict(uint64_t offset, uint64_t bytes) const {
 void InputFile::CheckUnchanged() const {
   struct stat now;
   if (TheOs().Fstat(fd_.get(), &now) < 0) throw SystemError(errno, "look at it", path_);
-  if (static_cast<uint64_t>(now.st_size) < identity_.size)
-    throw InputChanged(path_, "the file shrank while it was being read");
-  if (IdentityOf(now) != identity_) throw InputChanged(path_, "the file was written to while it was being read");
+  CheckSame(path_, identity_, now);
+}
+
+void CheckUnchanged(const std::string& path, const FileIdentity& expected) {
+  struct stat now;
+  if (TheOs().Stat(path.c_str(), &now) < 0) throw InputChanged(path, "the file went away while it was being read");
+  CheckSame(path, expected, now);
 }
 
 Error InputChanged(const std::string& path, const char* what) {

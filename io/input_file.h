@@ -39,6 +39,9 @@ class InputFile {
   Fd fd_;
 };
 
+// The same for a file that is not open (any more). Throws Error.
+void CheckUnchanged(const std::string& path, const FileIdentity& expected);
+
 // Error(kInputChanged) for this file, with a hint.
 Error InputChanged(const std::string& path, const char* what);
 

@@ -5,7 +5,7 @@
 // windows of one large map with MADV_DONTNEED behind the cursor kept 88 MB resident). The page cache stays as it is;
 // Evict drops ranges of it that nobody will read again. All windows share one descriptor and so its readahead.
 //
-// Thread-safe. A window must not outlive its file.
+// Thread-safe. A window may outlive its file, whose descriptor it does not need.
 #pragma once
 
 #include <boost/interprocess/mapped_region.hpp>

@@ -54,18 +54,29 @@ void ReadQueue::Submit(std::vector<DirectRange> ranges, Done done) {
   changed_.notify_all();
 }
 
+void ReadQueue::Drain() {
+  std::unique_lock lock(mutex_);
+  drained_.wait(lock, [&] { return waiting_.empty() && reading_ == 0; });
+}
+
 void ReadQueue::Loop() {
-  for (;;) {
-    Request request;
-    {
-      std::unique_lock lock(mutex_);
-      changed_.wait(lock, [&] { return stop_ || !waiting_.empty(); });
-      if (waiting_.empty()) return;
-      request = std::move(waiting_.front());
-      waiting_.pop_front();
-    }
+  for (Request request; Next(&request);) {
     Read(request);
+    request = {};
+    std::lock_guard lock(mutex_);
+    if (--reading_ == 0 && waiting_.empty()) drained_.notify_all();
   }
+}
+
+// False when there is none, nor will be.
+bool ReadQueue::Next(Request* request) {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return stop_ || !waiting_.empty(); });
+  if (waiting_.empty()) return false;
+  *request = std::move(waiting_.front());
+  waiting_.pop_front();
+  ++reading_;
+  return true;
 }
 
 void ReadQueue::Read(const Request& request) {

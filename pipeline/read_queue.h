@@ -41,6 +41,9 @@ class ReadQueue {
   // Any thread.
   void Submit(std::vector<DirectRange> ranges, Done done);
 
+  // Returns when everything submitted is done, and its files are let go of. Any thread but the queue's.
+  void Drain();
+
   // From now on nothing is read: everything still waiting is done with an error. Any thread.
   void Cancel() { cancelled_ = true; }
 
@@ -57,12 +60,14 @@ class ReadQueue {
   };
 
   void Loop();
+  bool Next(Request* request);
   void Read(const Request& request);
 
   StageCounters& counters_;
   std::mutex mutex_;
-  std::condition_variable changed_;
+  std::condition_variable changed_, drained_;
   std::deque<Request> waiting_;
+  size_t reading_ = 0;
   bool stop_ = false;
   std::atomic<bool> cancelled_{false};
   std::vector<std::thread> readers_;

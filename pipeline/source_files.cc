@@ -1,5 +1,7 @@
 #include "pipeline/source_files.h"
 
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <atomic>
 
@@ -9,8 +11,10 @@ namespace braid {
 
 struct SourceFiles::File {
   const Shard* shard = nullptr;
-  std::unique_ptr<MappedFile> map;      // one of these once it is open
+  std::shared_ptr<MappedFile> map;  // one of these while it is open
   std::shared_ptr<DirectFile> direct;
+  std::list<File*>::iterator place;  // in open_
+  bool was_open = false;
   bool cached = false;  // mapped, and in the page cache when the merge began
   // Bytes per 8 MiB window that the merge round still has to read; a window is evicted when it reaches 0.
   std::vector<std::atomic<int64_t>> unread;
@@ -46,10 +50,18 @@ size_t BufferBytes(uint64_t bytes) {
   return bytes == 0 ? 0 : (bytes + 2 * kBlock) / kBlock * kBlock;
 }
 
+// Descriptors that we may spend on sources, whatever else is open.
+size_t MostOpenFiles(size_t output_shards) {
+  constexpr size_t kOthers = 32, kFew = 4;
+  rlimit limit;
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur < output_shards + kOthers + kFew) return kFew;
+  return limit.rlim_cur - output_shards - kOthers;
+}
+
 }  // namespace
 
 SourceFiles::SourceFiles(const Plan& plan, Budget* budget, StageCounters* counters)
-    : plan_(plan), buffers_(budget), files_(plan.checkpoints.size()) {
+    : plan_(plan), buffers_(budget), files_(plan.checkpoints.size()), most_open_(MostOpenFiles(plan.shards.size())) {
   const auto is_direct = [](const ReadChoice& choice) { return choice.backend == ReadBackend::kDirect; };
   if (std::any_of(plan.reading.begin(), plan.reading.end(), is_direct)) queue_ = std::make_unique<ReadQueue>(counters);
   for (size_t c = 0; c < files_.size(); ++c)
@@ -78,14 +90,31 @@ SourceFiles::File& SourceFiles::FileOf(const TensorSource& source) const {
   return *files_[checkpoint][plan_.checkpoints[checkpoint].tensors[source.tensor].shard];
 }
 
-void SourceFiles::Open(File* file, ReadBackend backend) {
-  if (file->map != nullptr || file->direct != nullptr) return;
-  if (backend == ReadBackend::kDirect) {
-    file->direct = std::make_shared<DirectFile>(file->shard->path, file->shard->identity);
+bool SourceFiles::IsDirect(const TensorSource& source) const {
+  return plan_.reading[static_cast<size_t>(source.checkpoint)].backend == ReadBackend::kDirect;
+}
+
+void SourceFiles::Open(File* file, bool direct) {
+  if (file->map != nullptr || file->direct != nullptr) {
+    open_.splice(open_.begin(), open_, file->place);
     return;
   }
-  file->map = std::make_unique<MappedFile>(file->shard->path, file->shard->identity);
-  file->cached = file->map->CachedShare() >= 0.5;
+  if (open_.size() >= most_open_) CloseOne();
+  std::lock_guard lock(mutex_);
+  const Shard& shard = *file->shard;
+  if (direct) file->direct = std::make_shared<DirectFile>(shard.path, shard.identity);
+  else file->map = std::make_shared<MappedFile>(shard.path, shard.identity);
+  if (!direct && !file->was_open) file->cached = file->map->CachedShare() >= 0.5;
+  file->was_open = true;
+  file->place = open_.insert(open_.begin(), file);
+}
+
+void SourceFiles::CloseOne() {
+  File* const file = open_.back();
+  if (file->direct.use_count() > 1) queue_->Drain();  // reads that wait keep it open, and perhaps many more
+  std::lock_guard lock(mutex_);
+  file->map.reset(), file->direct.reset();
+  open_.pop_back();
 }
 
 void SourceFiles::Read(const std::vector<SourceRange>& ranges, ReadQueue::Done done) {
@@ -102,15 +131,13 @@ void SourceFiles::Read(const std::vector<SourceRange>& ranges, ReadQueue::Done d
 // Mapped windows are made resident; of the others, what is still to be read.
 std::vector<DirectRange> SourceFiles::MakeWindows(const std::vector<SourceRange>& ranges) {
   std::vector<size_t> sizes;
-  for (const SourceRange& range : ranges) {
-    Open(&FileOf(range.source), plan_.reading[static_cast<size_t>(range.source.checkpoint)].backend);
-    sizes.push_back(FileOf(range.source).direct == nullptr ? 0 : BufferBytes(range.bytes));
-  }
+  for (const SourceRange& range : ranges) sizes.push_back(IsDirect(range.source) ? BufferBytes(range.bytes) : 0);
   std::vector<ReadBuffer> buffers = buffers_.Take(sizes);
   std::vector<DirectRange> reads;
   for (size_t i = 0; i < ranges.size(); ++i) {
     const SourceRange& range = ranges[i];
-    const File& file = FileOf(range.source);
+    File& file = FileOf(range.source);
+    Open(&file, IsDirect(range.source));
     const uint64_t offset = plan_.Info(range.source).offset + range.begin;
     if (file.map != nullptr) {
       MappedWindow map = file.map->Map(offset, range.bytes);
@@ -125,13 +152,18 @@ std::vector<DirectRange> SourceFiles::MakeWindows(const std::vector<SourceRange>
   return reads;
 }
 
+// What is in the page cache of a file that had to be closed stays there.
 void SourceFiles::Used(const TensorSource& source, uint64_t begin, uint64_t bytes) {
   File& file = FileOf(source);
-  if (file.direct == nullptr ? file.cached : file.direct->direct()) return;
-  const InputFile& input = file.direct == nullptr ? static_cast<InputFile&>(*file.map) : *file.direct;
+  std::shared_ptr<const InputFile> input;
+  {
+    std::lock_guard lock(mutex_);
+    if (file.map != nullptr && !file.cached) input = file.map;
+    if (file.direct != nullptr && !file.direct->direct()) input = file.direct;
+  }
   ForEachWindow(plan_.Info(source).offset + begin, bytes, [&](uint64_t window, int64_t here) {
-    if (file.unread[window].fetch_sub(here) == here)
-      input.Evict(window * MappedFile::kEvictWindow, MappedFile::kEvictWindow);
+    if (file.unread[window].fetch_sub(here) == here && input != nullptr)
+      input->Evict(window * MappedFile::kEvictWindow, MappedFile::kEvictWindow);
   });
 }
 
@@ -140,10 +172,12 @@ void SourceFiles::Cancel() {
 }
 
 void SourceFiles::CheckUnchanged() const {
+  std::lock_guard lock(mutex_);
   for (const auto& checkpoint : files_)
     for (const auto& file : checkpoint) {
       if (file->map != nullptr) file->map->CheckUnchanged();
-      if (file->direct != nullptr) file->direct->CheckUnchanged();
+      else if (file->direct != nullptr) file->direct->CheckUnchanged();
+      else if (file->was_open) braid::CheckUnchanged(file->shard->path, file->shard->identity);
     }
 }
 

@@ -1,14 +1,16 @@
 // The sources of a plan as memory, tile by tile. A window is either mapped, and the page cache of what nobody reads
 // again is given back, unless the file was in the cache before the merge began: then somebody wants it there; or a
 // buffer that direct reads fill, which leave the page cache alone. Which of them is decided in the plan, per
-// checkpoint. Files are opened when they are first needed.
+// checkpoint. Files are opened when they are needed; when there are more than the process may have open, those that were
+// not used for longest are closed, and must be the same when they are opened again.
 //
 // Read is for the I/O thread; everything else for any thread.
 #pragma once
 
 #include <cstdint>
-#include <functional>
+#include <list>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <vector>
 
@@ -64,19 +66,25 @@ class SourceFiles {
   // Reads that have not begun end with an error.
   void Cancel();
 
-  // Throws Error(kInputChanged) if any opened file is not what it was.
+  // Throws Error(kInputChanged) if any file that was ever opened is not what it was.
   void CheckUnchanged() const;
 
  private:
   struct File;
   File& FileOf(const TensorSource& source) const;
-  void Open(File* file, ReadBackend backend);
+  bool IsDirect(const TensorSource& source) const;
+  void Open(File* file, bool direct);
+  void CloseOne();
   std::vector<DirectRange> MakeWindows(const std::vector<SourceRange>& ranges);
 
   const Plan& plan_;
   ReadBuffers buffers_;
   std::vector<std::vector<std::unique_ptr<File>>> files_;  // [checkpoint][shard]
   std::unique_ptr<ReadQueue> queue_;                       // if anything is read directly
+
+  const size_t most_open_;
+  mutable std::mutex mutex_;   // of what opens and closes files; only the I/O thread does that
+  std::list<File*> open_;      // the one used last in front; the I/O thread's
 };
 
 }  // namespace braid
