@@ -11,6 +11,22 @@ namespace {
 
 // Far more than tiles of one tensor and its neighbours need, far fewer than the maps a process may have (65,530).
 constexpr size_t kMostIdle = 4096;
+constexpr size_t kHugePage = 2 << 20;
+
+// At the beginning of a huge page, and not a byte more than asked for: so much becomes resident at most.
+std::byte* MapMemory(size_t size) {
+  const size_t room = size + kHugePage;
+  void* const mapped = mmap(nullptr, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED)
+    throw Error(ErrorCode::kMemory, "the system has no memory for reading").Hint("use a smaller --memory");
+  auto* const begin = static_cast<std::byte*>(mapped);
+  const size_t before = (kHugePage - reinterpret_cast<uintptr_t>(begin) % kHugePage) % kHugePage;
+  std::byte* const data = begin + before;
+  if (before > 0) munmap(begin, before);
+  if (room > before + size) munmap(data + size, room - before - size);
+  madvise(data, size, MADV_HUGEPAGE);  // where there are none, small pages do
+  return data;
+}
 
 }  // namespace
 
@@ -29,25 +45,19 @@ ReadBuffers::~ReadBuffers() {
   for (const Memory& memory : idle_) munmap(memory.data, memory.size);
 }
 
-std::vector<ReadBuffer> ReadBuffers::Take(const std::vector<size_t>& sizes) {
-  std::vector<ReadBuffer> buffers(sizes.size());
+ReadBuffer ReadBuffers::Take(size_t size) {
+  ReadBuffer buffer;
+  if (size == 0) return buffer;
+  buffer.shelf_ = this, buffer.size_ = size;
   std::vector<Memory> surplus;
   {
     std::lock_guard lock(mutex_);
-    for (size_t i = 0; i < sizes.size(); ++i) {
-      buffers[i].shelf_ = this, buffers[i].size_ = sizes[i];
-      if (sizes[i] > 0) Reuse(&buffers[i]);
-    }
+    Reuse(&buffer);
     surplus = TakeSurplus();
   }
   for (const Memory& memory : surplus) munmap(memory.data, memory.size);  // before anything new is made
-  for (ReadBuffer& buffer : buffers) {
-    if (buffer.size_ == 0 || buffer.data_ != nullptr) continue;
-    void* made = mmap(nullptr, buffer.size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (made == MAP_FAILED) throw Error(ErrorCode::kMemory, "the system gives no more memory").Hint("use a smaller --memory");
-    buffer.data_ = static_cast<std::byte*>(made);
-  }
-  return buffers;
+  if (buffer.data_ == nullptr) buffer.data_ = MapMemory(size);
+  return buffer;
 }
 
 // Takes an idle buffer of exactly this size: a larger one would occupy more than the tile has taken from the budget,

@@ -130,12 +130,12 @@ void SourceFiles::Read(const std::vector<SourceRange>& ranges, ReadQueue::Done d
 
 // Mapped windows are made resident; of the others, what is still to be read.
 std::vector<DirectRange> SourceFiles::MakeWindows(const std::vector<SourceRange>& ranges) {
-  std::vector<size_t> sizes;
-  for (const SourceRange& range : ranges) sizes.push_back(IsDirect(range.source) ? BufferBytes(range.bytes) : 0);
-  std::vector<ReadBuffer> buffers = buffers_.Take(sizes);
+  size_t buffer_bytes = 0, taken = 0;
+  for (const SourceRange& range : ranges)
+    if (IsDirect(range.source)) buffer_bytes += BufferBytes(range.bytes);
+  const auto buffer = std::make_shared<ReadBuffer>(buffers_.Take(buffer_bytes));
   std::vector<DirectRange> reads;
-  for (size_t i = 0; i < ranges.size(); ++i) {
-    const SourceRange& range = ranges[i];
+  for (const SourceRange& range : ranges) {
     File& file = FileOf(range.source);
     Open(&file, IsDirect(range.source));
     const uint64_t offset = plan_.Info(range.source).offset + range.begin;
@@ -145,8 +145,10 @@ std::vector<DirectRange> SourceFiles::MakeWindows(const std::vector<SourceRange>
       *range.window = SourceWindow(std::move(map));
     } else if (range.bytes > 0) {
       const Superset superset = SupersetOf(offset, range.bytes);
-      reads.push_back({file.direct, superset.begin, superset.bytes, superset.skip + range.bytes, buffers[i].data()});
-      *range.window = SourceWindow(std::move(buffers[i]), superset.skip, range.bytes);
+      std::byte* const to = buffer->data() + taken;
+      reads.push_back({file.direct, superset.begin, superset.bytes, superset.skip + range.bytes, to});
+      *range.window = SourceWindow(buffer, BufferBytes(range.bytes), to + superset.skip, range.bytes);
+      taken += BufferBytes(range.bytes);
     }
   }
   return reads;

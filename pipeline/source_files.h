@@ -28,16 +28,18 @@ class SourceWindow {
  public:
   SourceWindow() = default;
   explicit SourceWindow(MappedWindow map) : map_(std::move(map)), data_(map_.data()), size_(map_.size()) {}
-  SourceWindow(ReadBuffer buffer, size_t skip, size_t bytes)
-      : buffer_(std::move(buffer)), data_(buffer_.data() + skip), size_(bytes) {}
+  // `held`: its share of the buffer's bytes, of which it sees `bytes` from `data` on.
+  SourceWindow(std::shared_ptr<ReadBuffer> buffer, size_t held, const std::byte* data, size_t bytes)
+      : buffer_(std::move(buffer)), held_(held), data_(data), size_(bytes) {}
 
   const std::byte* data() const { return data_; }
   size_t size() const { return size_; }
-  size_t held() const { return buffer_.size(); }  // bytes that it gives back to the budget itself
+  size_t held() const { return held_; }  // bytes that go back to the budget with the buffer
 
  private:
   MappedWindow map_;
-  ReadBuffer buffer_;
+  std::shared_ptr<ReadBuffer> buffer_;  // of the tile
+  size_t held_ = 0;
   const std::byte* data_ = nullptr;
   size_t size_ = 0;
 };

@@ -5,6 +5,7 @@
 
 #include <cstring>
 #include <deque>
+#include <mutex>
 #include <optional>
 #include <thread>
 
@@ -18,11 +19,9 @@ constexpr size_t kPage = 4096;
 
 class ReadBuffersTest : public testing::Test {
  protected:
-  std::vector<ReadBuffer> Take(const std::vector<size_t>& sizes) {
-    uint64_t bytes = 0;
-    for (size_t size : sizes) bytes += size;
-    EXPECT_TRUE(budget_.Take(bytes));
-    return buffers_.Take(sizes);
+  ReadBuffer Take(size_t size) {
+    EXPECT_TRUE(budget_.Take(size));
+    return buffers_.Take(size);
   }
 
   Budget budget_{100 * kPage};
@@ -30,15 +29,17 @@ class ReadBuffersTest : public testing::Test {
 };
 
 TEST_F(ReadBuffersTest, AreAlignedAndApart) {
-  std::vector<ReadBuffer> taken = Take({kPage, 0, 3 * kPage, kPage});
-  ASSERT_EQ(taken.size(), 4u);
-  EXPECT_EQ(taken[1].data(), nullptr);
-  for (size_t i : {0, 2, 3}) {
+  const size_t sizes[] = {kPage, 3 * kPage, kPage};
+  std::vector<ReadBuffer> taken;
+  for (size_t size : sizes) taken.push_back(Take(size));
+  EXPECT_EQ(Take(0).data(), nullptr);
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(taken[i].size(), sizes[i]);
     EXPECT_EQ(reinterpret_cast<uintptr_t>(taken[i].data()) % kPage, 0u);
-    std::memset(taken[i].data(), static_cast<int>(i), taken[i].size());
+    std::memset(taken[i].data(), static_cast<int>(i), sizes[i]);
   }
-  for (size_t i : {0, 2, 3})
-    for (size_t at = 0; at < taken[i].size(); ++at) ASSERT_EQ(taken[i].data()[at], static_cast<std::byte>(i));
+  for (size_t i = 0; i < 3; ++i)
+    for (size_t at = 0; at < sizes[i]; ++at) ASSERT_EQ(taken[i].data()[at], static_cast<std::byte>(i));
   EXPECT_EQ(budget_.Free(), 95 * kPage);
   taken.clear();
   EXPECT_EQ(budget_.Free(), 100 * kPage);
@@ -47,27 +48,27 @@ TEST_F(ReadBuffersTest, AreAlignedAndApart) {
 TEST_F(ReadBuffersTest, AreUsedAgain) {
   std::byte* first = nullptr;
   for (int i = 0; i < 10; ++i) {
-    const std::vector<ReadBuffer> taken = Take({8 * kPage, 2 * kPage});
-    if (i == 0) first = taken[0].data();
-    EXPECT_EQ(taken[0].data(), first);
+    const ReadBuffer taken = Take(8 * kPage);
+    if (i == 0) first = taken.data();
+    EXPECT_EQ(taken.data(), first);
     EXPECT_EQ(buffers_.IdleBytes(), 0u);
   }
-  EXPECT_EQ(buffers_.IdleBytes(), 10 * kPage);
+  EXPECT_EQ(buffers_.IdleBytes(), 8 * kPage);
 }
 
 TEST_F(ReadBuffersTest, MakeRoomForOtherSizes) {
-  Take({30 * kPage, 30 * kPage, 30 * kPage});  // given back at once
+  { const ReadBuffer a = Take(30 * kPage), b = Take(30 * kPage), c = Take(30 * kPage); }
   EXPECT_EQ(buffers_.IdleBytes(), 90 * kPage);
-  const std::vector<ReadBuffer> taken = Take({5 * kPage});
+  const ReadBuffer taken = Take(5 * kPage);
   EXPECT_EQ(buffers_.IdleBytes(), 90 * kPage);  // 95 of them are free
-  const std::vector<ReadBuffer> more = Take({6 * kPage});
+  const ReadBuffer more = Take(6 * kPage);
   EXPECT_EQ(buffers_.IdleBytes(), 60 * kPage);
 }
 
 TEST_F(ReadBuffersTest, MakeRoomForWhateverElseTheBudgetLends) {
-  Take({30 * kPage, 30 * kPage, 30 * kPage});
+  { const ReadBuffer a = Take(30 * kPage), b = Take(30 * kPage), c = Take(30 * kPage); }
   EXPECT_TRUE(budget_.Take(65 * kPage));
-  Take({kPage});
+  Take(kPage);
   EXPECT_LE(buffers_.IdleBytes(), 35 * kPage);
 }
 
@@ -75,13 +76,13 @@ TEST_F(ReadBuffersTest, MakeRoomForWhateverElseTheBudgetLends) {
 TEST_F(ReadBuffersTest, StayWithinTheBudget) {
   test::Random random;
   std::mutex mutex;
-  std::deque<std::vector<ReadBuffer>> held;
+  std::deque<ReadBuffer> held;
   std::atomic<bool> done{false};
   std::vector<std::thread> givers;
   for (int t = 0; t < 2; ++t)
     givers.emplace_back([&] {
       while (true) {
-        std::optional<std::vector<ReadBuffer>> given;
+        std::optional<ReadBuffer> given;
         {
           std::lock_guard lock(mutex);
           if (held.empty() && done) return;
@@ -91,11 +92,8 @@ TEST_F(ReadBuffersTest, StayWithinTheBudget) {
       }
     });
   for (int i = 0; i < 3000; ++i) {
-    std::vector<size_t> sizes(1 + random.Below(4));
-    for (size_t& size : sizes) size = kPage * random.OneOf<size_t>({0, 1, 2, 5, 9, 9, 9, 24});
-    std::vector<ReadBuffer> taken = Take(sizes);
-    for (ReadBuffer& buffer : taken)
-      if (buffer.size() > 0) buffer.data()[buffer.size() - 1] = std::byte{1};
+    ReadBuffer taken = Take(kPage * random.OneOf<size_t>({1, 2, 5, 9, 9, 9, 24, 60}));
+    taken.data()[taken.size() - 1] = std::byte{1};
     // Idle first: what is given back meanwhile only adds to the free bytes.
     const size_t idle = buffers_.IdleBytes();
     EXPECT_LE(idle, budget_.Free());
