@@ -46,8 +46,8 @@ void PrintPlan(const Plan& plan) {
   for (size_t r = 0; r < totals.read_per_round.size(); ++r)
     line("", fmt::format("round {}: {}", r + 1, SizeText(totals.read_per_round[r])));
   if (resident > 0)
-    line("", fmt::format("{} of {} tensors stay mapped from the first round to the last", resident, plan.scopes.size()));
-  line("reads", fmt::format("{} (mapped; what the page cache still holds is not read from the disk again)", SizeText(totals.bytes_read)));
+    line("", fmt::format("{} of {} tensors stay in memory from the first round to the last", resident, plan.scopes.size()));
+  line("reads", fmt::format("{} (what is mapped and still in the page cache is not read from the disk again)", SizeText(totals.bytes_read)));
   line("writes", fmt::format("{} in {} shard{}", SizeText(totals.bytes_written), plan.shards.size(), plan.shards.size() == 1 ? "" : "s"));
   const MemoryPlan& m = plan.memory;
   line("memory", fmt::format("{} MiB: {} MiB for tiles and statistics, {} MiB output buffers, {} MiB catalogue and scratch; {} MiB would do",
