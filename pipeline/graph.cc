@@ -57,15 +57,16 @@ class Shelf {
 
 uint64_t MappedBytes(const TileWork& work) {
   uint64_t bytes = 0;
-  for (const MappedWindow& window : work.windows) bytes += window.size();
+  for (const SourceWindow& window : work.windows) bytes += window.size();
   return bytes;
 }
 
 class GraphRun {
  public:
   GraphRun(const Plan& plan, const std::vector<std::string>& shard_paths, Progress* progress)
-      : plan_(plan), progress_(*progress), files_(plan), budget_(plan.memory.pool), draft_tokens_(plan.memory.drafts),
-        open_(plan.models.size() + 1, plan.memory.open), writer_(plan, shard_paths, progress) {}
+      : plan_(plan), progress_(*progress), budget_(plan.memory.pool), draft_tokens_(plan.memory.drafts),
+        files_(plan, &budget_, &progress_.of(Stage::kRead)), open_(plan.models.size() + 1, plan.memory.open),
+        writer_(plan, shard_paths, progress) {}
 
   GraphResult Run(const std::string& fingerprint, const std::atomic<int>& interrupt, ProgressReporter* reporter);
 
@@ -136,9 +137,9 @@ class GraphRun {
 
   const Plan& plan_;
   Progress& progress_;
-  SourceFiles files_;
   Budget budget_;
   Budget draft_tokens_;   // in tiles
+  SourceFiles files_;
   OpenPool open_;         // outlives the scopes
   OutputWriter writer_;
   Shelf<Worker> workers_;
@@ -266,6 +267,7 @@ void GraphRun::Fail(std::exception_ptr error) {
   failed_ = true;
   budget_.Cancel();
   draft_tokens_.Cancel();
+  files_.Cancel();
   writer_.Abandon();
   std::lock_guard lock(mutex_);
   for (const auto& [key, run] : scopes_) run->Cancel();
@@ -294,7 +296,7 @@ bool GraphRun::ReadScope(const PlannedScope& scope, bool anew, Read::gateway_typ
   if (run->spec().sample && !run->resident()) {
     {
       StageTimer timer(progress_.of(Stage::kRead));
-      SampleScope(plan_, &files_, run.get());
+      SampleScope(plan_, run.get());
     }
     FinishStatistics(run.get());
   }
@@ -355,18 +357,23 @@ bool GraphRun::ReadTile(ScopeRun* run, uint32_t slot, uint64_t first, uint64_t o
     StallTimer stall(progress_.of(Stage::kRead));
     if (!budget_.Take(work->cost)) return false;
   }
-  {
-    StageTimer timer(progress_.of(Stage::kRead));
-    work->windows.resize(plan_.models.size() + 1);
-    ForEachSource(*work, [&](size_t index, const TensorSource& source) {
-      MappedWindow& window = work->windows[index];
-      window = files_.Map(source, BytesOf(source, first), BytesOf(source, work->count));
-      progress_.of(Stage::kRead).bytes += window.size();
-    });
-  }
-  CheckInputs();
   if (run->resident()) run->tiles.push_back(work);
-  gateway.try_put(work);
+  work->windows.resize(plan_.models.size() + 1);
+  std::vector<SourceRange> ranges;
+  ForEachSource(*work, [&](size_t index, const TensorSource& source) {
+    ranges.push_back({source, BytesOf(source, first), BytesOf(source, work->count), &work->windows[index]});
+  });
+  gateway.reserve_wait();
+  StageTimer timer(progress_.of(Stage::kRead));
+  files_.Read(ranges, [this, work, &gateway](std::exception_ptr error) {  // on this thread, or when the reads are done
+    Guarded([&] {
+      if (error) std::rethrow_exception(error);
+      CheckInputs();
+      progress_.of(Stage::kRead).bytes += MappedBytes(*work);
+      gateway.try_put(work);
+    });
+    gateway.release_wait();
+  });
   return !failed_;
 }
 
@@ -394,6 +401,7 @@ LaneTile GraphRun::LanesOf(const TileWork& work, Worker* worker) const {
 }
 
 void GraphRun::Release(TileWork* work, bool last_use) {
+  for (const SourceWindow& window : work->windows) work->cost -= window.held();
   work->windows.clear();
   if (last_use)
     ForEachSource(*work, [&](size_t, const TensorSource& source) {

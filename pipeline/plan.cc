@@ -1,5 +1,6 @@
 #include "pipeline/plan.h"
 
+#include "io/file_system.h"
 #include "pipeline/plan_internal.h"
 
 namespace braid {
@@ -11,6 +12,9 @@ Plan MakePlan(Recipe recipe, const PlanOptions& options) {
 
   OpenSources(&plan);
   // The checkpoints are open; every header has been checked.
+  for (const Checkpoint& checkpoint : plan.checkpoints)
+    plan.reading.push_back(
+        ChooseReadBackend(options.read, FileSystemOf(checkpoint.shards.front().path), RunningKernel()));
   PlanTensors(&plan);
   // Each output tensor knows its sources, coefficients and type.
   MarkUnchanged(&plan);

@@ -17,6 +17,7 @@
 #include "io/json.h"
 #include "ops/merger.h"
 #include "ops/method.h"
+#include "pipeline/read_backend.h"
 #include "pipeline/recipe.h"
 
 namespace braid {
@@ -27,6 +28,7 @@ struct PlanOptions {
   uint64_t shard_bytes = 5'000'000'000;       // decimal, as the Hub counts
   bool single_file = false;                   // one shard, whatever its size
   uint64_t tile_elements = 0;                 // 0: chosen from the budget; for tests
+  ReadMode read = ReadMode::kAuto;
   // When a sample pays; tests set them lower. For fewer elements two histograms are quicker; to read short runs of
   // files costs as much as reading so many bytes of all sources once more.
   uint64_t least_sampled = 1 << 17;
@@ -105,6 +107,7 @@ struct Plan {
   Recipe recipe;
   const MethodInfo* method = nullptr;
   std::vector<Checkpoint> checkpoints;
+  std::vector<ReadChoice> reading;        // per checkpoint
   int32_t base = -1;                      // index into checkpoints
   std::vector<uint32_t> models;           // the same, per recipe model
   std::string donor_directory;            // of config and side files; may be empty (single-file sources)
@@ -123,6 +126,10 @@ struct Plan {
 
   const TensorInfo& Info(const TensorSource& source) const {
     return checkpoints[static_cast<size_t>(source.checkpoint)].tensors[source.tensor].info;
+  }
+  const Shard& ShardOf(const TensorSource& source) const {
+    const Checkpoint& checkpoint = checkpoints[static_cast<size_t>(source.checkpoint)];
+    return checkpoint.shards[checkpoint.tensors[source.tensor].shard];
   }
   // The merger of a scope; the same every time.
   std::unique_ptr<Merger> MakeMerger(const PlannedScope& scope, Approach approach) const;

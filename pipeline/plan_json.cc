@@ -109,6 +109,8 @@ void WritePlanJson(const Plan& plan, const Json& more, const Write& write) {
     if (layout.contains(key)) out[key] = layout[key];
   for (size_t i = 0; i < plan.checkpoints.size(); ++i) {
     out["sources"][i]["reference"] = plan.checkpoints[i].reference;
+    out["sources"][i]["io"] = ReadBackendName(plan.reading[i].backend);
+    out["sources"][i]["io_why"] = plan.reading[i].why;
     if (!plan.checkpoints[i].revision.empty()) out["sources"][i]["revision"] = plan.checkpoints[i].revision;
   }
   out.update(more);

@@ -5,8 +5,8 @@
 #include <thread>
 #include <vector>
 
+#include "io/input_file.h"
 #include "pipeline/scope_run.h"
-#include "pipeline/source_files.h"
 
 namespace braid {
 namespace {
@@ -43,8 +43,8 @@ std::vector<Run> RunsOf(const Plan& plan, const ScopeRun& scope) {
 
 class RunReader {
  public:
-  RunReader(const Plan& plan, SourceFiles* files, ScopeRun* scope)
-      : plan_(plan), files_(*files), scope_(*scope), scratch_(plan.models.size()), lanes_(plan.models.size()),
+  RunReader(const Plan& plan, ScopeRun* scope)
+      : plan_(plan), scope_(*scope), scratch_(plan.models.size()), lanes_(plan.models.size()),
         bytes_((plan.models.size() + 1) * kRunLanes * sizeof(double)) {}
 
   void Read(const Run& run, Accumulator* accumulator) {
@@ -54,7 +54,8 @@ class RunReader {
       const DType type = plan_.Info(source).dtype;
       const auto size = static_cast<uint64_t>(LaneBytes(type));
       std::byte* const bytes = std::exchange(next, next + kRunLanes * size);
-      files_.ReadSpot(source, run.first * size, kRunLanes * size, bytes);
+      const Shard& shard = plan_.ShardOf(source);
+      ReadSpot(shard.path, shard.identity, plan_.Info(source).offset + run.first * size, kRunLanes * size, bytes);
       return {type, bytes};
     };
     LaneTile tile;
@@ -69,7 +70,6 @@ class RunReader {
 
  private:
   const Plan& plan_;
-  SourceFiles& files_;
   ScopeRun& scope_;
   Scratch scratch_;
   std::vector<EncodedLanes> lanes_;
@@ -78,7 +78,7 @@ class RunReader {
 
 }  // namespace
 
-void SampleScope(const Plan& plan, SourceFiles* files, ScopeRun* scope) {
+void SampleScope(const Plan& plan, ScopeRun* scope) {
   const std::vector<Run> runs = RunsOf(plan, *scope);
   std::vector<std::unique_ptr<Accumulator>> parts(kReaders);
   std::mutex mutex;
@@ -88,7 +88,7 @@ void SampleScope(const Plan& plan, SourceFiles* files, ScopeRun* scope) {
     for (size_t r = 0; r < kReaders; ++r)
       readers.emplace_back([&, r] {
         try {
-          RunReader reader(plan, files, scope);
+          RunReader reader(plan, scope);
           parts[r] = scope->merger()->NewAccumulator(scope->round());
           for (size_t i = runs.size() * r / kReaders; i < runs.size() * (r + 1) / kReaders; ++i)
             reader.Read(runs[i], parts[r].get());

@@ -99,6 +99,9 @@ void AddPlanOptions(CLI::App* command, MergeArguments* arguments) {
   command->add_option("--memory", arguments->memory,
                       "Most memory to use, as 512MiB or 4GB. Default: a quarter of what is available, 256 MiB to 4 GiB");
   command->add_option("--threads", arguments->threads, "Worker threads. Default: one per core")->check(CLI::Range(1, 1024));
+  command->add_option("--io", arguments->io,
+                      "How to read: mapped, direct (past the page cache), or auto: mapped, but direct on network file systems")
+      ->check(CLI::IsMember({"auto", "mapped", "direct"}));
   command->add_option("--shard-size", arguments->shard_size, "Largest output shard, decimal as on the Hub. Default: 5GB");
 }
 
@@ -107,6 +110,7 @@ PlanOptions PlanOptionsFrom(const MergeArguments& arguments) {
   if (!arguments.memory.empty()) options.memory = ParseSize(arguments.memory, "--memory");
   if (!arguments.shard_size.empty()) options.shard_bytes = ParseSize(arguments.shard_size, "--shard-size");
   options.threads = arguments.threads;
+  if (arguments.io != "auto") options.read = arguments.io == "direct" ? ReadMode::kDirect : ReadMode::kMapped;
   return options;
 }
 
