@@ -154,8 +154,9 @@ bool TaskVectorMerger::SelectAmongOpen(size_t model, std::span<const OpenElement
     UseThreshold({.key = 0, .above = trim->keep - rank - 1, .equal = 0}, trim);
     return true;
   }
-  places.erase(std::remove_if(places.begin(), places.end(), [&](uint64_t place) { return bin_of(place) != bin; }),
-               places.end());
+  size_t inside = 0;
+  for (uint64_t place : places) places[inside] = place, inside += bin_of(place) == bin;   // a coin toss: no branch
+  places.resize(inside);
   const auto last = places.begin() + static_cast<ptrdiff_t>(rank);
   if (shift > 0) std::nth_element(places.begin(), last, places.end());   // otherwise they are in order already
   trim->cut = {.key = KeyAt(*last), .index = IndexAt(*last) + 1};

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <mutex>
 
 #include "ops/task_vector_merger.h"
 
@@ -12,7 +13,35 @@ namespace {
 
 constexpr double kLeastNorm = 1e-7;   // below it, rescale does nothing (mergekit sparsify.py)
 
+struct KeptMemory {
+  std::mutex mutex;
+  std::vector<std::vector<uint64_t>> places;   // empty, but not small
+};
+KeptMemory& SampleMemory() {
+  static KeptMemory memory;
+  return memory;
+}
+
 }  // namespace
+
+SampleKeys::SampleKeys(size_t count) : slots(count) {
+  KeptMemory& memory = SampleMemory();
+  std::lock_guard lock(memory.mutex);
+  for (PlaceSample& slot : slots) {
+    if (memory.places.empty()) break;
+    slot.places = std::move(memory.places.back());
+    memory.places.pop_back();
+  }
+}
+
+SampleKeys::~SampleKeys() {
+  KeptMemory& memory = SampleMemory();
+  std::lock_guard lock(memory.mutex);
+  for (PlaceSample& slot : slots) {
+    slot.places.clear();
+    memory.places.push_back(std::move(slot.places));
+  }
+}
 
 std::vector<uint64_t> Histograms::Totals(size_t slot) const {
   std::vector<uint64_t> totals(small_.begin() + static_cast<ptrdiff_t>(slot * bins_),

@@ -35,10 +35,12 @@ class Histograms : public Accumulator {
   uint64_t counted_ = 0;   // at most this much in any entry of small_
 };
 
-// One sample per model that needs selection.
+// One sample per model that needs selection. Their memory is kept from one scope to the next: pages cost more to get than
+// to fill.
 class SampleKeys : public Accumulator {
  public:
-  explicit SampleKeys(size_t count) : slots(count) {}
+  explicit SampleKeys(size_t count);
+  ~SampleKeys() override;
   std::vector<PlaceSample> slots;
   void Add(Accumulator* other) override;
 };
