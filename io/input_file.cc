@@ -44,13 +44,14 @@ void CheckUnchanged(const std::string& path, const FileIdentity& expected) {
   CheckSame(path, expected, now);
 }
 
-void ReadSpot(const std::string& path, const FileIdentity& expected, uint64_t offset, size_t bytes, void* out) {
+SpotReader::SpotReader(const std::string& path, const FileIdentity& expected) : path_(path) {
   FileIdentity identity;
-  const Fd fd = OpenForReading(path, &identity);
+  fd_ = OpenForReading(path, &identity);
   if (identity != expected) throw InputChanged(path, "the file changed after it was first looked at");
-  TheOs().Fadvise(fd.get(), 0, 0, POSIX_FADV_RANDOM);
-  ReadExactly(fd.get(), out, bytes, offset, path);
+  TheOs().Fadvise(fd_.get(), 0, 0, POSIX_FADV_RANDOM);
 }
+
+void SpotReader::Read(uint64_t offset, size_t bytes, void* out) const { ReadExactly(fd_.get(), out, bytes, offset, path_); }
 
 Error InputChanged(const std::string& path, const char* what) {
   return Error(ErrorCode::kInputChanged, what)

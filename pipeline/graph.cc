@@ -320,6 +320,7 @@ std::shared_ptr<ScopeRun> GraphRun::StartScope(const PlannedScope& scope, bool a
   }
   auto run = std::make_shared<ScopeRun>(plan_, scope, anew);
   run->taken = bytes;
+  if (run->merging() || run->drafting()) budget_.Give(std::exchange(run->taken, 0));   // no statistics after all
   {
     std::lock_guard lock(mutex_);
     scopes_.emplace(run.get(), run);
