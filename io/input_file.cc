@@ -44,15 +44,6 @@ void CheckUnchanged(const std::string& path, const FileIdentity& expected) {
   CheckSame(path, expected, now);
 }
 
-SpotReader::SpotReader(const std::string& path, const FileIdentity& expected) : path_(path) {
-  FileIdentity identity;
-  fd_ = OpenForReading(path, &identity);
-  if (identity != expected) throw InputChanged(path, "the file changed after it was first looked at");
-  TheOs().Fadvise(fd_.get(), 0, 0, POSIX_FADV_RANDOM);
-}
-
-void SpotReader::Read(uint64_t offset, size_t bytes, void* out) const { ReadExactly(fd_.get(), out, bytes, offset, path_); }
-
 Error InputChanged(const std::string& path, const char* what) {
   return Error(ErrorCode::kInputChanged, what)
       .Path(path).Hint("nothing was published; let whoever writes it finish, then run this again");

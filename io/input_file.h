@@ -42,21 +42,6 @@ class InputFile {
 // The same for a file that is not open (any more). Throws Error.
 void CheckUnchanged(const std::string& path, const FileIdentity& expected);
 
-// Reads a few bytes here and there, without readahead: through a map of a file on a disk that reads 8 MiB ahead, 256 spots
-// of a tensor cost as much as half of it.
-class SpotReader {
- public:
-  // As for InputFile.
-  SpotReader(const std::string& path, const FileIdentity& expected);
-  const std::string& path() const { return path_; }
-  // Throws Error.
-  void Read(uint64_t offset, size_t bytes, void* out) const;
-
- private:
-  std::string path_;
-  Fd fd_;
-};
-
 // Error(kInputChanged) for this file, with a hint.
 Error InputChanged(const std::string& path, const char* what);
 

@@ -1,11 +1,13 @@
 #include "pipeline/sample.h"
 
 #include <exception>
+#include <map>
 #include <mutex>
 #include <thread>
 #include <vector>
 
-#include "io/input_file.h"
+#include "io/mapped_file.h"
+#include "io/spot_reader.h"
 #include "pipeline/scope_run.h"
 
 namespace braid {
@@ -43,10 +45,25 @@ std::vector<Run> RunsOf(const Plan& plan, const ScopeRun& scope) {
   return runs;
 }
 
+// Which files are in the page cache, looked up once. Thread-safe.
+class CachedFiles {
+ public:
+  bool Has(const Shard& shard) {
+    std::lock_guard lock(mutex_);
+    const auto [at, is_new] = cached_.try_emplace(shard.path, false);
+    if (is_new) at->second = MappedFile(shard.path, shard.identity).CachedShare() >= 0.5;
+    return at->second;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<std::string, bool> cached_;
+};
+
 class RunReader {
  public:
-  RunReader(const Plan& plan, ScopeRun* scope)
-      : plan_(plan), scope_(*scope), scratch_(plan.models.size()), files_(plan.models.size() + 1), lanes_(plan.models.size()),
+  RunReader(const Plan& plan, CachedFiles* cached, ScopeRun* scope)
+      : plan_(plan), cached_(*cached), scope_(*scope), scratch_(plan.models.size()), files_(plan.models.size() + 1), lanes_(plan.models.size()),
         bytes_((plan.models.size() + 1) * kRunLanes * sizeof(double)) {}
 
   void Read(const Run& run, Accumulator* accumulator) {
@@ -58,7 +75,8 @@ class RunReader {
       std::byte* const bytes = std::exchange(next, next + kRunLanes * size);
       const Shard& shard = plan_.ShardOf(source);
       std::unique_ptr<SpotReader>& file = files_[index];
-      if (file == nullptr || file->path() != shard.path) file = std::make_unique<SpotReader>(shard.path, shard.identity);
+      if (file == nullptr || file->path() != shard.path)
+        file = std::make_unique<SpotReader>(shard.path, shard.identity, cached_.Has(shard));
       file->Read(plan_.Info(source).offset + run.first * size, kRunLanes * size, bytes);
       return {type, bytes};
     };
@@ -74,6 +92,7 @@ class RunReader {
 
  private:
   const Plan& plan_;
+  CachedFiles& cached_;
   ScopeRun& scope_;
   Scratch scratch_;
   std::vector<std::unique_ptr<SpotReader>> files_;   // the one last used of each source
@@ -87,6 +106,7 @@ void SampleScope(const Plan& plan, ScopeRun* scope) {
   const std::vector<Run> runs = RunsOf(plan, *scope);
   const size_t num_readers = std::clamp<size_t>(kMostOpen / (plan.models.size() + 1), 1, kMostReaders);
   std::vector<std::unique_ptr<Accumulator>> parts(num_readers);
+  CachedFiles cached;
   std::mutex mutex;
   std::exception_ptr error;
   {
@@ -94,7 +114,7 @@ void SampleScope(const Plan& plan, ScopeRun* scope) {
     for (size_t r = 0; r < num_readers; ++r)
       readers.emplace_back([&, r] {
         try {
-          RunReader reader(plan, scope);
+          RunReader reader(plan, &cached, scope);
           parts[r] = scope->merger()->NewAccumulator(scope->round());
           for (size_t i = runs.size() * r / num_readers; i < runs.size() * (r + 1) / num_readers; ++i)
             reader.Read(runs[i], parts[r].get());
