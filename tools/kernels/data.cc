@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <random>
 
@@ -63,7 +64,8 @@ std::vector<float> Lanes(const Source& source) {
   if (source.what == What::kZeros) return lanes;
   std::mt19937 random(1);
   for (float& lane : lanes) {
-    const uint32_t key = source.what == What::kEqual ? kEqualKey : (kEqualKey & 0xffff0000) | (random() & 0xffff);
+    const uint32_t low = source.what == What::kEqual ? kEqualKey : static_cast<uint32_t>(random());
+    const uint32_t key = (kEqualKey & 0xffff0000) | (low & 0xffff);
     std::memcpy(&lane, &key, sizeof lane);
   }
   return lanes;
@@ -83,7 +85,8 @@ Threshold ThresholdOf(size_t model, DType type) {
 }
 
 Operand::Operand(size_t bytes)
-    : memory_(new std::byte[bytes + 2 * kPage + kLanePadding * sizeof(float)]()), begin_(Staggered(memory_.get())) {}
+    : memory_(new std::byte[bytes + 2 * kPage + kLanePadding * sizeof(float)]()),
+      begin_(Staggered(memory_.get())) {}
 
 Operand::Operand(const Source& source, size_t n) : Operand(n * static_cast<size_t>(LaneBytes(source.type))) {
   const std::vector<std::byte> pattern = Encoded(Lanes(source), source.type);

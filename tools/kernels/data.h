@@ -1,5 +1,5 @@
-// What the kernels are measured on: a base and fine-tunes as checkpoints hold them, their task vectors, and keys that
-// repeat.
+// What the kernels are measured on: a base and fine-tunes as checkpoints hold them, their task vectors, and
+// keys that repeat.
 #pragma once
 
 #include <cstddef>
@@ -39,8 +39,8 @@ Threshold ThresholdOf(size_t model, DType type);
 // The key of every lane of kEqual; its high half is that of kOneBin.
 inline constexpr uint32_t kEqualKey = 0x3b123456;
 
-// A source laid out n elements long, with padding (ops/kernels.h). Operands made one after another do not begin at the
-// same place within a page.
+// A source laid out n elements long, with padding (ops/kernels.h). Operands made one after another do not
+// begin at the same place within a page.
 class Operand {
  public:
   Operand(const Source& source, size_t n);

@@ -1,13 +1,13 @@
 // braid-kernels: how fast the kernels of ops/kernels.h are, on each SIMD target that this machine has.
 //
-//     braid-kernels [--benchmark_filter=MergeEncoded.*AVX3/cache] [--benchmark_format=json] [--benchmark_min_time=0.2]
+//     braid-kernels [--benchmark_filter=MergeEncoded.*AVX3/cache] [--benchmark_format=json]
 //
-// Reports CPU time per element, and bytes read and written per second. `cache`: operands of 256 KiB together, over and
-// over, from a second-level cache. `memory`: operands four times as large as the last cache, at least 128 MiB. Kernels are
-// called as a merge calls them, block by block; what a merge keeps in scratch (decoded lanes, bins, keys) stays in one
-// block here too. Names: kernel / what it works on / target / where operands lie.
+// Reports CPU time per element, and bytes read and written per second. `cache`: operands of 256 KiB together,
+// over and over, from a second-level cache. `memory`: operands four times as large as the last cache, 128 MiB
+// or more. Kernels are called as a merge calls them, block by block; what a merge keeps in scratch (decoded
+// lanes, bins, keys) stays in one block here too. Names: kernel / what it works on / target / setting.
 //
-// Memory/read and Memory/copy are the bandwidth to compare with; copy counts each byte twice, as read and as written.
+// Memory/read and Memory/copy are the bandwidth to compare with; copy counts bytes as read and as written.
 #include <benchmark/benchmark.h>
 #include <hwy/targets.h>
 
@@ -45,7 +45,7 @@ using Body = std::function<void(const Block&)>;
 struct Kernel {
   std::string name;
   std::vector<Source> sources;
-  size_t out_bytes;           // of an element that goes to memory; 0: what is written stays in scratch
+  size_t out_bytes;             // of an element that goes to memory; 0: what is written stays in scratch
   std::function<Body()> make;   // when the benchmark runs: thresholds take a while
 };
 
@@ -80,15 +80,18 @@ void Measure(benchmark::State& state, const Kernel& kernel, int64_t target, size
     for (size_t start = 0; start < n; start += kBlockLanes) {
       for (size_t s = 0; s < sources.size(); ++s)
         sources[s] = operands[s].data() + start * static_cast<size_t>(LaneBytes(kernel.sources[s].type));
-      void* const to = kernel.out_bytes > 0 ? static_cast<void*>(out.data() + start * kernel.out_bytes) : LaneScratch();
-      body({sources.data(), to, kBlockLanes});
+      const bool to_memory = kernel.out_bytes > 0;
+      std::byte* const written = out.data() + start * kernel.out_bytes;
+      body({sources.data(), to_memory ? static_cast<void*>(written) : LaneScratch(), kBlockLanes});
     }
     benchmark::ClobberMemory();
   }
   Report(state, n, n * element_bytes);
 }
 
-const float* LanesOf(const Block& block, size_t source = 0) { return static_cast<const float*>(block.sources[source]); }
+const float* LanesOf(const Block& block, size_t source = 0) {
+  return static_cast<const float*>(block.sources[source]);
+}
 
 // --- types ------------------------------------------------------------------------------------------------
 
@@ -124,16 +127,18 @@ void AddCounting(std::vector<Kernel>* kernels) {
     const char* name;
     What what;
   };
-  for (const Data& data : {Data{"task vector", What::kDelta}, Data{"one bin", What::kOneBin}, Data{"equal", What::kEqual},
-                           Data{"zeros", What::kZeros}}) {
+  for (const Data& data : {Data{"task vector", What::kDelta}, Data{"one bin", What::kOneBin},
+                           Data{"equal", What::kEqual}, Data{"zeros", What::kZeros}}) {
     const What what = data.what;
     const auto bins = [] { return std::make_shared<std::vector<uint32_t>>(std::max(kHighBins, kLowBins)); };
     kernels->push_back({std::string("CountHighHalves/") + data.name, {{what}}, 0, [=]() -> Body {
       return [=, counts = bins()](const Block& b) { CountHighHalves(LanesOf(b), b.n, counts->data()); };
     }});
     kernels->push_back({std::string("CountLowHalves/") + data.name, {{what}}, 0, [=]() -> Body {
-      const uint32_t key = what == What::kDelta ? ThresholdOf(0, DType::kBF16).key : what == What::kZeros ? 0 : kEqualKey;
-      return [=, counts = bins()](const Block& b) { CountLowHalves(LanesOf(b), b.n, key >> 16, counts->data()); };
+      uint32_t key = what == What::kZeros ? 0 : kEqualKey;
+      if (what == What::kDelta) key = ThresholdOf(0, DType::kBF16).key;
+      const uint32_t high = key >> 16;
+      return [=, counts = bins()](const Block& b) { CountLowHalves(LanesOf(b), b.n, high, counts->data()); };
     }});
   }
 }
@@ -149,7 +154,8 @@ void AddSelection(std::vector<Kernel>* kernels) {
     return [threshold = ThresholdOf(0, DType::kBF16)](const Block& b) {
       static uint32_t keys[kBlockLanes], places[kBlockLanes];
       uint64_t above = 0;
-      const size_t n = CollectKeys(LanesOf(b), b.n, threshold.min_key, threshold.sure_key, keys, places, &above);
+      const auto [low, key, high] = threshold;
+      const size_t n = CollectKeys(LanesOf(b), b.n, low, high, keys, places, &above);
       benchmark::DoNotOptimize(n + above);
     };
   }});
@@ -177,8 +183,9 @@ struct Parameters {
   }
   // ties, as recipes have it unless they say otherwise.
   TaskVectorBlock For(const Block& b) const {
-    return {.base = b.sources[0], .models = b.sources + 1, .num_models = weight.size(), .weight = weight.data(),
-            .factor = nullptr, .min_key = min_key.data(), .elect = true, .elect_by_count = false,
+    return {.base = b.sources[0], .models = b.sources + 1, .num_models = weight.size(),
+            .weight = weight.data(), .factor = nullptr, .min_key = min_key.data(),
+            .elect = true, .elect_by_count = false,
             .elect_weighted = true, .zero_elects_minus = false, .divide = true, .divisor = 1, .lambda = 1};
   }
   std::vector<float> weight;
@@ -192,14 +199,16 @@ std::vector<Source> BaseAnd(size_t models, DType type) {
 }
 
 void AddEncoded(DType from, DType to, size_t models, bool with_open, std::vector<Kernel>* kernels) {
-  const std::string name = "MergeEncoded/" + std::string(DTypeName(from)) + " to " + std::string(DTypeName(to)) + ", " +
-                           std::to_string(models) + (with_open ? " open" : "");
+  const std::string types = std::string(DTypeName(from)) + " to " + std::string(DTypeName(to));
+  const std::string sources = std::to_string(models) + (with_open ? " open" : "");
+  const std::string name = "MergeEncoded/" + types + ", " + sources;
   kernels->push_back({name, BaseAnd(models, from), static_cast<size_t>(LaneBytes(to)), [=]() -> Body {
     return [=, parameters = Parameters(models, from)](const Block& b) {
       uint64_t sure[kMostModels] = {}, words[kBlockLanes / 64];
       const OpenEntries open{parameters.sure_key.data(), sure, words};
       VoteCounts votes;
-      if (!MergeEncoded(parameters.For(b), from, to, b.n, b.out, &votes, with_open ? &open : nullptr)) std::abort();
+      const TaskVectorBlock block = parameters.For(b);
+      if (!MergeEncoded(block, from, to, b.n, b.out, &votes, with_open ? &open : nullptr)) std::abort();
       benchmark::DoNotOptimize(votes);
       benchmark::DoNotOptimize(words);
     };
