@@ -113,96 +113,148 @@ struct FiniteToF32 {
 struct FiniteToBF16 {
   using Element = uint16_t;
   static constexpr int32_t kTooLarge = 0x7f7f8000;
-  static void Store(VF x, uint16_t* p) {
+  static VU Rounded(VF x) {   // in the upper halves
     const VU bits = hn::BitCast(du, x);
     const VU odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1));
-    const VU rounded = hn::ShiftRight<16>(hn::Add(hn::Add(bits, hn::Set(du, 0x7fff)), odd));
-    hn::StoreU(hn::DemoteTo(DU16(), hn::BitCast(di, rounded)), DU16(), p);
+    return hn::Add(hn::Add(bits, hn::Set(du, 0x7fff)), odd);
+  }
+  static void Store(VF x, uint16_t* p) {
+    hn::StoreU(hn::DemoteTo(DU16(), hn::BitCast(di, hn::ShiftRight<16>(Rounded(x)))), DU16(), p);
   }
 };
 
+// How two vectors of lanes lie in memory, one after the other.
+template <class From, class To>
+struct InOrder {
+  using In = typename From::Element;
+  using Out = typename To::Element;
+  static void Load(const In* p, VF* a, VF* b) { *a = From::Load(p), *b = From::Load(p + hn::Lanes(df)); }
+  static void Store(VF a, VF b, Out* p) { To::Store(a, p), To::Store(b, p + hn::Lanes(df)); }
+  static uint64_t Bits(MF a, MF b) { return MaskBits(df, a) | MaskBits(df, b) << hn::Lanes(df); }
+};
+
+template <class From, class To>
+struct LayoutOf { using Type = InOrder<From, To>; };
+
+#if HWY_TARGET != HWY_SCALAR
+// Elements at even places in one vector, at odd places in the other: a shift or a mask takes bf16 apart, a blend puts it
+// together, and nothing moves from lane to lane.
+struct EvenAndOdd {
+  using D16 = hn::Repartition<uint16_t, DF>;
+  static void Load(const uint16_t* p, VF* even, VF* odd) {
+    const VU both = hn::BitCast(du, hn::LoadU(D16(), p));
+    *even = hn::BitCast(df, hn::ShiftLeft<16>(both));
+    *odd = hn::BitCast(df, hn::And(both, hn::Set(du, 0xffff0000)));
+  }
+  static void Store(VF even, VF odd, uint16_t* p) {
+    const VU low = hn::ShiftRight<16>(FiniteToBF16::Rounded(even));
+    hn::StoreU(hn::OddEven(hn::BitCast(D16(), FiniteToBF16::Rounded(odd)), hn::BitCast(D16(), low)), D16(), p);
+  }
+  static uint64_t Bits(MF even, MF odd) {
+    const auto lanes = [](MF mask) HWY_ATTR { return hn::BitCast(D16(), hn::VecFromMask(df, mask)); };
+    return MaskBits(D16(), hn::MaskFromVec(hn::OddEven(lanes(odd), lanes(even))));
+  }
+};
+
+template <>
+struct LayoutOf<FromBF16, FiniteToBF16> { using Type = EvenAndOdd; };
+#endif
+
 // The usual case, votes weighted by value and few models, with everything in registers from the file's bytes to the
-// output's.
+// output's, 64 elements at a time, so that nothing inside asks where the end is. Three models of bf16 from L2: 0.43 ns per
+// element, with open entries 0.55 (Zen 5, AVX-512).
 // Sums and comparisons are those of ElectAndAddUp: adding up what agrees with its sign flipped towards plus rounds the
-// same, and the smallest flipped vote tells whether any disagrees. The largest magnitudes seen tell whether a NaN or an
-// infinity was among them.
+// same, and the smallest flipped vote tells whether any disagrees; which zero a sum is makes no difference, since Apply
+// takes the base then. The largest magnitudes seen tell whether a NaN or an infinity was among them.
 template <size_t kModels, class From, class To, bool kOpen>
 bool MergeFew(const TaskVectorBlock& block, size_t n, void* out, VoteCounts* counts, const OpenEntries* open) {
   using In = typename From::Element;
   using Out = typename To::Element;
-  constexpr size_t kVector = HWY_MAX_BYTES / sizeof(float);
-  constexpr size_t kWord = 64;
-  const size_t step = hn::Lanes(df);
+  using Layout = typename LayoutOf<From, To>::Type;
+  constexpr size_t kWord = 64, kLine = 64;
+  const bool rescale = block.factor != nullptr, divide = block.divide, zero_elects_minus = block.zero_elects_minus;
   const VF zero = hn::Zero(df), lambda = hn::Set(df, block.lambda);
   const auto no_sign = hn::Set(di, 0x7fffffff), too_large = hn::Set(di, To::kTooLarge - 1);
   VF weight[kModels], factor[kModels];
   hn::Vec<DI> least[kModels], sure[kModels];   // less one: there is no "at least" for integers
   size_t surely[kModels] = {};
-  // What is left at the end is read and written here. Source 0 is the base.
-  HWY_ALIGN In rest[kModels + 1][kVector] = {};
-  HWY_ALIGN Out rest_out[kVector];
-  const In* sources[kModels + 1] = {static_cast<const In*>(block.base)};
+  const In* sources[kModels + 1] = {static_cast<const In*>(block.base)};   // the base, then the models
   for (size_t m = 0; m < kModels; ++m) {
     sources[m + 1] = static_cast<const In*>(block.models[m]);
     weight[m] = hn::Set(df, block.weight[m]);
-    factor[m] = hn::Set(df, block.factor == nullptr ? 1.0f : block.factor[m]);  // times 1 is exact
+    factor[m] = hn::Set(df, rescale ? block.factor[m] : 1.0f);
     least[m] = hn::Set(di, static_cast<int32_t>(block.min_key[m]) - 1);
     if (kOpen) sure[m] = hn::Set(di, static_cast<int32_t>(open->sure_key[m]) - 1);
   }
   auto largest_in = hn::Zero(di), largest_out = hn::Zero(di);
   size_t conflicts = 0;
+  // One vector: x[0] of the base, x[m + 1] of a model.
+  const auto merge = [&](const VF* x, MF* undecided) HWY_ATTR {
+    VF weighted[kModels], total = zero;
+    *undecided = hn::FirstN(df, 0);
+    for (size_t m = 0; m < kModels; ++m) {
+      const VF d = hn::Sub(x[m + 1], x[0]);
+      const auto key = hn::And(hn::BitCast(di, d), no_sign);
+      largest_in = hn::Max(largest_in, key);
+      const auto stays = hn::Gt(key, least[m]);
+      if (kOpen) {
+        const auto surely_stays = hn::Gt(key, sure[m]);
+        *undecided = hn::Or(*undecided, hn::RebindMask(df, hn::AndNot(surely_stays, stays)));
+        surely[m] += hn::CountTrue(di, surely_stays);
+      }
+      VF entry = hn::IfThenElseZero(hn::RebindMask(df, stays), d);
+      if (rescale) entry = hn::Mul(entry, factor[m]);
+      weighted[m] = hn::Mul(entry, weight[m]);
+      total = m == 0 ? weighted[0] : hn::Add(total, weighted[m]);
+    }
+    const VF flip = zero_elects_minus ? FlipOf(total, true) : hn::And(total, hn::BitCast(df, hn::Set(du, 0x80000000)));
+    VF mixed = zero, divisor = zero, smallest = zero;
+    for (size_t m = 0; m < kModels; ++m) {
+      const VF toward = hn::Xor(weighted[m], flip);  // positive: votes with the elected sign
+      const VF agreeing = hn::Max(toward, zero);
+      const VF its_weight = hn::IfThenElseZero(hn::Gt(toward, zero), weight[m]);
+      smallest = m == 0 ? toward : hn::Min(smallest, toward);
+      mixed = m == 0 ? agreeing : hn::Add(mixed, agreeing);
+      divisor = m == 0 ? its_weight : hn::Add(divisor, its_weight);
+    }
+    mixed = hn::Xor(mixed, flip);
+    if (divide) mixed = hn::Div(mixed, OneForZero(divisor));
+    const VF merged = Apply(x[0], mixed, lambda);
+    largest_out = hn::Max(largest_out, hn::And(hn::BitCast(di, merged), no_sign));
+    MF conflict = hn::Lt(smallest, zero);
+    if (kOpen) conflict = hn::AndNot(*undecided, conflict);
+    conflicts += hn::CountTrue(df, conflict);
+    return merged;
+  };
   for (size_t start = 0; start < n; start += kWord) {
+    const bool whole = n - start >= kWord;
+    // What is left at the end is read and written here, filled up with zeros.
+    HWY_ALIGN In rest[kModels + 1][kWord];
+    HWY_ALIGN Out rest_out[kWord];
+    const In* from[kModels + 1];
+    Out* const to = whole ? static_cast<Out*>(out) + start : rest_out;
+    for (size_t s = 0; s <= kModels; ++s) {
+      from[s] = sources[s] + start;
+      for (size_t i = 0; i < kWord; i += kLine / sizeof(In)) hwy::Prefetch(from[s] + i + kPrefetchAhead);
+      if (HWY_LIKELY(whole)) continue;
+      std::memset(rest[s], 0, sizeof rest[s]);
+      std::memcpy(rest[s], from[s], (n - start) * sizeof(In));
+      from[s] = rest[s];
+    }
     uint64_t word = 0;
-    const size_t end = HWY_MIN(n, start + kWord);
-    for (size_t i = start; i < end; i += step) {
-      const bool whole = i + step <= n;
-      if (HWY_UNLIKELY(!whole))
-        for (size_t s = 0; s <= kModels; ++s) std::memcpy(rest[s], sources[s] + i, (n - i) * sizeof(In));
-      const auto load = [&](size_t s) HWY_ATTR {
-        hwy::Prefetch(sources[s] + i + kPrefetchAhead);
-        return From::Load(whole ? sources[s] + i : rest[s]);
-      };
-      const VF base = load(0);
-      VF weighted[kModels];
-      VF total = zero;
-      MF undecided = hn::FirstN(df, 0);
-      for (size_t m = 0; m < kModels; ++m) {
-        const VF d = hn::Sub(load(m + 1), base);
-        const auto key = hn::And(hn::BitCast(di, d), no_sign);
-        largest_in = hn::Max(largest_in, key);
-        const auto stays = hn::Gt(key, least[m]);
-        if (kOpen) {
-          auto surely_stays = hn::Gt(key, sure[m]);
-          undecided = hn::Or(undecided, hn::RebindMask(df, hn::AndNot(surely_stays, stays)));
-          if (HWY_UNLIKELY(!whole)) surely_stays = hn::And(surely_stays, hn::FirstN(di, n - i));
-          surely[m] += hn::CountTrue(di, surely_stays);
-        }
-        const VF entry = hn::Mul(hn::IfThenElseZero(hn::RebindMask(df, stays), d), factor[m]);
-        weighted[m] = hn::Mul(entry, weight[m]);
-        total = hn::Add(total, weighted[m]);
-      }
-      const VF flip = FlipOf(total, block.zero_elects_minus);
-      VF mixed = zero, divisor = zero, smallest = zero;
-      for (size_t m = 0; m < kModels; ++m) {
-        const VF toward = hn::Xor(weighted[m], flip);  // positive: votes with the elected sign
-        smallest = hn::Min(smallest, toward);
-        mixed = hn::Add(mixed, hn::Max(toward, zero));
-        divisor = hn::Add(divisor, hn::IfThenElseZero(hn::Gt(toward, zero), weight[m]));
-      }
-      mixed = hn::Xor(mixed, flip);
-      if (block.divide) mixed = hn::Div(mixed, OneForZero(divisor));
-      const VF merged = Apply(base, mixed, lambda);
-      largest_out = hn::Max(largest_out, hn::And(hn::BitCast(di, merged), no_sign));
-      To::Store(merged, whole ? static_cast<Out*>(out) + i : rest_out);
-      MF conflict = hn::Lt(smallest, zero);
-      if (kOpen) conflict = hn::AndNot(undecided, conflict);
-      if (HWY_UNLIKELY(!whole)) {
-        std::memcpy(static_cast<Out*>(out) + i, rest_out, (n - i) * sizeof(Out));
-        undecided = hn::And(undecided, hn::FirstN(df, n - i));
-        conflict = hn::And(conflict, hn::FirstN(df, n - i));
-      }
-      conflicts += hn::CountTrue(df, conflict);
-      if (kOpen) word |= MaskBits(df, undecided) << (i - start);
+    for (size_t i = 0; i < kWord; i += 2 * hn::Lanes(df)) {
+      VF a[kModels + 1], b[kModels + 1];
+      for (size_t s = 0; s <= kModels; ++s) Layout::Load(from[s] + i, &a[s], &b[s]);
+      MF open_a, open_b;
+      const VF merged_a = merge(a, &open_a), merged_b = merge(b, &open_b);
+      Layout::Store(merged_a, merged_b, to + i);
+      if (kOpen) word |= Layout::Bits(open_a, open_b) << i;
+    }
+    if (HWY_UNLIKELY(!whole)) {
+      std::memcpy(static_cast<Out*>(out) + start, rest_out, (n - start) * sizeof(Out));
+      word &= (uint64_t{1} << (n - start)) - 1;
+      for (size_t m = 0; kOpen && m < kModels; ++m)   // not the zeros behind the end
+        if (open->sure_key[m] == 0) surely[m] -= start + kWord - n;
     }
     if (kOpen) open->words[start / kWord] = word;
   }
