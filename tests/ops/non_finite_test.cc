@@ -15,7 +15,7 @@ namespace {
 template <typename Element>
 NonFinite Counted(DType type, const std::vector<Element>& elements) {
   std::string bytes(1 + elements.size() * sizeof(Element), '\0');
-  std::memcpy(bytes.data() + 1, elements.data(), elements.size() * sizeof(Element));  // unaligned
+  if (!elements.empty()) std::memcpy(bytes.data() + 1, elements.data(), elements.size() * sizeof(Element));  // unaligned
   NonFinite counts{.nan = 1000, .inf = 2000};
   CountNonFinite(type, bytes.data() + 1, elements.size(), &counts);
   return {counts.nan - 1000, counts.inf - 2000};
