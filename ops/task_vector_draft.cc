@@ -51,6 +51,7 @@ bool TaskVectorMerger::Draft(const Coefficients& c, const LaneTile& tile, Scratc
   VoteCounts votes;
   for (size_t start = 0; start < tile.count; start += kBlockLanes) {
     const size_t n = std::min(kBlockLanes, tile.count - start);
+    if (KeepsBase(tile, start, n, from, type, scratch, out + start * size)) continue;   // zeros are neither open nor sure
     for (size_t v = 0; v < voters; ++v) {
       const Trim& trim = trims_[scratch.voters[v]];
       const uint64_t at = tile.first + start;

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+
+#include "ops/non_finite.h"
 
 namespace braid {
 namespace {
@@ -151,6 +154,22 @@ DType TaskVectorMerger::CommonType(const LaneTile& tile, const Scratch& scratch)
   return tile.base.type;
 }
 
+// Elements that no model changed: copies the base to `out`, and true. Only where that is what merging gives, which NaN and
+// infinities are not. Where a model did change something, the first difference is soon found.
+bool TaskVectorMerger::KeepsBase(const LaneTile& tile, size_t start, size_t n, DType from, DType to,
+                                 const Scratch& scratch, std::byte* out) const {
+  if (from != to || from == DType::kF64) return false;
+  const auto size = static_cast<size_t>(LaneBytes(from));
+  const std::byte* const base = tile.base.bytes + start * size;
+  for (size_t m : scratch.voters)
+    if (std::memcmp(tile.models[m].bytes + start * size, base, n * size) != 0) return false;
+  NonFinite bad;
+  CountNonFinite(from, base, n, &bad);
+  if (bad.nan + bad.inf > 0) return false;
+  std::memcpy(out, base, n * size);
+  return true;
+}
+
 void TaskVectorMerger::Merge(const Coefficients& c, const LaneTile& tile, const uint64_t* grants, Scratch& scratch,
                              DType type, std::byte* out, MergeCounts* counts) const {
   TaskVectorBlock block = BlockFor(c, &tile, scratch);
@@ -160,6 +179,7 @@ void TaskVectorMerger::Merge(const Coefficients& c, const LaneTile& tile, const 
   for (size_t start = 0; start < tile.count; start += kBlockLanes) {
     ForEachSegment(tile, start, std::min(kBlockLanes, tile.count - start), scratch, [&](size_t at, size_t n) {
       std::byte* const bytes = out + at * static_cast<size_t>(LaneBytes(type));
+      if (KeepsBase(tile, at, n, from, type, scratch, bytes)) return;
       UseEncoded(tile, at, scratch, &block);
       if (MergeEncoded(block, from, type, n, bytes, &votes, nullptr)) return;
       DecodeBlock(tile, at, n, scratch);

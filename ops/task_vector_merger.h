@@ -84,6 +84,8 @@ class TaskVectorMerger : public Merger {
   void UseEncoded(const LaneTile& tile, size_t start, Scratch& scratch, TaskVectorBlock* block) const;
   void UseLanes(Scratch& scratch, TaskVectorBlock* block) const;
   DType CommonType(const LaneTile& tile, const Scratch& scratch) const;
+  bool KeepsBase(const LaneTile& tile, size_t start, size_t n, DType from, DType to, const Scratch& scratch,
+                 std::byte* out) const;
   void FindCuts(const LaneTile& tile, const uint64_t* grants, Scratch& scratch) const;
   template <typename Visit>
   void ForEachSegment(const LaneTile& tile, size_t start, size_t n, Scratch& scratch, Visit visit) const;
