@@ -98,6 +98,9 @@ void AddPlanOptions(CLI::App* command, MergeArguments* arguments) {
                       "Most memory to use, as 512MiB or 4GB. Default: a quarter of what is available, 256 MiB to 4 GiB");
   command->add_option("--threads", arguments->threads, "Worker threads. Default: one per core")->check(CLI::Range(1, 1024));
   command->add_option("--shard-size", arguments->shard_size, "Largest output shard, decimal as on the Hub. Default: 5GB");
+  command->add_option("--cache", arguments->cache,
+                      "Directory that keeps thresholds and histograms, so that a later merge of these models with other "
+                      "weights reads them once. Default: nothing is kept");
 }
 
 PlanOptions PlanOptionsFrom(const MergeArguments& arguments) {
@@ -105,6 +108,7 @@ PlanOptions PlanOptionsFrom(const MergeArguments& arguments) {
   if (!arguments.memory.empty()) options.memory = ParseSize(arguments.memory, "--memory");
   if (!arguments.shard_size.empty()) options.shard_bytes = ParseSize(arguments.shard_size, "--shard-size");
   options.threads = arguments.threads;
+  options.cache = arguments.cache;
   return options;
 }
 

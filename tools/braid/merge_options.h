@@ -9,12 +9,12 @@
 namespace braid {
 
 struct MergeArguments {
-  std::string recipe, out, memory, shard_size;
+  std::string recipe, out, memory, shard_size, cache;
   int threads = 0;
   bool force = false, quiet = false, stats = false;
 };
 
-// --memory, --threads, --shard-size.
+// --memory, --threads, --shard-size, --cache.
 void AddPlanOptions(CLI::App* command, MergeArguments* arguments);
 
 // Throws Error(kUsage) for sizes that are none.
