@@ -4,8 +4,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <mutex>
-#include <set>
 
 #include "io/error.h"
 
@@ -27,18 +25,6 @@ class OpenedFile {
 constexpr uint64_t kPage = 4096;
 constexpr uint64_t kFaultAround = 64 << 10;  // the kernel's default
 
-const std::string& Interned(const std::string& path) {
-  static std::mutex mutex;
-  static std::set<std::string> paths;
-  std::lock_guard lock(mutex);
-  return *paths.insert(path).first;
-}
-
-Error Changed(const std::string& path, const char* what) {
-  return Error(ErrorCode::kInputChanged, what)
-      .Path(path).Hint("nothing was published; let whoever writes it finish, then run this again");
-}
-
 }  // namespace
 
 // From the disk, MADV_POPULATE_READ (Linux 5.14) reads as fast as touching page by page, with fewer faults; an older
@@ -56,30 +42,21 @@ void MappedWindow::Touch(bool cached) const {
   for (size_t at = 0; at < size(); at = at == 0 ? step - skew : at + step) (void)p[at];
 }
 
-MappedFile::MappedFile(const std::string& path, const FileIdentity& expected)
-    : path_(Interned(path)), fd_(OpenForReading(path, &identity_)) {
-  if (identity_ != expected) throw Changed(path, "the file changed after it was first looked at");
-}
-
 MappedWindow MappedFile::Map(uint64_t offset, uint64_t bytes) const {
   MappedWindow window;
   if (bytes == 0) return window;
   try {
-    window.region_ = ipc::mapped_region(OpenedFile(fd_.get()), ipc::read_only, static_cast<ipc::offset_t>(offset), bytes);
+    window.region_ = ipc::mapped_region(OpenedFile(fd()), ipc::read_only, static_cast<ipc::offset_t>(offset), bytes);
   } catch (const ipc::interprocess_exception& e) {
-    throw SystemError(e.get_native_error(), "map it", path_);
+    throw SystemError(e.get_native_error(), "map it", path());
   }
-  window.guard_ = GuardedRegion(window.data(), bytes, &path_);
+  window.guard_ = GuardedRegion(window.data(), bytes, &path());
   return window;
-}
-
-void MappedFile::Evict(uint64_t offset, uint64_t bytes) const {
-  TheOs().Fadvise(fd_.get(), static_cast<off_t>(offset), static_cast<off_t>(bytes), POSIX_FADV_DONTNEED);
 }
 
 double MappedFile::CachedShare() const {
   constexpr uint64_t kSamples = 64;
-  const uint64_t pages = identity_.size / kPage;
+  const uint64_t pages = size() / kPage;
   if (pages == 0) return 0;
   uint64_t cached = 0;
   for (uint64_t i = 0; i < kSamples; ++i) {
@@ -90,31 +67,13 @@ double MappedFile::CachedShare() const {
   return static_cast<double>(cached) / kSamples;
 }
 
-void MappedFile::CheckUnchanged() const {
-  struct stat now;
-  if (TheOs().Fstat(fd_.get(), &now) < 0) throw SystemError(errno, "look at it", path_);
-  if (static_cast<uint64_t>(now.st_size) < identity_.size) throw Changed(path_, "the file shrank while it was being read");
-  if (IdentityOf(now) != identity_) throw Changed(path_, "the file was written to while it was being read");
-}
-
-SpotReader::SpotReader(const std::string& path, const FileIdentity& expected) : path_(path) {
-  FileIdentity identity;
-  fd_ = OpenForReading(path, &identity);
-  if (identity != expected) throw Changed(path, "the file changed after it was first looked at");
-  TheOs().Fadvise(fd_.get(), 0, 0, POSIX_FADV_RANDOM);
-}
-
-void SpotReader::Read(uint64_t offset, size_t bytes, void* out) const {
-  ReadExactly(fd_.get(), out, bytes, offset, path_);
-}
-
 void CheckGuard() {
   const std::string* path = GuardedRegion::TrippedPath();
   if (path == nullptr) return;
   struct stat now;
   const bool gone = TheOs().Stat(path->c_str(), &now) < 0;
   // Which it was shows in the size only; the caller's CheckUnchanged has the exact word when the file is still open.
-  if (!gone) throw Changed(*path, "the file shrank while it was being read, or the disk could not read it");
+  if (!gone) throw InputChanged(*path, "the file shrank while it was being read, or the disk could not read it");
   throw SystemError(EIO, "read it", *path);
 }
 

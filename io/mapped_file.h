@@ -5,7 +5,7 @@
 // windows of one large map with MADV_DONTNEED behind the cursor kept 88 MB resident). The page cache stays as it is;
 // Evict drops ranges of it that nobody will read again. All windows share one descriptor and so its readahead.
 //
-// Thread-safe. A window must not outlive its file.
+// Thread-safe. A window may outlive its file, whose descriptor it does not need.
 #pragma once
 
 #include <boost/interprocess/mapped_region.hpp>
@@ -13,7 +13,7 @@
 #include <cstdint>
 #include <string>
 
-#include "io/os.h"
+#include "io/input_file.h"
 #include "io/sigbus_guard.h"
 
 namespace braid {
@@ -35,47 +35,16 @@ class MappedWindow {
   GuardedRegion guard_;
 };
 
-class MappedFile {
+class MappedFile : public InputFile {
  public:
-  // Opens the file, which must still be the one that `expected` describes, otherwise Error(kInputChanged).
-  MappedFile(const std::string& path, const FileIdentity& expected);
-
-  uint64_t size() const { return identity_.size; }
-  const std::string& path() const { return path_; }
+  using InputFile::InputFile;
 
   // Maps bytes [offset, offset + bytes), which must lie in the file; any alignment. No bytes: an empty window.
   // Throws Error.
   MappedWindow Map(uint64_t offset, uint64_t bytes) const;
 
-  // Takes the range out of the page cache. Works in whole large folios only: use multiples of kEvictWindow.
-  void Evict(uint64_t offset, uint64_t bytes) const;
-
   // Share of the file (0 to 1) in the page cache, estimated from a few samples.
   double CachedShare() const;
-
-  // Throws Error(kInputChanged) when it is no longer the file that was opened.
-  void CheckUnchanged() const;
-
-  static constexpr uint64_t kEvictWindow = 8 << 20;
-
- private:
-  const std::string& path_;   // interned: SIGBUS may be looked into after this object is gone
-  FileIdentity identity_;
-  Fd fd_;
-};
-
-// Reads a few bytes here and there. A descriptor of its own, without readahead: through a map of a file on a disk that
-// reads 8 MiB ahead, 256 spots of a tensor cost as much as reading half of it. Thread-safe.
-class SpotReader {
- public:
-  // As for MappedFile.
-  SpotReader(const std::string& path, const FileIdentity& expected);
-  // Throws Error.
-  void Read(uint64_t offset, size_t bytes, void* out) const;
-
- private:
-  std::string path_;
-  Fd fd_;
 };
 
 // Throws when a guarded access failed: Error(kInputChanged) for a file that shrank, Error(kIo) for a disk that

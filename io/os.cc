@@ -48,6 +48,7 @@ int Os::Fsync(int fd) { return Retry([&] { return ::fsync(fd); }); }
 int Os::SyncFileRange(int fd, off_t offset, off_t bytes, unsigned flags) {
   return Retry([&] { return ::sync_file_range(fd, offset, bytes, flags); });
 }
+int Os::SetFlags(int fd, int status_flags) { return ::fcntl(fd, F_SETFL, status_flags); }
 int Os::Fadvise(int fd, off_t offset, off_t bytes, int advice) {
   int error_number = ::posix_fadvise(fd, offset, bytes, advice);
   if (error_number == 0) return 0;
@@ -86,9 +87,13 @@ FileIdentity IdentityOf(const struct stat& s) {
           s.st_mtim.tv_sec * 1'000'000'000LL + s.st_mtim.tv_nsec};
 }
 
-Fd OpenForReading(const std::string& path, FileIdentity* identity) {
+Fd OpenForReading(const std::string& path, FileIdentity* identity, bool* direct) {
   // O_NONBLOCK: opening a FIFO must not hang; it has no effect on regular files.
-  Fd fd(TheOs().Open(path.c_str(), O_RDONLY | O_NONBLOCK));
+  Fd fd(TheOs().Open(path.c_str(), O_RDONLY | O_NONBLOCK | (direct != nullptr ? O_DIRECT : 0)));
+  if (direct != nullptr) {
+    *direct = static_cast<bool>(fd);
+    if (!fd && errno == EINVAL) fd = Fd(TheOs().Open(path.c_str(), O_RDONLY | O_NONBLOCK));
+  }
   if (!fd) throw SystemError(errno, "open it", path);
   struct stat status;
   if (TheOs().Fstat(fd.get(), &status) < 0) throw SystemError(errno, "look at it", path);

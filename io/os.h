@@ -33,6 +33,7 @@ class Os {
   virtual int Fdatasync(int fd);
   virtual int Fsync(int fd);
   virtual int SyncFileRange(int fd, off_t offset, off_t bytes, unsigned flags);
+  virtual int SetFlags(int fd, int status_flags);  // F_SETFL
   virtual int Fadvise(int fd, off_t offset, off_t bytes, int advice);
   virtual int Madvise(void* address, size_t bytes, int advice);
   virtual int Flock(int fd, int operation);
@@ -73,8 +74,9 @@ struct FileIdentity {
 };
 FileIdentity IdentityOf(const struct stat& status);
 
-// Opens a regular file for reading; a FIFO, device or directory is refused without blocking. Throws Error.
-Fd OpenForReading(const std::string& path, FileIdentity* identity = nullptr);
+// Opens a regular file for reading; a FIFO, device or directory is refused without blocking. `direct`: asks for
+// O_DIRECT, and learns whether the file system granted it. Throws Error.
+Fd OpenForReading(const std::string& path, FileIdentity* identity = nullptr, bool* direct = nullptr);
 
 // Reads exactly `bytes`; a short file is Error(kBadInput) naming the offset. Throws Error.
 void ReadExactly(int fd, void* buffer, size_t bytes, uint64_t offset, const std::string& path);

@@ -1,13 +1,19 @@
 // Writes one output file whose size is known beforehand, in any order, durably, without leaving dirty pages.
 //
-// Space is reserved when the file is made, so that a full disk shows before the work starts. Written bytes go to
-// the disk in windows of 8 MiB: when a window is full its writeback starts; two windows later it is waited for and
-// dropped from the page cache. Not thread-safe; one writer thread drives all shards of an output.
+// Space is reserved when the file is made, so that a full disk shows before the work starts. The whole pages of a
+// write go straight from its buffer to the disk (O_DIRECT), so Write returns when the disk has taken them and takes
+// next to no processor time; what it has of pages that it shares with its neighbours goes through the page cache.
+//
+// Where the file system has no direct writes, or the buffer does not lie as the file does (`Phase`), everything goes
+// through the page cache, and from there to the disk in windows of 8 MiB: when a window is full its writeback starts;
+// two windows later it is waited for and dropped from the page cache.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -20,23 +26,34 @@ class ShardWriter {
   // Creates `path`, which must not exist. Throws Error.
   ShardWriter(const std::string& path, uint64_t bytes);
 
+  // Every byte of the file is written by exactly one call. Any thread, several at once. Throws Error.
   void Write(uint64_t offset, const void* data, size_t bytes);
 
-  // Makes everything durable and closes. Call once, after the last byte.
+  // Makes everything durable and closes. Call once, after the last byte. Throws Error.
   void Finish();
 
-  // Every byte was written (each exactly once).
+  // Every byte was written. Not while a Write runs.
   bool complete() const { return written_ == size_; }
 
+  // Where within a page a buffer must begin for its bytes to be written directly.
+  static constexpr uint64_t Phase(uint64_t offset) { return offset % kPage; }
+
+  static constexpr uint64_t kPage = 4096;
   static constexpr uint64_t kWindow = 8 << 20;
 
  private:
+  void OpenDirect();
+  void WriteDirect(uint64_t offset, const std::byte* data, size_t bytes);
+  void CountWritten(uint64_t offset, uint64_t bytes);
   void CleanWindow(uint64_t window);
 
   std::string path_;
   uint64_t size_;
+  Fd fd_, direct_fd_;
+  std::atomic<bool> direct_{false};
+
+  std::mutex mutex_;                 // guards what follows
   uint64_t written_ = 0;
-  Fd fd_;
   std::vector<uint32_t> missing_;    // bytes per window still to come
   std::deque<uint64_t> in_flight_;   // windows whose writeback has started
 };

@@ -12,7 +12,7 @@ namespace {
 // Finds places by their rank in a sample: a histogram of the high halves first, then a look at one bin.
 class RankedSample {
  public:
-  explicit RankedSample(std::span<const uint64_t> places) : places_(places), counts_(kHighBins) {
+  explicit RankedSample(std::span<const uint64_t> places) : places_(places), counts_(Counts()) {
     for (uint64_t place : places) ++counts_[place >> 48];
   }
 
@@ -29,8 +29,15 @@ class RankedSample {
   }
 
  private:
+  // Kept from one sample to the next: its pages cost more to get than to clear.
+  static std::vector<uint32_t>& Counts() {
+    thread_local std::vector<uint32_t> counts;
+    counts.assign(kHighBins, 0);
+    return counts;
+  }
+
   std::span<const uint64_t> places_;
-  std::vector<uint32_t> counts_;
+  std::vector<uint32_t>& counts_;
   std::vector<uint64_t> inside_;
 };
 

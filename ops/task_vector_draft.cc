@@ -22,6 +22,12 @@ void CopyLanes(const std::byte* bytes, const uint32_t* places, size_t n, float* 
   }
 }
 
+// Puts elements where they belong in a tile that begins at element `first`.
+template <size_t kSize>
+void Scatter(const std::byte* elements, const uint32_t* indices, size_t n, uint64_t first, std::byte* out) {
+  for (size_t i = 0; i < n; ++i) std::memcpy(out + (indices[i] - first) * kSize, elements + i * kSize, kSize);
+}
+
 // The places of the bits that are set.
 size_t PlacesOf(const uint64_t* words, size_t n, uint32_t* places) {
   size_t count = 0;
@@ -101,25 +107,29 @@ bool TaskVectorMerger::PutAside(const LaneTile& tile, size_t start, size_t n, co
   return true;
 }
 
-// Visits the entries inside a model's bracket, in the order of their index: visit(key, index).
-template <typename Visit>
-void TaskVectorMerger::ForEachOpenKey(const Trim& trim, size_t model, std::span<const OpenElements* const> tiles,
-                                      Visit visit) const {
+// The places of the entries inside a model's bracket, in the order of their index.
+void TaskVectorMerger::CollectOpenPlaces(const Trim& trim, size_t model, std::span<const OpenElements* const> tiles,
+                                         std::vector<uint64_t>* places) const {
   float d[kBlockLanes + kLanePadding];
-  uint32_t keys[kBlockLanes], places[kBlockLanes];
+  uint32_t keys[kBlockLanes], at[kBlockLanes];
   const Cut &sure = trim.bracket.sure, &open = trim.bracket.open;
+  size_t found = 0;
   for (const OpenElements* tile : tiles)
     for (const auto& chunk : tile->chunks())
       for (size_t start = 0; start < chunk->count; start += kBlockLanes) {
         const size_t n = std::min(kBlockLanes, chunk->count - start);
         DecodeTaskVector(DType::kF32, chunk->lanes(model + 1) + start, chunk->lanes(0) + start, n, d);
         uint64_t above = 0;
-        const size_t inside = CollectKeys(d, n, open.MinKey(0), sure.key, keys, places, &above);
-        for (size_t i = 0; i < inside; ++i) {
-          const uint32_t index = chunk->indices[start + places[i]];
-          if (open.Keeps(keys[i], index) && !sure.Keeps(keys[i], index)) visit(keys[i], index);
+        const size_t inside = CollectKeys(d, n, open.MinKey(0), sure.key, keys, at, &above);
+        if (places->size() < found + inside) places->resize(std::max(2 * places->size(), found + inside));
+        uint64_t* const next = places->data();
+        for (size_t i = 0; i < inside; ++i) {   // nearly all of them: no branch
+          const uint32_t index = chunk->indices[start + at[i]];
+          next[found] = PlaceOf(keys[i], index);
+          found += open.Keeps(keys[i], index) & !sure.Keeps(keys[i], index);
         }
       }
+  places->resize(found);
 }
 
 // By a histogram over the bracket first, then a look at the bin that holds the last entry that stays.
@@ -134,11 +144,8 @@ bool TaskVectorMerger::SelectAmongOpen(size_t model, std::span<const OpenElement
   const int shift = std::max(0, static_cast<int>(std::bit_width(width)) - kBinBits);
   const auto bin_of = [&](uint64_t place) { return (top - KeyAt(place)) >> shift; };
   uint32_t bins[size_t{1} << kBinBits] = {};
-  places.clear();
-  ForEachOpenKey(*trim, model, tiles, [&](uint32_t key, uint32_t index) {
-    places.push_back(PlaceOf(key, index));
-    ++bins[(top - key) >> shift];
-  });
+  CollectOpenPlaces(*trim, model, tiles, &places);
+  for (uint64_t place : places) ++bins[bin_of(place)];
   uint64_t rank = trim->keep - sure - 1;   // of the last entry that stays, among the open ones
   size_t bin = 0;
   for (; bin < std::size(bins) && rank >= bins[bin]; ++bin) rank -= bins[bin];
@@ -147,8 +154,9 @@ bool TaskVectorMerger::SelectAmongOpen(size_t model, std::span<const OpenElement
     UseThreshold({.key = 0, .above = trim->keep - rank - 1, .equal = 0}, trim);
     return true;
   }
-  places.erase(std::remove_if(places.begin(), places.end(), [&](uint64_t place) { return bin_of(place) != bin; }),
-               places.end());
+  size_t inside = 0;
+  for (uint64_t place : places) places[inside] = place, inside += bin_of(place) == bin;   // a coin toss: no branch
+  places.resize(inside);
   const auto last = places.begin() + static_cast<ptrdiff_t>(rank);
   if (shift > 0) std::nth_element(places.begin(), last, places.end());   // otherwise they are in order already
   trim->cut = {.key = KeyAt(*last), .index = IndexAt(*last) + 1};
@@ -170,7 +178,7 @@ bool TaskVectorMerger::FinishDraft(std::span<const OpenElements* const> tiles) {
 void TaskVectorMerger::Settle(const Coefficients& c, const OpenElements& open, uint64_t first, Scratch& scratch,
                               DType type, std::byte* out, MergeCounts* counts) const {
   TaskVectorBlock block = BlockFor(c, nullptr, scratch);
-  const auto size = static_cast<size_t>(LaneBytes(type));
+  const int size = LaneBytes(type);
   std::byte encoded[kBlockLanes * sizeof(double)];
   VoteCounts votes;
   for (const auto& chunk : open.chunks()) {
@@ -187,7 +195,11 @@ void TaskVectorMerger::Settle(const Coefficients& c, const OpenElements& open, u
       block.base = chunk->lanes(0) + at;
       MergeTaskVectors(block, end - at, scratch.room, scratch.out, nullptr, &votes);
       EncodeLanes(type, scratch.out, end - at, encoded, &counts->non_finite);
-      for (size_t i = at; i < end; ++i) std::memcpy(out + (indices[i] - first) * size, encoded + (i - at) * size, size);
+      switch (size) {   // a size known to the compiler: no call per element
+        case 2: Scatter<2>(encoded, indices + at, end - at, first, out); break;
+        case 4: Scatter<4>(encoded, indices + at, end - at, first, out); break;
+        default: Scatter<8>(encoded, indices + at, end - at, first, out); break;
+      }
     }
   }
   counts->conflicts += votes.conflicts;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <mutex>
 
 #include "ops/task_vector_merger.h"
 
@@ -14,7 +15,35 @@ constexpr double kLeastNorm = 1e-7;   // below it, rescale does nothing (mergeki
 // A kept bin takes 8 bytes: the histograms of a model take at most a sixteenth of its size (in bf16).
 constexpr uint64_t kElementsPerKeptBin = 64;
 
+struct KeptMemory {
+  std::mutex mutex;
+  std::vector<std::vector<uint64_t>> places;   // empty, but not small
+};
+KeptMemory& SampleMemory() {
+  static KeptMemory memory;
+  return memory;
+}
+
 }  // namespace
+
+SampleKeys::SampleKeys(size_t count) : slots(count) {
+  KeptMemory& memory = SampleMemory();
+  std::lock_guard lock(memory.mutex);
+  for (PlaceSample& slot : slots) {
+    if (memory.places.empty()) break;
+    slot.places = std::move(memory.places.back());
+    memory.places.pop_back();
+  }
+}
+
+SampleKeys::~SampleKeys() {
+  KeptMemory& memory = SampleMemory();
+  std::lock_guard lock(memory.mutex);
+  for (PlaceSample& slot : slots) {
+    slot.places.clear();
+    memory.places.push_back(std::move(slot.places));
+  }
+}
 
 std::vector<uint64_t> Histograms::Totals(size_t slot) const {
   std::vector<uint64_t> totals(small_.begin() + static_cast<ptrdiff_t>(slot * bins_),
@@ -48,9 +77,36 @@ void SampleKeys::Add(Accumulator* other) {
   }
 }
 
+InsideBins::InsideBins(const Bracket& bracket) : lowest_(std::max(bracket.open.key, 1u)) {
+  const uint32_t width = bracket.sure.key - std::min(lowest_, bracket.sure.key);
+  shift_ = std::max(0, static_cast<int>(std::bit_width(width)) - static_cast<int>(std::bit_width(kBins - 1)));
+  counts_.resize((width >> shift_) + 1);
+  keys_.resize(counts_.size());
+}
+
+void InsideBins::Add(const InsideBins& other) {
+  above += other.above;
+  for (size_t i = 0; i < counts_.size(); ++i) {
+    counts_[i] += other.counts_[i];
+    if (other.keys_[i] != 0) keys_[i] = keys_[i] == 0 || keys_[i] == other.keys_[i] ? other.keys_[i] : kMixed;
+  }
+}
+
+std::optional<Threshold> InsideBins::Find(uint64_t k) const {
+  Threshold threshold{.above = above};
+  if (above >= k) return std::nullopt;
+  for (size_t bin = counts_.size(); bin-- > 0; threshold.above += counts_[bin])
+    if (threshold.above + counts_[bin] >= k) {
+      threshold.key = keys_[bin], threshold.equal = counts_[bin];
+      return threshold.key == kMixed ? std::nullopt : std::optional(threshold);
+    }
+  // Zeros are not counted: they are all that is left when the bracket goes down to them.
+  return lowest_ == 1 ? std::optional(threshold) : std::nullopt;
+}
+
 void InsideCounts::Add(Accumulator* other) {
   auto& o = static_cast<InsideCounts&>(*other);
-  for (size_t s = 0; s < above.size(); ++s) bins[s].Add(&o.bins[s]), above[s] += o.above[s];
+  for (size_t s = 0; s < slots.size(); ++s) slots[s].Add(o.slots[s]);
 }
 
 RoundSpec TaskVectorMerger::round(size_t r) const {
@@ -58,7 +114,7 @@ RoundSpec TaskVectorMerger::round(size_t r) const {
   switch (steps_[r]) {
     case Step::kSample:
       return {.name = "sample", .accumulator_bytes = slots_ * kSampleLanes * sizeof(uint64_t), .sample = true};
-    case Step::kInside: return {.name = "inside", .accumulator_bytes = InsideCounts::Bytes(slots_, elements_)};
+    case Step::kInside: return {.name = "inside", .accumulator_bytes = slots_ * InsideBins::kBytes};
     case Step::kHighHalves:
       return {.name = "high halves", .accumulator_bytes = Histograms::Bytes(slots_, kHighBins, elements_), .sums = sums};
     case Step::kLowHalves:
@@ -75,10 +131,10 @@ std::unique_ptr<Accumulator> TaskVectorMerger::NewAccumulator(size_t r) const {
   switch (steps_[r]) {
     case Step::kSample: return std::make_unique<SampleKeys>(slots_);
     case Step::kInside: {
-      std::vector<size_t> keys;
+      auto counts = std::make_unique<InsideCounts>();
       for (const Trim& trim : trims_)
-        if (trim.slot >= 0) keys.push_back(trim.bracket.sure.key - trim.bracket.open.key + 1);
-      return std::make_unique<InsideCounts>(keys);
+        if (trim.slot >= 0) counts->slots.emplace_back(trim.bracket);
+      return counts;
     }
     case Step::kHighHalves: return std::make_unique<Histograms>(slots_, kHighBins);
     case Step::kLowHalves: return std::make_unique<Histograms>(slots_, kLowBins);
@@ -140,7 +196,6 @@ void TaskVectorMerger::FinishSample(const SampleKeys& sample) {
     const auto bracket = BracketOf(sample.slots[static_cast<size_t>(trim.slot)], trim.keep, elements_, sampled_by_index_);
     found &= bracket.has_value();
     if (bracket) trim.bracket = *bracket;
-    if (!drafts) found &= trim.bracket.sure.key - trim.bracket.open.key < InsideCounts::kMostKeys;
   }
   if (!found && !drafts) steps_.erase(steps_.begin() + 1), FallBackAfter(Step::kSample);
 }
@@ -155,14 +210,13 @@ void TaskVectorMerger::CountInside(const LaneTile& tile, Scratch& scratch, Insid
   for (size_t m = 0; m < trims_.size(); ++m) {
     const Trim& trim = trims_[m];
     if (tile.models[m].bytes == nullptr || trim.slot < 0) continue;
-    const auto slot = static_cast<size_t>(trim.slot);
-    counts.bins[slot].WillCount(tile.count);
-    uint32_t* const bins = counts.bins[slot].Row(0);
+    InsideBins& bins = counts.slots[static_cast<size_t>(trim.slot)];
+    const uint32_t lowest = std::max(trim.bracket.open.key, 1u);
     for (size_t start = 0; start < tile.count; start += kBlockLanes) {
       const size_t n = std::min(kBlockLanes, tile.count - start);
       const float* d = TaskVectorAt(tile, m, start, n, scratch);
-      const size_t inside = CollectKeys(d, n, trim.bracket.open.key, trim.bracket.sure.key, keys, places, &counts.above[slot]);
-      for (size_t i = 0; i < inside; ++i) ++bins[keys[i] - trim.bracket.open.key];
+      const size_t inside = CollectKeys(d, n, lowest, trim.bracket.sure.key, keys, places, &bins.above);
+      for (size_t i = 0; i < inside; ++i) bins.Count(keys[i]);
     }
   }
 }
@@ -171,17 +225,9 @@ void TaskVectorMerger::FinishInside(const InsideCounts& counts) {
   std::vector<Trim> trims = trims_;
   for (Trim& trim : trims) {
     if (trim.slot < 0) continue;
-    const auto slot = static_cast<size_t>(trim.slot);
-    const std::vector<uint64_t> bins = counts.bins[slot].Totals(0);
-    Threshold threshold{.key = trim.bracket.sure.key, .above = counts.above[slot]};
-    if (threshold.above >= trim.keep) return FallBackAfter(Step::kInside);
-    const auto count_of = [&](uint32_t key) { return bins[key - trim.bracket.open.key]; };
-    while (threshold.key > trim.bracket.open.key && threshold.above + count_of(threshold.key) < trim.keep)
-      threshold.above += count_of(threshold.key--);
-    threshold.equal = count_of(threshold.key);
-    const bool inside = threshold.above + threshold.equal >= trim.keep;
-    if (!inside && threshold.key > 0) return FallBackAfter(Step::kInside);
-    UseThreshold(threshold, &trim);
+    const auto threshold = counts.slots[static_cast<size_t>(trim.slot)].Find(trim.keep);
+    if (!threshold) return FallBackAfter(Step::kInside);
+    UseThreshold(*threshold, &trim);
   }
   trims_ = std::move(trims);
 }

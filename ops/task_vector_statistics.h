@@ -1,10 +1,12 @@
 // What the statistics rounds of task vectors count into.
 #pragma once
 
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "ops/bracket.h"
+#include "ops/magnitude_selection.h"
 #include "ops/merger.h"
 
 namespace braid {
@@ -35,27 +37,49 @@ class Histograms : public Accumulator {
   uint64_t counted_ = 0;   // at most this much in any entry of small_
 };
 
-// One sample per model that needs selection.
+// One sample per model that needs selection. Their memory is kept from one scope to the next: pages cost more to get than
+// to fill.
 class SampleKeys : public Accumulator {
  public:
-  explicit SampleKeys(size_t count) : slots(count) {}
+  explicit SampleKeys(size_t count);
+  ~SampleKeys() override;
   std::vector<PlaceSample> slots;
   void Add(Accumulator* other) override;
 };
 
-// The keys within each model's bracket, one bin per key, and how many lie above it.
+// The keys within one model's bracket, counted: a bin per key, or, in a wide bracket, per few neighbouring keys. Wide
+// brackets are those of bf16 weights, whose differences lie far apart, so that a bin still sees one key; a bin that saw
+// two is of no use.
+class InsideBins {
+ public:
+  static constexpr size_t kBins = 1 << 18;
+  static constexpr size_t kBytes = kBins * (sizeof(uint64_t) + sizeof(uint32_t));
+  explicit InsideBins(const Bracket& bracket);
+
+  void Count(uint32_t key) {
+    const size_t bin = (key - lowest_) >> shift_;
+    ++counts_[bin];
+    keys_[bin] = keys_[bin] == 0 || keys_[bin] == key ? key : kMixed;
+  }
+  void Add(const InsideBins& other);
+
+  // The k-th largest of all entries, `above` of which have keys above the bracket. Nothing when it is not to be seen here.
+  std::optional<Threshold> Find(uint64_t k) const;
+
+  uint64_t above = 0;
+
+ private:
+  static constexpr uint32_t kMixed = 0xffffffff;
+  uint32_t lowest_;
+  int shift_;
+  std::vector<uint64_t> counts_;
+  std::vector<uint32_t> keys_;   // the one key that was seen; 0: none
+};
+
+// For each model that needs selection.
 class InsideCounts : public Accumulator {
  public:
-  // The widest bracket: differences of bf16 weights lie far apart, so theirs are wide where few keys are inside.
-  static constexpr size_t kMostKeys = 1 << 20;
-  // `keys`: per model that needs selection, how many its bracket holds.
-  explicit InsideCounts(const std::vector<size_t>& keys) : above(keys.size()) {
-    for (size_t count : keys) bins.emplace_back(1, count);
-  }
-  static size_t Bytes(size_t slots, uint64_t elements) { return Histograms::Bytes(slots, kMostKeys, elements); }
-
-  std::vector<Histograms> bins;
-  std::vector<uint64_t> above;
+  std::vector<InsideBins> slots;
   void Add(Accumulator* other) override;
 };
 

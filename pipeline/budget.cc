@@ -33,6 +33,11 @@ void Budget::Give(uint64_t bytes) {
   changed_.notify_one();
 }
 
+uint64_t Budget::Free() const {
+  std::lock_guard lock(mutex_);
+  return free_;
+}
+
 void Budget::Cancel() {
   {
     std::lock_guard lock(mutex_);

@@ -19,10 +19,11 @@ class Budget {
   // False when cancelled. More than the total is Error(kInternal): waiting for it would never end.
   bool Take(uint64_t bytes);
   void Give(uint64_t bytes);
+  uint64_t Free() const;  // at this moment
   void Cancel();
 
  private:
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::condition_variable changed_;
   const uint64_t total_;
   uint64_t free_;

@@ -12,6 +12,7 @@
 
 #include "io/error.h"
 #include "io/shard_writer.h"
+#include "ops/non_finite.h"
 #include "pipeline/budget.h"
 #include "pipeline/interrupt.h"
 #include "pipeline/output_writer.h"
@@ -56,15 +57,16 @@ class Shelf {
 
 uint64_t MappedBytes(const TileWork& work) {
   uint64_t bytes = 0;
-  for (const MappedWindow& window : work.windows) bytes += window.size();
+  for (const SourceWindow& window : work.windows) bytes += window.size();
   return bytes;
 }
 
 class GraphRun {
  public:
   GraphRun(const Plan& plan, const std::vector<std::string>& shard_paths, Progress* progress, StatisticsKeeper* keeper)
-      : plan_(plan), progress_(*progress), keeper_(*keeper), files_(plan), budget_(plan.memory.pool), draft_tokens_(plan.memory.drafts),
-        open_(plan.models.size() + 1, plan.memory.open), writer_(plan, shard_paths, progress) {}
+      : plan_(plan), progress_(*progress), keeper_(*keeper), budget_(plan.memory.pool), draft_tokens_(plan.memory.drafts),
+        files_(plan, &budget_, &progress_.of(Stage::kRead)), open_(plan.models.size() + 1, plan.memory.open),
+        writer_(plan, shard_paths, progress) {}
 
   GraphResult Run(const std::string& fingerprint, const std::atomic<int>& interrupt, ProgressReporter* reporter);
 
@@ -93,9 +95,10 @@ class GraphRun {
   void FinishDraft(ScopeRun* run, Draft::output_ports_type& ports);
   void SettleTile(OutputTile* out);
   void MergeTile(TileWork* work, OutputTile* out);
-  void Place(const TileWork& work, OutputTile* out) const;
+  void Place(const TileWork& work, OutputTile* out);
   void Count(const MergeCounts& counts);
   void CopyTile(const TileWork& work, std::byte* out);
+  void CountCopied(DType type, const std::byte* data, size_t elements);
 
   LaneTile LanesOf(const TileWork& work, Worker* worker) const;
   template <typename Visit>
@@ -135,9 +138,9 @@ class GraphRun {
   const Plan& plan_;
   Progress& progress_;
   StatisticsKeeper& keeper_;
-  SourceFiles files_;
   Budget budget_;
   Budget draft_tokens_;   // in tiles
+  SourceFiles files_;
   OpenPool open_;         // outlives the scopes
   OutputWriter writer_;
   Shelf<Worker> workers_;
@@ -265,6 +268,7 @@ void GraphRun::Fail(std::exception_ptr error) {
   failed_ = true;
   budget_.Cancel();
   draft_tokens_.Cancel();
+  files_.Cancel();
   writer_.Abandon();
   std::lock_guard lock(mutex_);
   for (const auto& [key, run] : scopes_) run->Cancel();
@@ -293,7 +297,7 @@ bool GraphRun::ReadScope(const PlannedScope& scope, bool anew, Read::gateway_typ
   if (run->spec().sample && !run->resident()) {
     {
       StageTimer timer(progress_.of(Stage::kRead));
-      SampleScope(plan_, &files_, run.get());
+      SampleScope(plan_, run.get());
     }
     FinishStatistics(run.get());
   }
@@ -317,6 +321,7 @@ std::shared_ptr<ScopeRun> GraphRun::StartScope(const PlannedScope& scope, bool a
   }
   auto run = std::make_shared<ScopeRun>(plan_, scope, anew);
   run->taken = bytes;
+  if (run->merging() || run->drafting()) budget_.Give(std::exchange(run->taken, 0));   // no statistics after all
   {
     std::lock_guard lock(mutex_);
     scopes_.emplace(run.get(), run);
@@ -354,18 +359,23 @@ bool GraphRun::ReadTile(ScopeRun* run, uint32_t slot, uint64_t first, uint64_t o
     StallTimer stall(progress_.of(Stage::kRead));
     if (!budget_.Take(work->cost)) return false;
   }
-  {
-    StageTimer timer(progress_.of(Stage::kRead));
-    work->windows.resize(plan_.models.size() + 1);
-    ForEachSource(*work, [&](size_t index, const TensorSource& source) {
-      MappedWindow& window = work->windows[index];
-      window = files_.Map(source, BytesOf(source, first), BytesOf(source, work->count));
-      progress_.of(Stage::kRead).bytes += window.size();
-    });
-  }
-  CheckInputs();
   if (run->resident()) run->tiles.push_back(work);
-  gateway.try_put(work);
+  work->windows.resize(plan_.models.size() + 1);
+  std::vector<SourceRange> ranges;
+  ForEachSource(*work, [&](size_t index, const TensorSource& source) {
+    ranges.push_back({source, BytesOf(source, first), BytesOf(source, work->count), &work->windows[index]});
+  });
+  gateway.reserve_wait();
+  StageTimer timer(progress_.of(Stage::kRead));
+  files_.Read(ranges, [this, work, &gateway](std::exception_ptr error) {  // on this thread, or when the reads are done
+    Guarded([&] {
+      if (error) std::rethrow_exception(error);
+      CheckInputs();
+      progress_.of(Stage::kRead).bytes += MappedBytes(*work);
+      gateway.try_put(work);
+    });
+    gateway.release_wait();
+  });
   return !failed_;
 }
 
@@ -393,6 +403,7 @@ LaneTile GraphRun::LanesOf(const TileWork& work, Worker* worker) const {
 }
 
 void GraphRun::Release(TileWork* work, bool last_use) {
+  for (const SourceWindow& window : work->windows) work->cost -= window.held();
   work->windows.clear();
   if (last_use)
     ForEachSource(*work, [&](size_t, const TensorSource& source) {
@@ -536,14 +547,15 @@ void GraphRun::SettleTile(OutputTile* out) {
 
 // --- merging ----------------------------------------------------------------------------------------------
 
-// Where a tile's output goes.
-void GraphRun::Place(const TileWork& work, OutputTile* out) const {
+// What a tile's output is, and where it goes.
+void GraphRun::Place(const TileWork& work, OutputTile* out) {
   const auto bits = static_cast<uint64_t>(DTypeBits(plan_.tensors[work.tensor].type));
   out->scope = work.scope;
   out->tensor = work.tensor;
   out->order = work.order;
   out->begin = work.first * bits / 8;
   out->bytes = work.count * bits / 8;
+  writer_.Place(out);
 }
 
 void GraphRun::Count(const MergeCounts& counts) {
@@ -555,10 +567,12 @@ void GraphRun::Count(const MergeCounts& counts) {
 
 void GraphRun::MergeTile(TileWork* work, OutputTile* out) {
   const PlannedTensor& tensor = plan_.tensors[work->tensor];
+  Place(*work, out);
   {
     StageTimer timer(progress_.of(Stage::kMerge));
     if (work->scope->is_copy()) {
       CopyTile(*work, out->data);
+      if (tensor.action == TensorAction::kKeep) CountCopied(tensor.type, out->data, work->count);
     } else {
       MergeCounts counts;
       Worker* worker = TakeWorker();
@@ -569,11 +583,18 @@ void GraphRun::MergeTile(TileWork* work, OutputTile* out) {
     }
     progress_.of(Stage::kMerge).bytes += MappedBytes(*work);
   }
-  Place(*work, out);
   Release(work, true);
 }
 
-// Integers and booleans: equal everywhere, or there is no right answer.
+void GraphRun::CountCopied(DType type, const std::byte* data, size_t elements) {
+  NonFinite bad;
+  CountNonFinite(type, data, elements, &bad);
+  std::lock_guard lock(mutex_);
+  counts_.non_finite.nan += bad.nan;
+  counts_.non_finite.inf += bad.inf;
+}
+
+// Integers and booleans: equal everywhere, or there is no right answer. Unchanged tensors: from the base alone.
 void GraphRun::CopyTile(const TileWork& work, std::byte* out) {
   const PlannedTensor& tensor = plan_.tensors[work.tensor];
   const TensorSource* first = nullptr;

@@ -7,8 +7,8 @@
 //                                                join ─► merge ───────────────────────► write ─► buffers
 //                                     buffers ───┘                                 (writer thread)
 //
-// The I/O thread touches tiles in the order of the plan, after taking their bytes from the budget; workers therefore
-// see resident pages only. A scope that fits stays resident through all its rounds; a larger one is read once per
+// The I/O thread touches tiles in the order of the plan, or has them read (direct reads end in any order), after taking
+// their bytes from the budget; workers therefore see resident pages only. A scope that fits stays resident through all its rounds; a larger one is read once per
 // round. Output buffers are tokens: a tile is merged only once it has one, and tiles get them in order, so that the
 // writer, which needs each tensor's tiles in order for the checksum, never waits for a tile that waits for a buffer.
 //

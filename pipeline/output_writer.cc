@@ -1,5 +1,9 @@
 #include "pipeline/output_writer.h"
 
+#include <sys/mman.h>
+
+#include <new>
+
 #include "io/error.h"
 #include "pipeline/interrupt.h"
 #include "pipeline/manifest.h"
@@ -7,12 +11,28 @@
 
 namespace braid {
 
+namespace {
+
+constexpr size_t kWriters = 2;
+constexpr size_t kHugePage = 2 << 20;
+
+// The disk takes a buffer of scattered 4 KiB pages in hundreds of pieces: 2.5 GB in tiles of 2 MiB cost 0.1 s CPU and
+// went at 2.3 to 3.8 GB/s; from huge pages 0.03 s at 4.2 GB/s (two writes in flight, virtio, Linux 6.18).
+std::byte* AllocateBuffers(size_t bytes) {
+  void* memory = std::aligned_alloc(kHugePage, (bytes + kHugePage - 1) / kHugePage * kHugePage);
+  if (memory == nullptr) throw std::bad_alloc();
+  TheOs().Madvise(memory, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);  // only a hint
+  return static_cast<std::byte*>(memory);
+}
+
+}  // namespace
+
 OutputWriter::OutputWriter(const Plan& plan, const std::vector<std::string>& shard_paths, Progress* progress)
     : plan_(plan), progress_(*progress), sums_(plan.tensors.size(), XXH3_128bits(nullptr, 0)),
-      memory_(new std::byte[plan.memory.buffer_bytes * (plan.memory.buffers + plan.memory.drafts)]),
+      memory_(AllocateBuffers(plan.memory.buffer_bytes * (plan.memory.buffers + plan.memory.drafts))),
       tiles_(plan.memory.buffers + plan.memory.drafts) {
   for (size_t i = 0; i < tiles_.size(); ++i) {
-    tiles_[i].data = memory_.get() + i * plan.memory.buffer_bytes;
+    tiles_[i].buffer = memory_.get() + i * plan.memory.buffer_bytes;
     tiles_[i].draft = i >= plan.memory.buffers;
   }
   // All shards at once: a disk that is too small shows now.
@@ -25,7 +45,15 @@ OutputWriter::~OutputWriter() { Stop(); }
 void OutputWriter::Start(std::function<void(std::exception_ptr)> fail, std::function<void(ScopeRun*)> retire) {
   fail_ = std::move(fail);
   retire_ = std::move(retire);
-  thread_ = std::thread([this] { Loop(); });
+  for (size_t i = 0; i < kWriters; ++i) threads_.emplace_back([this] { Loop(); });
+}
+
+void OutputWriter::Place(OutputTile* tile) const {
+  const PlannedTensor& tensor = plan_.tensors[tile->tensor];
+  const uint64_t phase = ShardWriter::Phase(tensor.offset + tile->begin);
+  // Elements must be aligned for those who fill the tile; a file may place them anywhere.
+  const bool aligned = phase % (static_cast<uint64_t>(DTypeBits(tensor.type)) / 8) == 0;
+  tile->data = tile->buffer + (aligned ? phase : 0);
 }
 
 void OutputWriter::Submit(OutputTile* tile, std::function<void(OutputTile*)> done) {
@@ -39,7 +67,7 @@ void OutputWriter::Submit(OutputTile* tile, std::function<void(OutputTile*)> don
 void OutputWriter::Abandon() {
   abandoned_ = true;
   { std::lock_guard lock(mutex_); }
-  changed_.notify_one();
+  changed_.notify_all();
 }
 
 void OutputWriter::Stop() {
@@ -47,8 +75,9 @@ void OutputWriter::Stop() {
     std::lock_guard lock(mutex_);
     stop_ = true;
   }
-  changed_.notify_one();
-  if (thread_.joinable()) thread_.join();
+  changed_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+  threads_.clear();
 }
 
 void OutputWriter::Finish(const std::string& fingerprint, const std::atomic<int>& interrupt) {
@@ -75,15 +104,27 @@ void OutputWriter::Loop() {
       submitted = std::move(inbox_.front());
       inbox_.pop_front();
     }
+    OutputTile* const tile = submitted.tile;
+    bool written = false;
     try {
-      Accept(std::move(submitted));
+      if (tile->scope != nullptr) WriteTile(*tile), written = true;
+      if (written) AddInOrder(std::move(submitted));
     } catch (...) {
       fail_(std::current_exception());  // abandons
     }
+    if (!written) submitted.done(tile);
   }
-  // Hand back whatever is held and whatever still comes.
-  for (auto& [run, sequence] : sequences_)
-    for (auto& [order, early] : sequence.early) early.done(early.tile);
+  HandBackAll();
+}
+
+// Whatever is held and whatever still comes.
+void OutputWriter::HandBackAll() {
+  {
+    std::lock_guard lock(order_mutex_);
+    for (auto& [run, sequence] : sequences_)
+      for (auto& [order, early] : sequence.early) early.done(early.tile);
+    sequences_.clear();
+  }
   for (;;) {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] { return stop_ || !inbox_.empty(); });
@@ -95,14 +136,23 @@ void OutputWriter::Loop() {
   }
 }
 
-void OutputWriter::Accept(Submitted submitted) {
+void OutputWriter::WriteTile(const OutputTile& tile) {
+  const PlannedTensor& tensor = plan_.tensors[tile.tensor];
+  StageTimer timer(progress_.of(Stage::kWrite));
+  shards_[tensor.shard]->Write(tensor.offset + tile.begin, tile.data, tile.bytes);
+  progress_.of(Stage::kWrite).bytes += tile.bytes;
+}
+
+// Takes over a tile that is written; it is handed back once its bytes are in the checksum.
+void OutputWriter::AddInOrder(Submitted submitted) {
+  std::lock_guard lock(order_mutex_);
+  if (abandoned_) return submitted.done(submitted.tile);  // the others have been handed back, or will be
   ScopeRun* run = submitted.tile->scope;
-  if (run == nullptr) return submitted.done(submitted.tile);
   Sequence& sequence = sequences_[run];
   sequence.early.emplace(submitted.tile->order, std::move(submitted));
   while (!sequence.early.empty() && sequence.early.begin()->first == sequence.next) {
     Submitted& next = sequence.early.begin()->second;
-    WriteTile(*next.tile);
+    AddToChecksum(*next.tile);
     next.done(next.tile);
     sequence.early.erase(sequence.early.begin());
     ++sequence.next;
@@ -113,20 +163,13 @@ void OutputWriter::Accept(Submitted submitted) {
   }
 }
 
-void OutputWriter::WriteTile(const OutputTile& tile) {
-  const PlannedTensor& tensor = plan_.tensors[tile.tensor];
+void OutputWriter::AddToChecksum(const OutputTile& tile) {
   StageTimer timer(progress_.of(Stage::kWrite));
-  auto& hash = hashes_[tile.tensor];
-  if (hash == nullptr) {
-    hash.reset(XXH3_createState());
-    XXH3_128bits_reset(hash.get());
-  }
-  XXH3_128bits_update(hash.get(), tile.data, tile.bytes);
-  shards_[tensor.shard]->Write(tensor.offset + tile.begin, tile.data, tile.bytes);
-  progress_.of(Stage::kWrite).bytes += tile.bytes;
-  if (tile.begin + tile.bytes < tensor.bytes) return;
-  sums_[tile.tensor] = XXH3_128bits_digest(hash.get());
-  hashes_.erase(tile.tensor);
+  Checksum& checksum = checksums_[tile.tensor];
+  checksum.Add(tile.data, tile.bytes);
+  if (tile.begin + tile.bytes < plan_.tensors[tile.tensor].bytes) return;
+  sums_[tile.tensor] = checksum.Take();
+  checksums_.erase(tile.tensor);
 }
 
 }  // namespace braid

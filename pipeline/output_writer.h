@@ -1,12 +1,12 @@
-// The writer thread: takes merged tiles in any order, writes them where they belong, and keeps each tensor's
-// checksum, for which it puts a scope's tiles back into order.
+// The writer threads: take merged tiles in any order, write them where they belong, and keep each tensor's checksum,
+// for which they put a scope's tiles back into order. There are two, so that the disk has its next write while one of
+// them adds up a checksum.
 #pragma once
-
-#include <xxhash.h>
 
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <cstdlib>
 #include <deque>
 #include <exception>
 #include <functional>
@@ -17,6 +17,7 @@
 #include <thread>
 #include <vector>
 
+#include "io/checksum.h"
 #include "io/shard_writer.h"
 #include "pipeline/plan.h"
 #include "pipeline/progress.h"
@@ -27,7 +28,8 @@ class ScopeRun;
 
 // A token: room for one merged tile.
 struct OutputTile {
-  std::byte* data = nullptr;
+  std::byte* buffer = nullptr;  // of MemoryPlan::buffer_bytes
+  std::byte* data = nullptr;    // the tile's bytes, within it
   ScopeRun* scope = nullptr;
   uint32_t tensor = 0;
   uint64_t order = 0;        // among the scope's tiles
@@ -44,16 +46,19 @@ class OutputWriter {
 
   std::vector<OutputTile>& tiles() { return tiles_; }
 
-  // `fail` gets an exception of the writer thread; `retire` a scope whose last tile was written.
+  // Sets `data`, from the tile's tensor and range, to where in the buffer the bytes can be written from directly.
+  void Place(OutputTile* tile) const;
+
+  // `fail` gets an exception of a writer thread; `retire` a scope whose last tile was written.
   void Start(std::function<void(std::exception_ptr)> fail, std::function<void(ScopeRun*)> retire);
 
-  // Hands a tile over; `done` is called on the writer thread when it is free again. Any thread.
+  // Hands a tile over; `done` is called on a writer thread when it is free again. Any thread.
   void Submit(OutputTile* tile, std::function<void(OutputTile*)> done);
 
   // From now on tiles are only handed back.
   void Abandon();
 
-  void Stop();  // joins the thread; everything submitted has been handed back
+  void Stop();  // joins the threads; everything submitted has been handed back
 
   // Writes the headers, last, because a single file's header holds the checksums, and because a file without one
   // cannot be mistaken for a checkpoint. Every shard is complete and durable then. Throws Error.
@@ -66,22 +71,25 @@ class OutputWriter {
     OutputTile* tile;
     std::function<void(OutputTile*)> done;
   };
-  // A scope's tiles that came too early, and its running checksum.
+  // A scope's tiles that were written too early for its running checksum.
   struct Sequence {
     uint64_t next = 0;
     std::map<uint64_t, Submitted> early;
   };
-  struct FreeState { void operator()(XXH3_state_t* s) const { XXH3_freeState(s); } };
+
+  struct FreeMemory { void operator()(std::byte* p) const { std::free(p); } };
 
   void Loop();
-  void Accept(Submitted submitted);
+  void HandBackAll();
   void WriteTile(const OutputTile& tile);
+  void AddInOrder(Submitted submitted);
+  void AddToChecksum(const OutputTile& tile);
 
   const Plan& plan_;
   Progress& progress_;
   std::vector<std::unique_ptr<ShardWriter>> shards_;
   std::vector<XXH128_hash_t> sums_;
-  std::unique_ptr<std::byte[]> memory_;
+  std::unique_ptr<std::byte, FreeMemory> memory_;
   std::vector<OutputTile> tiles_;
   std::function<void(std::exception_ptr)> fail_;
   std::function<void(ScopeRun*)> retire_;
@@ -91,10 +99,11 @@ class OutputWriter {
   std::deque<Submitted> inbox_;
   bool stop_ = false;
   std::atomic<bool> abandoned_{false};
-  std::thread thread_;
+  std::vector<std::thread> threads_;
 
-  std::map<ScopeRun*, Sequence> sequences_;  // the writer thread's
-  std::map<uint32_t, std::unique_ptr<XXH3_state_t, FreeState>> hashes_;
+  std::mutex order_mutex_;  // guards what follows
+  std::map<ScopeRun*, Sequence> sequences_;
+  std::map<uint32_t, Checksum> checksums_;  // of tensors that are not all there yet
 };
 
 }  // namespace braid

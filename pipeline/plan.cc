@@ -2,6 +2,7 @@
 
 #include <chrono>
 
+#include "io/file_system.h"
 #include "pipeline/plan_internal.h"
 #include "pipeline/statistics_cache.h"
 
@@ -15,8 +16,13 @@ Plan MakePlan(Recipe recipe, const PlanOptions& options) {
   const auto before_opening = std::chrono::system_clock::now();
   OpenSources(&plan);
   // The checkpoints are open; every header has been checked.
+  for (const Checkpoint& checkpoint : plan.checkpoints)
+    plan.reading.push_back(
+        ChooseReadBackend(options.read, FileSystemOf(checkpoint.shards.front().path), RunningKernel()));
   PlanTensors(&plan);
   // Each output tensor knows its sources, coefficients and type.
+  MarkUnchanged(&plan);
+  // What is left is read because it may change.
   PlanLayout(&plan, options);
   // Every output byte has its place.
   PlanScopes(&plan);

@@ -17,6 +17,7 @@
 #include "io/json.h"
 #include "ops/merger.h"
 #include "ops/method.h"
+#include "pipeline/read_backend.h"
 #include "pipeline/recipe.h"
 
 namespace braid {
@@ -28,10 +29,11 @@ struct PlanOptions {
   bool single_file = false;                   // one shard, whatever its size
   std::string cache;                          // directory of the statistics cache; empty: none
   uint64_t tile_elements = 0;                 // 0: chosen from the budget; for tests
+  ReadMode read = ReadMode::kAuto;
   // When a sample pays; tests set them lower. For fewer elements two histograms are quicker; to read short runs of
   // files costs as much as reading so many bytes of all sources once more.
   uint64_t least_sampled = 1 << 17;
-  uint64_t least_spread_sample = 256 << 20;
+  uint64_t least_spread_sample = 32 << 20;
 };
 
 // One source's elements of a tensor. `checkpoint` < 0: this source takes no part.
@@ -44,6 +46,7 @@ struct TensorSource {
 enum class TensorAction : uint8_t {
   kMerge,
   kCopy,   // integers and booleans: equal in all sources, copied byte for byte
+  kKeep,   // unchanged: the base's bytes, and no other source is read; NaN and infinities stay as they are
 };
 
 struct PlannedTensor {
@@ -99,7 +102,7 @@ struct PlanTotals {
   uint64_t bytes_read = 0;               // sum of the rounds that map anew
   uint64_t bytes_written = 0;
   uint64_t merged_elements = 0, parameters = 0;
-  uint32_t merged = 0, copied = 0;
+  uint32_t merged = 0, copied = 0, unchanged = 0;  // tensors, by their action
 };
 
 // Where statistics are kept, and what identifies the files that they are of: per checkpoint and shard, or nothing for a
@@ -113,6 +116,7 @@ struct Plan {
   Recipe recipe;
   const MethodInfo* method = nullptr;
   std::vector<Checkpoint> checkpoints;
+  std::vector<ReadChoice> reading;        // per checkpoint
   int32_t base = -1;                      // index into checkpoints
   std::vector<uint32_t> models;           // the same, per recipe model
   std::string donor_directory;            // of config and side files; may be empty (single-file sources)
@@ -132,6 +136,10 @@ struct Plan {
 
   const TensorInfo& Info(const TensorSource& source) const {
     return checkpoints[static_cast<size_t>(source.checkpoint)].tensors[source.tensor].info;
+  }
+  const Shard& ShardOf(const TensorSource& source) const {
+    const Checkpoint& checkpoint = checkpoints[static_cast<size_t>(source.checkpoint)];
+    return checkpoint.shards[checkpoint.tensors[source.tensor].shard];
   }
   // The merger of a scope; the same every time.
   std::unique_ptr<Merger> MakeMerger(const PlannedScope& scope, Approach approach) const;

@@ -9,6 +9,9 @@ namespace braid {
 void OpenSources(Plan* plan);
 void PlanTensors(Plan* plan);
 
+// plan_unchanged.cc: finds the tensors that come out as the base has them.
+void MarkUnchanged(Plan* plan);
+
 // plan_layout.cc: output types are known; assigns shards and offsets, and writes the headers.
 void PlanLayout(Plan* plan, const PlanOptions& options);
 

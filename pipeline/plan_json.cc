@@ -29,10 +29,20 @@ Json CoefficientsToJson(const MethodInfo& method, const Coefficients& c) {
   return out;
 }
 
+std::string_view ActionName(TensorAction action) {
+  switch (action) {
+    case TensorAction::kMerge: return "merge";
+    case TensorAction::kCopy: return "copy";
+    case TensorAction::kKeep: return "keep";
+  }
+  return "";
+}
+
 // Where the bytes come from and go to, but for the tensors.
 Json LayoutToJson(const Plan& plan) {
   Json out;
   out["method"] = plan.method->name;
+  out["single_file"] = plan.single_file;  // its header holds the checksums
   out["on_missing"] = static_cast<int>(plan.recipe.on_missing);
   for (const Checkpoint& checkpoint : plan.checkpoints) {
     Json source;
@@ -56,7 +66,7 @@ std::string TensorText(const Plan& plan, const PlannedTensor& tensor) {
   std::string text = fmt::format(
       R"({{"name":{},"dtype":"{}","shape":[{}],"shard":{},"offset":{},"bytes":{},"action":"{}","coefficients":{})",
       JsonString(tensor.name), DTypeName(tensor.type), fmt::join(tensor.shape, ","), tensor.shard, tensor.offset,
-      tensor.bytes, tensor.action == TensorAction::kCopy ? "copy" : "merge", tensor.coefficients);
+      tensor.bytes, ActionName(tensor.action), tensor.coefficients);
   std::vector<std::string> sources;
   if (tensor.base.present()) sources.push_back(SourceText(plan, tensor.base));
   for (const TensorSource& source : tensor.models) sources.push_back(SourceText(plan, source));
@@ -83,6 +93,7 @@ void WritePlanJson(const Plan& plan, const Json& more, const Write& write) {
   out["parameters"] = plan.totals.parameters;
   out["tensors_merged"] = plan.totals.merged;
   out["tensors_copied"] = plan.totals.copied;
+  out["tensors_unchanged"] = plan.totals.unchanged;
   out["rounds"] = plan.totals.read_per_round.size();
   out["read_per_round"] = plan.totals.read_per_round;
   out["bytes_read"] = plan.totals.bytes_read;
@@ -98,6 +109,8 @@ void WritePlanJson(const Plan& plan, const Json& more, const Write& write) {
     if (layout.contains(key)) out[key] = layout[key];
   for (size_t i = 0; i < plan.checkpoints.size(); ++i) {
     out["sources"][i]["reference"] = plan.checkpoints[i].reference;
+    out["sources"][i]["io"] = ReadBackendName(plan.reading[i].backend);
+    out["sources"][i]["io_why"] = plan.reading[i].why;
     if (!plan.checkpoints[i].revision.empty()) out["sources"][i]["revision"] = plan.checkpoints[i].revision;
   }
   out.update(more);

@@ -8,6 +8,7 @@
 #include <span>
 
 #include "io/safetensors.h"
+#include "io/shard_writer.h"
 #include "pipeline/manifest.h"
 #include "pipeline/plan_internal.h"
 
@@ -23,7 +24,8 @@ PlannedShard MakeShard(std::span<const PlannedTensor> tensors, std::string name,
                      .bytes = tensor.bytes});
   std::map<std::string, std::string> metadata = {{"format", "pt"}};
   if (single_file) AddChecksumRoom(&metadata, infos.size());
-  PlannedShard shard{.name = std::move(name), .header = MakeSafetensorsHeader(infos, metadata)};
+  // The data begins with a page: most tensors of most models are whole pages, and those need no page cache then.
+  PlannedShard shard{.name = std::move(name), .header = MakeSafetensorsHeader(infos, metadata, ShardWriter::kPage)};
   shard.bytes = shard.header.size();
   for (const TensorInfo& info : infos) shard.bytes += info.bytes;
   return shard;

@@ -52,7 +52,7 @@ uint64_t BufferBytes(const Plan& plan, uint64_t tile_elements) {
   uint64_t bytes = 4096;
   for (const PlannedTensor& tensor : plan.tensors)
     bytes = std::max(bytes, std::min(tile_elements, tensor.elements) * static_cast<uint64_t>(DTypeBits(tensor.type)) / 8);
-  return bytes;
+  return bytes + kPage;  // a tile begins at the same place within a page as it will in its file
 }
 
 // What a scope asks for with one approach.
@@ -81,7 +81,7 @@ ScopeNeeds NeedsOf(const Plan& plan, const PlannedScope& scope, Approach approac
 
 void PlanRounds(Plan* plan) {
   for (PlannedScope& scope : plan->scopes) {
-    if (plan->tensors[scope.tensors.front()].action == TensorAction::kCopy) continue;
+    if (plan->tensors[scope.tensors.front()].action != TensorAction::kMerge) continue;
     const ScopeNeeds needs = NeedsOf(*plan, scope, Approach::kPlain);
     scope.rounds = needs.rounds;
     scope.statistics_bytes = needs.accumulator;
@@ -185,7 +185,7 @@ void CountBytes(Plan* plan) {
   for (const PlannedShard& shard : plan->shards) totals.bytes_written += shard.bytes;
   for (const PlannedScope& scope : plan->scopes) {
     const PlannedTensor& first = plan->tensors[scope.tensors.front()];
-    const bool copy = first.action == TensorAction::kCopy;
+    const bool copy = first.action != TensorAction::kMerge;
     const std::unique_ptr<Merger> merger = copy ? nullptr : plan->MakeMerger(scope, scope.approach);
     // A sample is next to nothing, and what was drafted is not read for the merge.
     std::vector<uint32_t> rounds;
@@ -196,7 +196,7 @@ void CountBytes(Plan* plan) {
     for (uint32_t index : scope.tensors) {
       const PlannedTensor& tensor = plan->tensors[index];
       totals.parameters += tensor.elements;
-      (copy ? totals.copied : totals.merged) += 1;
+      (!copy ? totals.merged : tensor.action == TensorAction::kCopy ? totals.copied : totals.unchanged) += 1;
       if (!copy) totals.merged_elements += tensor.elements;
       uint64_t largest_round = 0, all_rounds = 0;
       for (uint32_t i = 0; i < reads; ++i) {
@@ -241,7 +241,8 @@ void PlanScopes(Plan* plan) {
     std::sort(whole_model.begin(), whole_model.end(),
               [&](uint32_t a, uint32_t b) { return plan->tensors[a].name < plan->tensors[b].name; });
     PlannedScope scope{.tensors = std::move(whole_model)};
-    for (uint32_t t : scope.tensors) scope.elements += plan->tensors[t].elements;
+    for (const PlannedTensor& tensor : plan->tensors)  // the zeros of unchanged tensors are entries too
+      if (tensor.action != TensorAction::kCopy) scope.elements += tensor.elements;
     plan->scopes.push_back(std::move(scope));
   }
 }

@@ -1,22 +1,25 @@
 #include "pipeline/sample.h"
 
 #include <exception>
+#include <map>
 #include <mutex>
 #include <thread>
 #include <vector>
 
+#include "io/mapped_file.h"
+#include "io/spot_reader.h"
 #include "pipeline/scope_run.h"
-#include "pipeline/source_files.h"
 
 namespace braid {
 namespace {
 
-// A run is read with one request of less than a page per source, so the disk does the same work for any length up to
-// that; half as many runs of twice the lanes made wider brackets.
+// A run is read with one request of less than a page per source. More lanes of it would say little: they are alike.
 constexpr uint64_t kRunLanes = 64;
-constexpr uint64_t kRuns = kSampleLanes / kRunLanes;
-// A solid-state disk answers so many small requests at once.
-constexpr size_t kReaders = 8;
+constexpr uint64_t kMostRuns = kSampleLanes / kRunLanes, kLeastRuns = 512;
+// A request takes as long as reading so many bytes in order, more or less; a sample should not take a tenth of that.
+constexpr uint64_t kBytesPerRun = 128 << 10;
+// A solid-state disk answers so many small requests at once; each reader has every source open.
+constexpr size_t kMostReaders = 8, kMostOpen = 64;
 
 struct Run {
   uint32_t tensor = 0;
@@ -27,10 +30,13 @@ struct Run {
 std::vector<Run> RunsOf(const Plan& plan, const ScopeRun& scope) {
   std::vector<Run> runs;
   const std::vector<uint32_t>& tensors = scope.scope().tensors;
+  uint64_t all = 0;
+  for (uint32_t t : tensors) all += plan.tensors[t].elements;
+  const uint64_t count = std::clamp(all * (plan.models.size() + 1) * 2 / kBytesPerRun, kLeastRuns, kMostRuns);
   size_t slot = 0;
   uint64_t begin = 0;   // of the tensor, among the elements of the scope
-  for (uint64_t i = 0; i < kRuns; ++i) {
-    const auto at = static_cast<uint64_t>(static_cast<double>(i) * static_cast<double>(scope.scope().elements) / kRuns);
+  for (uint64_t i = 0; i < count; ++i) {
+    const auto at = static_cast<uint64_t>(static_cast<double>(i) * static_cast<double>(all) / static_cast<double>(count));
     while (at >= begin + plan.tensors[tensors[slot]].elements) begin += plan.tensors[tensors[slot++]].elements;
     const uint64_t elements = plan.tensors[tensors[slot]].elements;
     if (elements < kRunLanes || !scope.ReadsTensor(tensors[slot])) continue;
@@ -39,27 +45,46 @@ std::vector<Run> RunsOf(const Plan& plan, const ScopeRun& scope) {
   return runs;
 }
 
+// Which files are in the page cache, looked up once. Thread-safe.
+class CachedFiles {
+ public:
+  bool Has(const Shard& shard) {
+    std::lock_guard lock(mutex_);
+    const auto [at, is_new] = cached_.try_emplace(shard.path, false);
+    if (is_new) at->second = MappedFile(shard.path, shard.identity).CachedShare() >= 0.5;
+    return at->second;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<std::string, bool> cached_;
+};
+
 class RunReader {
  public:
-  RunReader(const Plan& plan, SourceFiles* files, ScopeRun* scope)
-      : plan_(plan), files_(*files), scope_(*scope), scratch_(plan.models.size()), lanes_(plan.models.size()),
+  RunReader(const Plan& plan, CachedFiles* cached, ScopeRun* scope)
+      : plan_(plan), cached_(*cached), scope_(*scope), scratch_(plan.models.size()), files_(plan.models.size() + 1), lanes_(plan.models.size()),
         bytes_((plan.models.size() + 1) * kRunLanes * sizeof(double)) {}
 
   void Read(const Run& run, Accumulator* accumulator) {
     const PlannedTensor& tensor = plan_.tensors[run.tensor];
     std::byte* next = bytes_.data();
-    const auto read = [&](const TensorSource& source) -> EncodedLanes {
+    const auto read = [&](size_t index, const TensorSource& source) -> EncodedLanes {
       const DType type = plan_.Info(source).dtype;
       const auto size = static_cast<uint64_t>(LaneBytes(type));
       std::byte* const bytes = std::exchange(next, next + kRunLanes * size);
-      files_.ReadSpot(source, run.first * size, kRunLanes * size, bytes);
+      const Shard& shard = plan_.ShardOf(source);
+      std::unique_ptr<SpotReader>& file = files_[index];
+      if (file == nullptr || file->path() != shard.path)
+        file = std::make_unique<SpotReader>(shard.path, shard.identity, cached_.Has(shard));
+      file->Read(plan_.Info(source).offset + run.first * size, kRunLanes * size, bytes);
       return {type, bytes};
     };
     LaneTile tile;
     tile.first = run.first, tile.count = kRunLanes;
-    if (tensor.base.present()) tile.base = read(tensor.base);
+    if (tensor.base.present()) tile.base = read(0, tensor.base);
     for (size_t m = 0; m < lanes_.size(); ++m)
-      lanes_[m] = scope_.ReadsModel(run.tensor, m) ? read(tensor.models[m]) : EncodedLanes{};
+      lanes_[m] = scope_.ReadsModel(run.tensor, m) ? read(m + 1, tensor.models[m]) : EncodedLanes{};
     tile.models = lanes_;
     scope_.merger()->Accumulate(scope_.round(), plan_.coefficients[tensor.coefficients], tile, nullptr, scratch_,
                                 accumulator, {});
@@ -67,28 +92,31 @@ class RunReader {
 
  private:
   const Plan& plan_;
-  SourceFiles& files_;
+  CachedFiles& cached_;
   ScopeRun& scope_;
   Scratch scratch_;
+  std::vector<std::unique_ptr<SpotReader>> files_;   // the one last used of each source
   std::vector<EncodedLanes> lanes_;
   std::vector<std::byte> bytes_;
 };
 
 }  // namespace
 
-void SampleScope(const Plan& plan, SourceFiles* files, ScopeRun* scope) {
+void SampleScope(const Plan& plan, ScopeRun* scope) {
   const std::vector<Run> runs = RunsOf(plan, *scope);
-  std::vector<std::unique_ptr<Accumulator>> parts(kReaders);
+  const size_t num_readers = std::clamp<size_t>(kMostOpen / (plan.models.size() + 1), 1, kMostReaders);
+  std::vector<std::unique_ptr<Accumulator>> parts(num_readers);
+  CachedFiles cached;
   std::mutex mutex;
   std::exception_ptr error;
   {
     std::vector<std::jthread> readers;
-    for (size_t r = 0; r < kReaders; ++r)
+    for (size_t r = 0; r < num_readers; ++r)
       readers.emplace_back([&, r] {
         try {
-          RunReader reader(plan, files, scope);
+          RunReader reader(plan, &cached, scope);
           parts[r] = scope->merger()->NewAccumulator(scope->round());
-          for (size_t i = runs.size() * r / kReaders; i < runs.size() * (r + 1) / kReaders; ++i)
+          for (size_t i = runs.size() * r / num_readers; i < runs.size() * (r + 1) / num_readers; ++i)
             reader.Read(runs[i], parts[r].get());
         } catch (...) {
           std::lock_guard lock(mutex);

@@ -10,7 +10,6 @@
 namespace braid {
 
 class ScopeRun;
-class SourceFiles;
 
 // Of a tensor whose tiles are resident. Many short runs cost nothing there, and lanes close to each other are alike.
 inline constexpr uint64_t kResidentRuns = 1024, kResidentRunLanes = 64;
@@ -24,7 +23,7 @@ void ForEachSampleRun(uint64_t elements, uint64_t first, uint64_t count, Visit v
 }
 
 // Reads a sample of a scope that is streamed, by several threads, and counts it into the accumulators of its present
-// round. The files' own cursors are left alone. Throws Error.
-void SampleScope(const Plan& plan, SourceFiles* files, ScopeRun* run);
+// round. Throws Error.
+void SampleScope(const Plan& plan, ScopeRun* run);
 
 }  // namespace braid

@@ -9,9 +9,9 @@
 #include <mutex>
 #include <vector>
 
-#include "io/mapped_file.h"
 #include "ops/merger.h"
 #include "pipeline/plan.h"
+#include "pipeline/source_files.h"
 
 namespace braid {
 
@@ -35,7 +35,7 @@ struct TileWork {
   uint64_t count = 0;
   uint64_t cost = 0;         // bytes taken from the budget
   uint64_t order = 0;        // place among the scope's tiles of this round
-  std::vector<MappedWindow> windows;  // the base's, if any, then one per model; empty: takes no part
+  std::vector<SourceWindow> windows;  // the base's, if any, then one per model; empty: takes no part
   std::vector<uint64_t> claims;  // per model: entries equal to the threshold, then how many of them stay
 };
 

@@ -1,16 +1,21 @@
 #include "pipeline/source_files.h"
 
+#include <sys/resource.h>
+
 #include <algorithm>
-#include <mutex>
+#include <atomic>
+
+#include "io/direct_file.h"
 
 namespace braid {
 
 struct SourceFiles::File {
   const Shard* shard = nullptr;
-  std::unique_ptr<MappedFile> map;
-  std::once_flag spots_opened;
-  std::unique_ptr<SpotReader> spots;
-  bool cached = false;  // when the merge began
+  std::shared_ptr<MappedFile> map;  // one of these while it is open
+  std::shared_ptr<DirectFile> direct;
+  std::list<File*>::iterator place;  // in open_
+  bool was_open = false;
+  bool cached = false;  // mapped, and in the page cache when the merge began
   // Bytes per 8 MiB window that the merge round still has to read; a window is evicted when it reaches 0.
   std::vector<std::atomic<int64_t>> unread;
 };
@@ -27,9 +32,38 @@ void ForEachWindow(uint64_t offset, uint64_t bytes, Visit visit) {
   }
 }
 
+// Whole blocks around a range.
+struct Superset {
+  uint64_t begin;
+  size_t skip, bytes;
+};
+Superset SupersetOf(uint64_t offset, uint64_t bytes) {
+  constexpr uint64_t kBlock = DirectFile::kBlock;
+  const uint64_t begin = offset / kBlock * kBlock, skip = offset - begin;
+  return {begin, skip, (skip + bytes + kBlock - 1) / kBlock * kBlock};
+}
+
+// What a buffer for it needs, wherever the range begins, so that all tiles of one size can use each other's buffers;
+// no more than TileCost has counted.
+size_t BufferBytes(uint64_t bytes) {
+  constexpr uint64_t kBlock = DirectFile::kBlock;
+  return bytes == 0 ? 0 : (bytes + 2 * kBlock) / kBlock * kBlock;
+}
+
+// Descriptors that we may spend on sources, whatever else is open.
+size_t MostOpenFiles(size_t output_shards) {
+  constexpr size_t kOthers = 32, kFew = 4;
+  rlimit limit;
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur < output_shards + kOthers + kFew) return kFew;
+  return limit.rlim_cur - output_shards - kOthers;
+}
+
 }  // namespace
 
-SourceFiles::SourceFiles(const Plan& plan) : plan_(plan), files_(plan.checkpoints.size()) {
+SourceFiles::SourceFiles(const Plan& plan, Budget* budget, StageCounters* counters)
+    : plan_(plan), buffers_(budget), files_(plan.checkpoints.size()), most_open_(MostOpenFiles(plan.shards.size())) {
+  const auto is_direct = [](const ReadChoice& choice) { return choice.backend == ReadBackend::kDirect; };
+  if (std::any_of(plan.reading.begin(), plan.reading.end(), is_direct)) queue_ = std::make_unique<ReadQueue>(counters);
   for (size_t c = 0; c < files_.size(); ++c)
     for (const Shard& shard : plan.checkpoints[c].shards) {
       auto file = std::make_unique<File>();
@@ -56,37 +90,97 @@ SourceFiles::File& SourceFiles::FileOf(const TensorSource& source) const {
   return *files_[checkpoint][plan_.checkpoints[checkpoint].tensors[source.tensor].shard];
 }
 
-MappedWindow SourceFiles::Map(const TensorSource& source, uint64_t begin, uint64_t bytes) {
-  File& file = FileOf(source);
-  if (file.map == nullptr) {
-    file.map = std::make_unique<MappedFile>(file.shard->path, file.shard->identity);
-    file.cached = file.map->CachedShare() >= 0.5;
+bool SourceFiles::IsDirect(const TensorSource& source) const {
+  return plan_.reading[static_cast<size_t>(source.checkpoint)].backend == ReadBackend::kDirect;
+}
+
+void SourceFiles::Open(File* file, bool direct) {
+  if (file->map != nullptr || file->direct != nullptr) {
+    open_.splice(open_.begin(), open_, file->place);
+    return;
   }
-  MappedWindow window = file.map->Map(plan_.Info(source).offset + begin, bytes);
-  window.Touch(file.cached);
-  return window;
+  if (open_.size() >= most_open_) CloseOne();
+  std::lock_guard lock(mutex_);
+  const Shard& shard = *file->shard;
+  if (direct) file->direct = std::make_shared<DirectFile>(shard.path, shard.identity);
+  else file->map = std::make_shared<MappedFile>(shard.path, shard.identity);
+  if (!direct && !file->was_open) file->cached = file->map->CachedShare() >= 0.5;
+  file->was_open = true;
+  file->place = open_.insert(open_.begin(), file);
 }
 
-void SourceFiles::ReadSpot(const TensorSource& source, uint64_t begin, uint64_t bytes, std::byte* out) {
-  File& file = FileOf(source);
-  std::call_once(file.spots_opened,
-                 [&] { file.spots = std::make_unique<SpotReader>(file.shard->path, file.shard->identity); });
-  file.spots->Read(plan_.Info(source).offset + begin, bytes, out);
+void SourceFiles::CloseOne() {
+  File* const file = open_.back();
+  if (file->direct.use_count() > 1) queue_->Drain();  // reads that wait keep it open, and perhaps many more
+  std::lock_guard lock(mutex_);
+  file->map.reset(), file->direct.reset();
+  open_.pop_back();
 }
 
+void SourceFiles::Read(const std::vector<SourceRange>& ranges, ReadQueue::Done done) {
+  std::vector<DirectRange> reads;
+  try {
+    reads = MakeWindows(ranges);
+  } catch (...) {
+    return done(std::current_exception());
+  }
+  if (reads.empty()) return done(nullptr);
+  queue_->Submit(std::move(reads), std::move(done));
+}
+
+// Mapped windows are made resident; of the others, what is still to be read.
+std::vector<DirectRange> SourceFiles::MakeWindows(const std::vector<SourceRange>& ranges) {
+  size_t buffer_bytes = 0, taken = 0;
+  for (const SourceRange& range : ranges)
+    if (IsDirect(range.source)) buffer_bytes += BufferBytes(range.bytes);
+  const auto buffer = std::make_shared<ReadBuffer>(buffers_.Take(buffer_bytes));
+  std::vector<DirectRange> reads;
+  for (const SourceRange& range : ranges) {
+    File& file = FileOf(range.source);
+    Open(&file, IsDirect(range.source));
+    const uint64_t offset = plan_.Info(range.source).offset + range.begin;
+    if (file.map != nullptr) {
+      MappedWindow map = file.map->Map(offset, range.bytes);
+      map.Touch(file.cached);
+      *range.window = SourceWindow(std::move(map));
+    } else if (range.bytes > 0) {
+      const Superset superset = SupersetOf(offset, range.bytes);
+      std::byte* const to = buffer->data() + taken;
+      reads.push_back({file.direct, superset.begin, superset.bytes, superset.skip + range.bytes, to});
+      *range.window = SourceWindow(buffer, BufferBytes(range.bytes), to + superset.skip, range.bytes);
+      taken += BufferBytes(range.bytes);
+    }
+  }
+  return reads;
+}
+
+// What is in the page cache of a file that had to be closed stays there.
 void SourceFiles::Used(const TensorSource& source, uint64_t begin, uint64_t bytes) {
   File& file = FileOf(source);
-  if (file.cached) return;
+  std::shared_ptr<const InputFile> input;
+  {
+    std::lock_guard lock(mutex_);
+    if (file.map != nullptr && !file.cached) input = file.map;
+    if (file.direct != nullptr && !file.direct->direct()) input = file.direct;
+  }
   ForEachWindow(plan_.Info(source).offset + begin, bytes, [&](uint64_t window, int64_t here) {
-    if (file.unread[window].fetch_sub(here) == here)
-      file.map->Evict(window * MappedFile::kEvictWindow, MappedFile::kEvictWindow);
+    if (file.unread[window].fetch_sub(here) == here && input != nullptr)
+      input->Evict(window * MappedFile::kEvictWindow, MappedFile::kEvictWindow);
   });
 }
 
+void SourceFiles::Cancel() {
+  if (queue_ != nullptr) queue_->Cancel();
+}
+
 void SourceFiles::CheckUnchanged() const {
+  std::lock_guard lock(mutex_);
   for (const auto& checkpoint : files_)
-    for (const auto& file : checkpoint)
+    for (const auto& file : checkpoint) {
       if (file->map != nullptr) file->map->CheckUnchanged();
+      else if (file->direct != nullptr) file->direct->CheckUnchanged();
+      else if (file->was_open) braid::CheckUnchanged(file->shard->path, file->shard->identity);
+    }
 }
 
 }  // namespace braid

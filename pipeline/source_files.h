@@ -1,43 +1,92 @@
-// The sources of a plan as mapped memory. Files are opened when the I/O thread first needs them; windows are mapped
-// tile by tile and released behind the cursor; the page cache of what nobody reads again is given back, unless the
-// file was in the cache before the merge began: then somebody wants it there.
+// The sources of a plan as memory, tile by tile. A window is either mapped, and the page cache of what nobody reads
+// again is given back, unless the file was in the cache before the merge began: then somebody wants it there; or a
+// buffer that direct reads fill, which leave the page cache alone. Which of them is decided in the plan, per
+// checkpoint. Files are opened when they are needed; when there are more than the process may have open, those that were
+// not used for longest are closed, and must be the same when they are opened again.
 //
-// Map is for the I/O thread; ReadSpot and Used are for any thread.
+// Read is for the I/O thread; everything else for any thread.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
+#include <list>
 #include <memory>
+#include <mutex>
+#include <span>
 #include <vector>
 
 #include "io/mapped_file.h"
+#include "pipeline/budget.h"
 #include "pipeline/plan.h"
+#include "pipeline/progress.h"
+#include "pipeline/read_buffers.h"
+#include "pipeline/read_queue.h"
 
 namespace braid {
 
+// Bytes of a source in memory. Move-only.
+class SourceWindow {
+ public:
+  SourceWindow() = default;
+  explicit SourceWindow(MappedWindow map) : map_(std::move(map)), data_(map_.data()), size_(map_.size()) {}
+  // `held`: its share of the buffer's bytes, of which it sees `bytes` from `data` on.
+  SourceWindow(std::shared_ptr<ReadBuffer> buffer, size_t held, const std::byte* data, size_t bytes)
+      : buffer_(std::move(buffer)), held_(held), data_(data), size_(bytes) {}
+
+  const std::byte* data() const { return data_; }
+  size_t size() const { return size_; }
+  size_t held() const { return held_; }  // bytes that go back to the budget with the buffer
+
+ private:
+  MappedWindow map_;
+  std::shared_ptr<ReadBuffer> buffer_;  // of the tile
+  size_t held_ = 0;
+  const std::byte* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+// Bytes [begin, begin + bytes) of a source's tensor, and where they are wanted.
+struct SourceRange {
+  TensorSource source;
+  uint64_t begin = 0, bytes = 0;
+  SourceWindow* window = nullptr;
+};
+
 class SourceFiles {
  public:
-  explicit SourceFiles(const Plan& plan);
+  // `budget`: what windows are taken from. `counters`: of the reading threads.
+  SourceFiles(const Plan& plan, Budget* budget, StageCounters* counters);
   ~SourceFiles();
 
-  // A window over bytes [begin, begin + bytes) of the source's tensor, made resident. Throws Error.
-  MappedWindow Map(const TensorSource& source, uint64_t begin, uint64_t bytes);
-
-  // A few bytes from somewhere in the tensor, without readahead, apart from the maps' cursor. Throws Error.
-  void ReadSpot(const TensorSource& source, uint64_t begin, uint64_t bytes, std::byte* out);
+  // Makes the windows of one tile, whose bytes were taken from the budget, and fills them. Calls `done` once, with the
+  // first error or null, on this thread or, when all reads have ended, on another. Direct reads of several tiles are in
+  // flight at once and may end in any order. Never throws.
+  void Read(const std::vector<SourceRange>& ranges, ReadQueue::Done done);
 
   // The merge round has used these bytes: no later round reads them.
   void Used(const TensorSource& source, uint64_t begin, uint64_t bytes);
 
-  // Throws Error(kInputChanged) if any opened file is not what it was.
+  // Reads that have not begun end with an error.
+  void Cancel();
+
+  // Throws Error(kInputChanged) if any file that was ever opened is not what it was.
   void CheckUnchanged() const;
 
  private:
   struct File;
   File& FileOf(const TensorSource& source) const;
+  bool IsDirect(const TensorSource& source) const;
+  void Open(File* file, bool direct);
+  void CloseOne();
+  std::vector<DirectRange> MakeWindows(const std::vector<SourceRange>& ranges);
 
   const Plan& plan_;
+  ReadBuffers buffers_;
   std::vector<std::vector<std::unique_ptr<File>>> files_;  // [checkpoint][shard]
+  std::unique_ptr<ReadQueue> queue_;                       // if anything is read directly
+
+  const size_t most_open_;
+  mutable std::mutex mutex_;   // of what opens and closes files; only the I/O thread does that
+  std::list<File*> open_;      // the one used last in front; the I/O thread's
 };
 
 }  // namespace braid

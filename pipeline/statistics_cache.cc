@@ -92,6 +92,7 @@ class ScopeKeys {
 
   std::optional<XXH128_hash_t> Of(const PlannedScope& scope, size_t model) {
     hash_.Reset();
+    hash_.Add(scope.elements);   // in model scope also those of tensors that are known to be unchanged
     for (uint32_t t : scope.tensors) {
       const PlannedTensor& tensor = plan_.tensors[t];
       hash_.Add(tensor.elements);
@@ -131,7 +132,7 @@ class ScopeIndex {
     ScopeKeys keys(plan);
     for (uint32_t s = 0; s < plan.scopes.size(); ++s) {
       const PlannedScope& scope = plan.scopes[s];
-      if (scope.elements == 0 || plan.tensors[scope.tensors.front()].action == TensorAction::kCopy) continue;
+      if (scope.elements == 0 || plan.tensors[scope.tensors.front()].action != TensorAction::kMerge) continue;
       const ModelStatistics question = plan.MakeMerger(scope, Approach::kPlain)->Statistics(model);
       if (question.asked == 0) continue;
       if (const auto key = keys.Of(scope, model)) entries_.push_back({*key, s, question.keep_equals, question.asked});

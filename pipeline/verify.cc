@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 #include <tbb/parallel_pipeline.h>
-#include <xxhash.h>
 
 #include <algorithm>
 #include <chrono>
@@ -14,6 +13,7 @@
 #include <utility>
 
 #include "io/checkpoint.h"
+#include "io/checksum.h"
 #include "io/error.h"
 #include "io/model_directory.h"
 #include "pipeline/manifest.h"
@@ -175,17 +175,14 @@ class Source {
 class Hasher {
  public:
   Hasher(const Checkpoint& checkpoint, const Manifest& manifest, VerifyReport* report)
-      : checkpoint_(checkpoint), manifest_(manifest), report_(*report), state_(XXH3_createState()) {
-    XXH3_128bits_reset(state_.get());
-  }
+      : checkpoint_(checkpoint), manifest_(manifest), report_(*report) {}
 
   void Add(const Window& window) {
-    if (window.range) XXH3_128bits_update(state_.get(), window.range->data(), window.range->bytes());
+    if (window.range) checksum_.Add(window.range->data(), window.range->bytes());
     if (!window.last) return;
     if (window.range) window.range->CheckUnchanged();
     const CheckpointTensor& tensor = checkpoint_.tensors[window.tensor];
-    const std::string sum = SumText(XXH3_128bits_digest(state_.get()));
-    XXH3_128bits_reset(state_.get());
+    const std::string sum = SumText(checksum_.Take());
     ++report_.checked;
     report_.bytes += tensor.info.bytes;
     if (sum == manifest_.tensors.at(tensor.info.name).sum) return;
@@ -195,13 +192,10 @@ class Hasher {
   }
 
  private:
-  struct FreeState {
-    void operator()(XXH3_state_t* state) const { XXH3_freeState(state); }
-  };
   const Checkpoint& checkpoint_;
   const Manifest& manifest_;
   VerifyReport& report_;
-  std::unique_ptr<XXH3_state_t, FreeState> state_;
+  Checksum checksum_;
 };
 
 // One core reads in file order while the other hashes: XXH3 keeps up with any disk, and shards that several

@@ -84,8 +84,9 @@ class Memory(CliTest):
                 self.path("recipe.toml"), recipe([f"m{i}" for i in range(32)], scope=scope, density=0.3)
             )
             for threads in thread_counts:
-                with self.subTest(what, scope=scope, threads=threads):
-                    self.measure(f"{what}, {scope} scope", budget, threads)
+                for io in ("mapped", "direct"):
+                    with self.subTest(what, scope=scope, threads=threads, io=io):
+                        self.measure(f"{what}, {scope} scope, {io}", budget, threads, "--io", io)
 
     def test_many_sources(self):
         shapes = {f"model.layers.{i}.mlp.up_proj.weight": [1024, 1024] for i in range(5)}
@@ -122,8 +123,9 @@ class Memory(CliTest):
         for scope in ("tensor", "model"):
             self.write_recipe(scope=scope, more='dtype = "bfloat16"')
             for threads in (1, 2, 8) if scope == "tensor" else (2,):
-                with self.subTest(scope=scope, threads=threads):
-                    self.measure(f"a tensor of 300 MB, {scope} scope", 32, threads)
+                for io in ("mapped", "direct"):
+                    with self.subTest(scope=scope, threads=threads, io=io):
+                        self.measure(f"a tensor of 300 MB, {scope} scope, {io}", 32, threads, "--io", io)
 
     @unittest.skipUnless(
         os.environ.get("BRAID_LARGE"), "set BRAID_LARGE=1 to run it: minutes, and 3 GB of disk"

@@ -14,7 +14,7 @@ namespace braid::fixture {
 
 class FaultyOs : public Os {
  public:
-  enum Call { kPwrite, kFsync, kFallocate, kFtruncate, kRename, kMkdir, kFlock, kCalls };
+  enum Call { kPwrite, kDirectPwrite, kFsync, kFallocate, kFtruncate, kRename, kMkdir, kFlock, kOpenDirect, kCalls };
   static constexpr int kNever = std::numeric_limits<int>::max();
 
   FaultyOs() { SetOsForTesting(this); }
@@ -30,10 +30,17 @@ class FaultyOs : public Os {
   std::function<size_t(size_t)> shorten;    // bytes asked for -> bytes written
   std::function<void(int)> before_pwrite;   // gets the number of the call
 
+  int Open(const char* path, int flags, mode_t mode) override {
+    return (flags & O_DIRECT) != 0 && Fails(kOpenDirect) ? Refuse(kOpenDirect) : Os::Open(path, flags, mode);
+  }
+  // Every write is a kPwrite; those around the page cache are counted as kDirectPwrite as well.
   ssize_t Pwrite(int fd, const void* buffer, size_t bytes, off_t offset) override {
-    const bool fails = Fails(kPwrite);
-    if (before_pwrite) before_pwrite(counts_[kPwrite]);
-    if (fails) return Refuse(kPwrite);
+    const bool direct = (::fcntl(fd, F_GETFL) & O_DIRECT) != 0;
+    const int n = ++counts_[kPwrite];
+    const bool fails_direct = direct && Fails(kDirectPwrite);
+    if (before_pwrite) before_pwrite(n);
+    if (fails_direct) return Refuse(kDirectPwrite);
+    if (faults_[kPwrite].Covers(n)) return Refuse(kPwrite);
     return Os::Pwrite(fd, buffer, shorten ? shorten(bytes) : bytes, offset);
   }
   int Fsync(int fd) override { return Fails(kFsync) ? Refuse(kFsync) : Os::Fsync(fd); }
@@ -56,11 +63,9 @@ class FaultyOs : public Os {
  private:
   struct Fault {
     int error_number = 0, first = kNever, last = 0;
+    bool Covers(int n) const { return n >= first && n <= last; }
   };
-  bool Fails(Call call) {
-    const int n = ++counts_[call];
-    return n >= faults_[call].first && n <= faults_[call].last;
-  }
+  bool Fails(Call call) { return faults_[call].Covers(++counts_[call]); }
   int Refuse(Call call) const {
     errno = faults_[call].error_number;
     return -1;

@@ -4,9 +4,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <cstring>
 #include <iterator>
+#include <memory>
 #include <numeric>
 #include <random>
+#include <thread>
 
 #include "io/error.h"
 #include "tests/io/faulty_os.h"
@@ -28,8 +32,29 @@ std::string Pattern(size_t bytes) {
   return text;
 }
 
+struct FreeDeleter {
+  void operator()(char* p) const { std::free(p); }
+};
+
+// Writes a range of `text` from a buffer that lies as the file does, so that its whole pages may be written directly.
+void WritePlaced(ShardWriter* writer, const std::string& text, uint64_t at, size_t bytes) {
+  const uint64_t phase = ShardWriter::Phase(at);
+  const size_t room = (phase + bytes + ShardWriter::kPage) / ShardWriter::kPage * ShardWriter::kPage;
+  const std::unique_ptr<char, FreeDeleter> buffer(static_cast<char*>(std::aligned_alloc(ShardWriter::kPage, room)));
+  std::memcpy(buffer.get() + phase, text.data() + at, bytes);
+  writer->Write(at, buffer.get() + phase, bytes);
+}
+
 class ShardWriterTest : public testing::Test {
  protected:
+  // Whether the file system of these tests takes direct writes at all.
+  bool HasDirectWrites() {
+    FaultyOs os;
+    ShardWriter writer(place_ / "probe", ShardWriter::kPage);
+    WritePlaced(&writer, Pattern(ShardWriter::kPage), 0, ShardWriter::kPage);
+    return os.calls(FaultyOs::kDirectPwrite) == 1;
+  }
+
   fixture::TemporaryDirectory place_;
   const std::string path_ = place_ / "shard";
 };
@@ -53,6 +78,113 @@ TEST_F(ShardWriterTest, PiecesInAnyOrder) {
     writer.Finish();
     EXPECT_TRUE(TextOf(path_) == text);
   }
+}
+
+// Pieces of all sizes, many of them within one page, written by several threads.
+TEST_F(ShardWriterTest, DirectWritesOfAnyPieces) {
+  const std::string text = Pattern(2 * ShardWriter::kWindow + 54'321);
+  for (unsigned seed = 1; seed <= 4; ++seed) {
+    SCOPED_TRACE(seed);
+    std::mt19937 random(seed);
+    std::vector<std::pair<uint64_t, size_t>> pieces;
+    for (uint64_t at = 0; at < text.size(); at += pieces.back().second) {
+      const size_t most = size_t{1} << std::uniform_int_distribution<int>(4, 21)(random);
+      const size_t bytes = std::uniform_int_distribution<size_t>(1, most)(random);
+      pieces.emplace_back(at, std::min(bytes, text.size() - at));
+    }
+    std::shuffle(pieces.begin(), pieces.end(), random);
+    std::filesystem::remove(path_);
+    ShardWriter writer(path_, text.size());
+    std::atomic<size_t> next{0};
+    {
+      std::vector<std::jthread> threads;
+      for (int i = 0; i < 4; ++i)
+        threads.emplace_back([&] {
+          for (size_t p; (p = next++) < pieces.size();) WritePlaced(&writer, text, pieces[p].first, pieces[p].second);
+        });
+    }
+    EXPECT_TRUE(writer.complete());
+    writer.Finish();
+    EXPECT_TRUE(TextOf(path_) == text);
+  }
+}
+
+TEST_F(ShardWriterTest, OnlyWholePagesFromPlacedBuffersAreWrittenDirectly) {
+  if (!HasDirectWrites()) GTEST_SKIP() << "no direct writes here";
+  constexpr uint64_t kPage = ShardWriter::kPage;
+  const std::string text = Pattern(10 * kPage + 100);
+  FaultyOs os;
+  ShardWriter writer(path_, text.size());
+  WritePlaced(&writer, text, 0, kPage);                  // a whole page
+  EXPECT_EQ(os.calls(FaultyOs::kDirectPwrite), 1);
+  EXPECT_EQ(os.calls(FaultyOs::kPwrite), 1);
+  WritePlaced(&writer, text, kPage, 10);                 // none
+  EXPECT_EQ(os.calls(FaultyOs::kDirectPwrite), 1);
+  EXPECT_EQ(os.calls(FaultyOs::kPwrite), 2);
+  WritePlaced(&writer, text, kPage + 10, 4 * kPage);     // three, a head and a tail
+  EXPECT_EQ(os.calls(FaultyOs::kDirectPwrite), 2);
+  EXPECT_EQ(os.calls(FaultyOs::kPwrite), 5);
+  WritePlaced(&writer, text, 5 * kPage + 10, kPage - 10);
+  const std::unique_ptr<char, FreeDeleter> buffer(static_cast<char*>(std::aligned_alloc(kPage, 5 * kPage)));
+  std::memcpy(buffer.get() + 8, text.data() + 6 * kPage, 3 * kPage);
+  writer.Write(6 * kPage, buffer.get() + 8, 3 * kPage);  // lies elsewhere than the file
+  EXPECT_EQ(os.calls(FaultyOs::kDirectPwrite), 2);
+  WritePlaced(&writer, text, 9 * kPage, kPage + 100);    // the file's end is no whole page
+  EXPECT_EQ(os.calls(FaultyOs::kDirectPwrite), 3);
+  writer.Finish();
+  EXPECT_TRUE(TextOf(path_) == text);
+}
+
+// Refused when it is opened, at the first write, later, or in the middle of one: the rest takes the other way.
+TEST_F(ShardWriterTest, FileSystemsWithoutDirectWrites) {
+  if (!HasDirectWrites()) GTEST_SKIP() << "no direct writes here";
+  constexpr size_t kPiece = 3 * ShardWriter::kPage;
+  const std::string text = Pattern(10 * kPiece);
+  const auto write = [&] {
+    std::filesystem::remove(path_);
+    ShardWriter writer(path_, text.size());
+    for (uint64_t at = 0; at < text.size(); at += kPiece) WritePlaced(&writer, text, at, kPiece);
+    writer.Finish();
+    EXPECT_TRUE(TextOf(path_) == text);
+  };
+  {
+    FaultyOs os;
+    os.Fail(FaultyOs::kOpenDirect, EINVAL, 1);
+    write();
+    EXPECT_EQ(os.calls(FaultyOs::kDirectPwrite), 0);
+  }
+  for (int nth : {1, 4}) {
+    FaultyOs os;
+    os.Fail(FaultyOs::kDirectPwrite, EINVAL, nth, nth);
+    write();
+    EXPECT_EQ(os.calls(FaultyOs::kDirectPwrite), nth) << "tried again";
+  }
+  FaultyOs os;
+  os.shorten = [](size_t bytes) { return bytes == kPiece ? bytes - 512 : bytes; };  // whole blocks of the device
+  write();
+  EXPECT_GT(os.calls(FaultyOs::kDirectPwrite), 0);
+  os.shorten = [](size_t bytes) { return std::min<size_t>(bytes, 1000); };
+  write();
+}
+
+TEST_F(ShardWriterTest, DirectWritesThatFail) {
+  if (!HasDirectWrites()) GTEST_SKIP() << "no direct writes here";
+  const std::string text = Pattern(8 * ShardWriter::kPage);
+  for (int error_number : {ENOSPC, EIO, EDQUOT}) {
+    std::filesystem::remove(path_);
+    FaultyOs os;
+    os.Fail(FaultyOs::kDirectPwrite, error_number, 1);
+    ShardWriter writer(path_, text.size());
+    const Error error = fixture::ErrorOf([&] { WritePlaced(&writer, text, 0, text.size()); });
+    EXPECT_EQ(error.code(), ErrorCode::kIo);
+    EXPECT_EQ(error.path(), path_);
+    EXPECT_FALSE(writer.complete());
+  }
+  std::filesystem::remove(path_);
+  FaultyOs os;
+  os.shorten = [](size_t) { return size_t{0}; };
+  ShardWriter writer(path_, text.size());
+  EXPECT_EQ(fixture::ErrorOf([&] { WritePlaced(&writer, text, 0, text.size()); }).code(), ErrorCode::kIo);
 }
 
 TEST_F(ShardWriterTest, SizesAtTheEdges) {

@@ -73,9 +73,7 @@ TEST_F(MergeOutput, NamesThatJsonMustEscape) {
   const Manifest manifest = ReadManifest(out());
   EXPECT_EQ(manifest.headers.size(), 3u);
   for (const StoredTensor& tensor : tensors) EXPECT_EQ(manifest.tensors.at(tensor.name).bytes, tensor.bytes.size());
-  std::string text;
-  WritePlanJson(fixture::PlanOf(Recipe()), Json::object(), [&](std::string_view piece) { text += piece; });
-  EXPECT_EQ(ParseJson(text, "plan")["tensors"][2]["name"], tensors[2].name);
+  EXPECT_EQ(ParseJson(fixture::PlanText(fixture::PlanOf(Recipe())), "plan")["tensors"][2]["name"], tensors[2].name);
 }
 
 TEST_F(MergeOutput, OneShardNeedsNoIndex) {

@@ -144,6 +144,12 @@ Plan PlanOf(const std::string& recipe_path, const PlanOptions& options) {
   return MakePlan(ReadRecipe(recipe_path), options);
 }
 
+std::string PlanText(const Plan& plan) {
+  std::string text;
+  WritePlanJson(plan, Json::object(), [&](std::string_view piece) { text += piece; });
+  return text;
+}
+
 void ExpectSameFiles(const std::map<std::string, std::string>& expected,
                      const std::map<std::string, std::string>& actual) {
   for (const auto& [name, bytes] : expected) {

@@ -68,6 +68,8 @@ MergeReport Merge(const std::string& recipe_path, const std::string& out, PlanOp
 
 // The plan of a recipe file.
 Plan PlanOf(const std::string& recipe_path, const PlanOptions& options = {});
+// What `plan --json` writes.
+std::string PlanText(const Plan& plan);
 
 inline constexpr uint64_t kMiB = 1 << 20, kGiB = 1 << 30;
 

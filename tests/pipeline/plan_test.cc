@@ -110,6 +110,25 @@ TEST_F(PlanTest, SmallestBudgetOfSmallTensorsWorks) {
   }
 }
 
+// Hundreds of small tensors, which need no statistics when they are drafted whole, between larger ones that do.
+TEST_F(PlanTest, ManySmallTensorsInTheSmallestBudget) {
+  for (const char* name : {"base", "a", "b"}) {
+    std::filesystem::remove_all(place_ / name);
+    std::vector<StoredTensor> tensors;
+    for (size_t t = 0; t < 300; ++t)
+      tensors.push_back(Floats("w" + std::to_string(t), DType::kBF16, {t % 100 == 0 ? 70'000u : 500u},
+                               Ramp(t % 100 == 0 ? 70'000 : 500, 0.001 * static_cast<double>(name[0] - 'a' + 1))));
+    fixture::WriteCheckpoint(place_, name, tensors, 1);
+  }
+  const std::string recipe = Ties("density = 0.2");
+  const Error error = PlanError(recipe, {.memory = 1000, .threads = 4});
+  const uint64_t least = std::stoull(error.hint().substr(error.hint().find_first_of("0123456789"))) * kMiB;
+  for (uint64_t memory : {least, least + kMiB, least + 8 * kMiB, 256 * kMiB}) {
+    fixture::Merge(recipe, place_ / "out", {.memory = memory, .threads = 4});
+    std::filesystem::remove_all(place_ / "out");
+  }
+}
+
 TEST_F(PlanTest, BytesOfAResidentMergeAreReadOnce) {
   const Plan plan = CheckBytes(Ties("density = 0.2"), {.memory = kGiB, .threads = 2});
   EXPECT_EQ(plan.totals.bytes_read, 2 * kBF16Bytes + kF32Bytes);

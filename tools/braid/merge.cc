@@ -30,6 +30,7 @@ Json ReportToJson(const MergeReport& report, const Progress& progress, bool stat
               {"fingerprint", report.fingerprint},
               {"tensors_merged", report.totals.merged},
               {"tensors_copied", report.totals.copied},
+              {"tensors_unchanged", report.totals.unchanged},
               {"parameters", report.totals.parameters},
               {"entries", report.result.entries},
               {"entries_kept", report.result.kept},
@@ -48,8 +49,9 @@ Json ReportToJson(const MergeReport& report, const Progress& progress, bool stat
 
 void PrintSummary(const MergeReport& report) {
   const double seconds = std::max(report.seconds, 1e-3);
-  fmt::print("merged {} tensors ({} copied), {:.2f} billion parameters, in {:.1f} s\n", report.totals.merged,
-             report.totals.copied, static_cast<double>(report.totals.parameters) / 1e9, report.seconds);
+  fmt::print("merged {} tensors ({} copied, {} unchanged), {:.2f} billion parameters, in {:.1f} s\n",
+             report.totals.merged, report.totals.copied, report.totals.unchanged,
+             static_cast<double>(report.totals.parameters) / 1e9, report.seconds);
   fmt::print("read {} and wrote {} ({:.2f} GB/s), peak memory {} MiB\n", SizeText(report.bytes_read),
              SizeText(report.bytes_written), Gigabytes(report.bytes_read + report.bytes_written) / seconds,
              report.peak_resident >> 20);
@@ -97,6 +99,9 @@ void AddPlanOptions(CLI::App* command, MergeArguments* arguments) {
   command->add_option("--memory", arguments->memory,
                       "Most memory to use, as 512MiB or 4GB. Default: a quarter of what is available, 256 MiB to 4 GiB");
   command->add_option("--threads", arguments->threads, "Worker threads. Default: one per core")->check(CLI::Range(1, 1024));
+  command->add_option("--io", arguments->io,
+                      "How to read: mapped, direct (past the page cache), or auto: mapped, but direct on network file systems")
+      ->check(CLI::IsMember({"auto", "mapped", "direct"}));
   command->add_option("--shard-size", arguments->shard_size, "Largest output shard, decimal as on the Hub. Default: 5GB");
   command->add_option("--cache", arguments->cache,
                       "Directory that keeps thresholds and histograms, so that a later merge of these models with other "
@@ -109,6 +114,7 @@ PlanOptions PlanOptionsFrom(const MergeArguments& arguments) {
   if (!arguments.shard_size.empty()) options.shard_bytes = ParseSize(arguments.shard_size, "--shard-size");
   options.threads = arguments.threads;
   options.cache = arguments.cache;
+  if (arguments.io != "auto") options.read = arguments.io == "direct" ? ReadMode::kDirect : ReadMode::kMapped;
   return options;
 }
 

@@ -1,6 +1,7 @@
 // braid plan RECIPE: what a merge would read, compute and write. From headers alone.
 #include <fmt/format.h>
 
+#include <map>
 #include <memory>
 
 #include "io/error.h"
@@ -14,6 +15,18 @@
 namespace braid {
 namespace {
 
+// "direct (NFS): models/base, models/math", one line per backend and reason.
+std::vector<std::string> ReadingTexts(const Plan& plan) {
+  std::map<std::string, std::string> sources;
+  for (size_t i = 0; i < plan.checkpoints.size(); ++i) {
+    std::string& names = sources[fmt::format("{} ({})", ReadBackendName(plan.reading[i].backend), plan.reading[i].why)];
+    names += (names.empty() ? "" : ", ") + Printable(plan.checkpoints[i].reference);
+  }
+  std::vector<std::string> texts;
+  for (const auto& [how, names] : sources) texts.push_back(sources.size() == 1 ? how : how + ": " + names);
+  return texts;
+}
+
 void PrintPlan(const Plan& plan) {
   const auto line = [](std::string_view label, const std::string& text) { fmt::print("{:<11}{}\n", label, text); };
   line("method", fmt::format("{}: {}", plan.method->name, plan.method->summary));
@@ -23,9 +36,10 @@ void PrintPlan(const Plan& plan) {
     line("model", fmt::format("{}  ({} in {} file{})", Printable(checkpoint.reference), SizeText(checkpoint.TotalBytes()),
                               checkpoint.shards.size(), checkpoint.shards.size() == 1 ? "" : "s"));
   }
+  for (const std::string& text : ReadingTexts(plan)) line("io", text);
   const PlanTotals& totals = plan.totals;
-  line("tensors", fmt::format("{} merged, {} copied, {:.3f} billion parameters", totals.merged, totals.copied,
-                              static_cast<double>(totals.parameters) / 1e9));
+  line("tensors", fmt::format("{} merged, {} copied, {} unchanged, {:.3f} billion parameters", totals.merged,
+                              totals.copied, totals.unchanged, static_cast<double>(totals.parameters) / 1e9));
   size_t resident = 0, drafted = 0;
   for (const PlannedScope& scope : plan.scopes) {
     drafted += scope.approach == Approach::kDraft;
@@ -38,8 +52,8 @@ void PrintPlan(const Plan& plan) {
     line("", fmt::format("{} of {} tensors are read once: a sample says nearly all, what it leaves open waits in memory",
                          drafted, plan.scopes.size()));
   if (resident > 0)
-    line("", fmt::format("{} of {} tensors stay mapped from the first round to the last", resident, plan.scopes.size()));
-  line("reads", fmt::format("{} (mapped; what the page cache still holds is not read from the disk again)", SizeText(totals.bytes_read)));
+    line("", fmt::format("{} of {} tensors stay in memory from the first round to the last", resident, plan.scopes.size()));
+  line("reads", fmt::format("{} (what is mapped and still in the page cache is not read from the disk again)", SizeText(totals.bytes_read)));
   line("writes", fmt::format("{} in {} shard{}", SizeText(totals.bytes_written), plan.shards.size(), plan.shards.size() == 1 ? "" : "s"));
   const MemoryPlan& m = plan.memory;
   line("memory", fmt::format("{} MiB: {} MiB for tiles and statistics, {} MiB output buffers, {} MiB drafts, {} MiB catalogue and scratch; {} MiB would do",

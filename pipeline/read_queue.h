@@ -1,0 +1,76 @@
+// Several direct reads in flight: threads of their own, outside TBB, that read the ranges of one tile after another in
+// requests of about 2 MiB. Four such readers were the fastest way to read a disk (2.2 to 2.75 GB/s against 2.0 to 2.2
+// for one, Linux 6.18, ext4 on virtio).
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "io/direct_file.h"
+#include "pipeline/progress.h"
+
+namespace braid {
+
+// What DirectFile::Read wants. The file and the memory stay until `done` was called.
+struct DirectRange {
+  std::shared_ptr<DirectFile> file;
+  uint64_t begin = 0;
+  size_t bytes = 0, needed = 0;
+  std::byte* to = nullptr;
+};
+
+class ReadQueue {
+ public:
+  // Gets the first error of its ranges, or null.
+  using Done = std::function<void(std::exception_ptr)>;
+
+  // Adds the time that reading takes to `counters`.
+  explicit ReadQueue(StageCounters* counters);
+  ~ReadQueue();  // after everything submitted is done
+
+  // Reads all of it, then calls `done`, once, on a thread of the queue; with nothing to read, at once on this one.
+  // Any thread.
+  void Submit(std::vector<DirectRange> ranges, Done done);
+
+  // Returns when everything submitted is done, and its files are let go of. Any thread but the queue's.
+  void Drain();
+
+  // From now on nothing is read: everything still waiting is done with an error. Any thread.
+  void Cancel() { cancelled_ = true; }
+
+ private:
+  struct Batch {
+    Done done;
+    std::atomic<size_t> left{0};
+    std::mutex mutex;
+    std::exception_ptr error;
+  };
+  struct Request {
+    DirectRange range;
+    std::shared_ptr<Batch> batch;
+  };
+
+  void Loop();
+  bool Next(Request* request);
+  void Read(const Request& request);
+
+  StageCounters& counters_;
+  std::mutex mutex_;
+  std::condition_variable changed_, drained_;
+  std::deque<Request> waiting_;
+  size_t reading_ = 0;
+  bool stop_ = false;
+  std::atomic<bool> cancelled_{false};
+  std::vector<std::thread> readers_;
+};
+
+}  // namespace braid
