@@ -27,7 +27,7 @@ struct PlanOptions {
   int threads = 0;                            // 0: one per core
   uint64_t shard_bytes = 5'000'000'000;       // decimal, as the Hub counts
   bool single_file = false;                   // one shard, whatever its size
-  std::string cache;                          // directory of the statistics cache; empty: none
+  std::string cache = {};                     // directory of the statistics cache; empty: none
   uint64_t tile_elements = 0;                 // 0: chosen from the budget; for tests
   ReadMode read = ReadMode::kAuto;
   // When a sample pays; tests set them lower. For fewer elements two histograms are quicker; to read short runs of
