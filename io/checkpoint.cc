@@ -70,10 +70,11 @@ Place Locate(const std::string& reference) {
 }
 
 void AddShard(Checkpoint* checkpoint, const std::string& path, const std::string& name) {
-  Shard shard{.path = path, .name = name, .identity = {}, .data_offset = 0};
+  Shard shard{.path = path, .name = name, .identity = {}, .data_offset = 0, .header_sum = {}};
   Fd fd = OpenForReading(path, &shard.identity);
   SafetensorsHeader header = ReadSafetensorsHeader(fd.get(), shard.identity.size, path);
   shard.data_offset = header.data_offset;
+  shard.header_sum = header.sum;
   uint32_t number = static_cast<uint32_t>(checkpoint->shards.size());
   for (TensorInfo& tensor : header.tensors) checkpoint->tensors.push_back({std::move(tensor), number});
   for (const std::string& warning : header.warnings) checkpoint->warnings.push_back(name + ": " + warning);

@@ -24,6 +24,7 @@ struct Shard {
   std::string name;  // file name within the checkpoint
   FileIdentity identity;
   uint64_t data_offset = 0;  // where the header ends
+  XXH128_hash_t header_sum{};
 };
 
 struct CheckpointTensor {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <filesystem>
 
 #include "io/error.h"
 #include "io/os.h"
@@ -104,6 +105,26 @@ std::optional<CachedSnapshot> FindSnapshot(const ModelId& id) {
   std::string directory = model + "/snapshots/" + commit;
   if (!FileExists(directory)) return std::nullopt;
   return CachedSnapshot{std::move(directory), std::move(commit)};
+}
+
+std::optional<std::string> BlobName(const std::string& path, const FileIdentity& identity) {
+  // models--org--name/snapshots/COMMIT/FILE -> ../../blobs/HASH
+  const std::filesystem::path file(path), snapshot = file.parent_path(), model = snapshot.parent_path().parent_path();
+  if (!IsCommit(snapshot.filename().string()) || snapshot.parent_path().filename() != "snapshots" ||
+      !model.filename().string().starts_with("models--"))
+    return std::nullopt;
+  char target[256];
+  const ssize_t bytes = TheOs().Readlink(path.c_str(), target, sizeof(target));
+  if (bytes <= 0) return std::nullopt;
+  constexpr std::string_view kBlobs = "../../blobs/";
+  std::string_view name(target, static_cast<size_t>(bytes));
+  if (!name.starts_with(kBlobs)) return std::nullopt;
+  name.remove_prefix(kBlobs.size());
+  const bool is_hash = (name.size() == 40 || name.size() == 64) && name.find_first_not_of("0123456789abcdef") == name.npos;
+  struct stat status;
+  const std::string blob = (model / "blobs" / name).string();
+  if (!is_hash || TheOs().Stat(blob.c_str(), &status) < 0 || IdentityOf(status) != identity) return std::nullopt;
+  return std::string(name);
 }
 
 std::string DownloadCommand(const ModelId& id) {

@@ -34,6 +34,7 @@ int Os::Close(int fd) { return ::close(fd); }  // never retried: Linux has freed
 int Os::Fstat(int fd, struct stat* out) { return ::fstat(fd, out); }
 int Os::Stat(const char* path, struct stat* out) { return ::stat(path, out); }
 int Os::Lstat(const char* path, struct stat* out) { return ::lstat(path, out); }
+ssize_t Os::Readlink(const char* path, char* buffer, size_t bytes) { return ::readlink(path, buffer, bytes); }
 ssize_t Os::Pread(int fd, void* buffer, size_t bytes, off_t offset) {
   return Retry([&] { return ::pread(fd, buffer, bytes, offset); });
 }

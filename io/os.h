@@ -25,6 +25,7 @@ class Os {
   virtual int Fstat(int fd, struct stat* out);
   virtual int Stat(const char* path, struct stat* out);
   virtual int Lstat(const char* path, struct stat* out);
+  virtual ssize_t Readlink(const char* path, char* buffer, size_t bytes);
   virtual ssize_t Pread(int fd, void* buffer, size_t bytes, off_t offset);
   virtual ssize_t Pwrite(int fd, const void* buffer, size_t bytes, off_t offset);
   virtual int Fallocate(int fd, off_t bytes);

@@ -318,6 +318,7 @@ SafetensorsHeader ParseSafetensorsHeader(std::string_view json, uint64_t file_by
   events.Walk(json);
   SafetensorsHeader header = std::move(events.header);
   header.data_offset = kLengthBytes + json.size();
+  header.sum = XXH3_128bits(json.data(), json.size());
   header.tensors.shrink_to_fit();
 
   // Empty tensors come first among those that share an offset.

@@ -6,6 +6,8 @@
 // (safetensors/src/tensor.rs); where we are stricter, the list in tests/io/safetensors_test.cc says so.
 #pragma once
 
+#include <xxhash.h>
+
 #include <cstdint>
 #include <map>
 #include <string>
@@ -29,6 +31,7 @@ std::string ShapeText(const std::vector<uint64_t>& shape);  // "[4096, 1024]"
 
 struct SafetensorsHeader {
   uint64_t data_offset = 0;                     // 8 + header length
+  XXH128_hash_t sum{};                          // XXH3 of its text
   std::vector<TensorInfo> tensors;              // by offset, as they lie in the file
   std::map<std::string, std::string> metadata;  // __metadata__
   std::vector<std::string> warnings;            // accepted, but worth telling (trailing newline, extra keys)

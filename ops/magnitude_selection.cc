@@ -14,6 +14,24 @@ CriticalBin FindCriticalBin(const uint64_t* bins, uint64_t k) {
   return found;
 }
 
+std::vector<BinCount> FilledBins(const uint64_t* bins, size_t count) {
+  std::vector<BinCount> filled;
+  for (uint32_t bin = 0; bin < count; ++bin)
+    if (bins[bin] != 0) filled.push_back({bin, bins[bin]});
+  filled.shrink_to_fit();
+  return filled;
+}
+
+CriticalBin FindCriticalBin(std::span<const BinCount> bins, uint64_t k) {
+  CriticalBin found;
+  for (size_t i = bins.size(); i-- > 0;) {
+    found.high = bins[i].bin;
+    if (found.above + bins[i].count >= k) return found;
+    found.above += bins[i].count;
+  }
+  return {.high = 0, .above = found.above - (bins.empty() || bins[0].bin != 0 ? 0 : bins[0].count)};
+}
+
 Threshold FindThreshold(const CriticalBin& bin, const uint64_t* bins, uint64_t k) {
   Threshold found{.above = bin.above};
   uint32_t low = kLowBins - 1;

@@ -4,8 +4,10 @@
 // The key of an entry is the bit pattern of its magnitude (ops/kernels.h), so equal keys are equal magnitudes.
 #pragma once
 
-#include <cstdint>
 #include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
 
 namespace braid {
 
@@ -16,6 +18,14 @@ struct CriticalBin {
   uint64_t above = 0;    // keys with a larger high half
 };
 CriticalBin FindCriticalBin(const uint64_t* high_bins, uint64_t k);
+
+// The same from the bins that are not empty, by ascending number: how a histogram is kept.
+struct BinCount {
+  uint32_t bin = 0;
+  uint64_t count = 0;
+};
+std::vector<BinCount> FilledBins(const uint64_t* bins, size_t count);
+CriticalBin FindCriticalBin(std::span<const BinCount> high_bins, uint64_t k);
 
 // The k-th largest key, after the second histogram.
 struct Threshold {

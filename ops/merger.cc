@@ -35,6 +35,9 @@ std::unique_ptr<Accumulator> Merger::NewAccumulator(size_t) const { return nullp
 void Merger::Accumulate(size_t, const Coefficients&, const LaneTile&, const uint64_t*, Scratch&, Accumulator*,
                         BlockSums) const {}
 void Merger::Finish(size_t, Accumulator*, std::span<const double>) {}
+ModelStatistics Merger::Statistics(size_t) const { return {}; }
+std::span<const BinCount> Merger::HighHalves(size_t) const { return {}; }
+void Merger::UseStatistics(std::span<const ModelStatistics>) {}
 bool Merger::Draft(const Coefficients&, const LaneTile&, Scratch&, DType, std::byte*, OpenElements*, MergeCounts*) const {
   return false;
 }

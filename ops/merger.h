@@ -25,6 +25,7 @@
 #include "ops/draft.h"
 #include "ops/dtype.h"
 #include "ops/kernels.h"
+#include "ops/magnitude_selection.h"
 #include "ops/method.h"
 
 namespace braid {
@@ -93,6 +94,25 @@ enum class Approach {
 // time than clearing and searching histograms (10,000 tensors of 2,048 elements: 0.1 instead of 1.1 ms each).
 inline constexpr uint64_t kFewElements = 32'768;
 
+// What is known of one model's task vector in one scope. It depends on the elements of the base and of that model, in the
+// order of the scope, and on what was asked; not on other models, weights, approach or machine. So it can be kept.
+struct ModelStatistics {
+  uint64_t asked = 0;            // entries that the density asks for; 0: there is nothing to find out
+  bool keep_equals = false;      // the question was for all entries equal to the last one, too
+  // The answer.
+  bool has_threshold = false;
+  bool all_zero = false;         // no entry is above zero
+  Cut cut = {};                  // where the entries that stay end
+  uint64_t quota = UINT64_MAX;   // Merger::kNoQuota, or: of those equal to cut.key only so many stay, by index
+  uint64_t kept = 0;             // how many stay
+  // Half of it, from a histogram that was made for another question.
+  bool has_bin = false;
+  CriticalBin bin = {};
+  // Sums of magnitudes. Only rescale takes them, and asks for them.
+  bool has_norm = false, has_kept_norm = false;
+  double norm = 0, kept_norm = 0;   // of all entries; of those that stay
+};
+
 struct MergeCounts {
   NonFinite non_finite;      // in the output
   uint64_t conflicts = 0;    // elements whose entries disagreed in sign
@@ -133,6 +153,15 @@ class Merger {
   // Whether round r needs a model's lanes, for a tensor with these coefficients. When it needs none, not even
   // the base, a statistics round may pass over the tensor.
   virtual bool Reads(size_t r, size_t model, const Coefficients& coefficients) const = 0;
+
+  // --- what is kept from one merge to the next
+  // Before the first round: what was asked of a model. After the last statistics round, or the draft: with the answer.
+  virtual ModelStatistics Statistics(size_t model) const;
+  // The histogram of the high halves of its keys, if a round has made one and it is worth keeping.
+  virtual std::span<const BinCount> HighHalves(size_t model) const;
+  // Before the first round: what is known of each model (empty: nothing), which may make rounds unnecessary. Answers to
+  // other questions are passed over. From then on HighHalves keeps histograms.
+  virtual void UseStatistics(std::span<const ModelStatistics> known);
 
   // --- statistics: Accumulate runs concurrently for different tiles, each with an accumulator of its own
   virtual std::unique_ptr<Accumulator> NewAccumulator(size_t r) const;

@@ -161,6 +161,7 @@ bool TaskVectorMerger::SelectAmongOpen(size_t model, std::span<const OpenElement
   const auto last = places.begin() + static_cast<ptrdiff_t>(rank);
   if (shift > 0) std::nth_element(places.begin(), last, places.end());   // otherwise they are in order already
   trim->cut = {.key = KeyAt(*last), .index = IndexAt(*last) + 1};
+  trim->found = true;
   if (!keep_equals_) return true;
   const auto equals = [&](uint64_t place) { return KeyAt(place) == trim->cut.key; };
   trim->keep += static_cast<uint64_t>(std::count_if(last + 1, places.end(), equals));

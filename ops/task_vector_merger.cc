@@ -27,7 +27,9 @@ TaskVectorMerger::TaskVectorMerger(const MethodInfo& method, const Coefficients&
       elect_(method.name == "ties"), rescale_(Shared(c, rescale_param_, 0) != 0),
       keep_equals_(Shared(c, method.IndexOf("ties_at_threshold"), 0) != 0),
       by_count_(Shared(c, method.IndexOf("elect"), 0) != 0),
-      weighted_vote_(Shared(c, method.IndexOf("elect_weighted"), 1) != 0), elements_(elements), trims_(c.model.size()) {
+      weighted_vote_(Shared(c, method.IndexOf("elect_weighted"), 1) != 0),
+      signs_(elect_ && Shared(c, method.IndexOf("zero_sign"), 0) != 0), approach_(approach), elements_(elements),
+      trims_(c.model.size()) {
   for (size_t m = 0; m < trims_.size(); ++m) {
     Trim& trim = trims_[m];
     if (WeightOf(c, m) == 0) continue;  // takes no part anywhere in this scope
@@ -38,30 +40,80 @@ TaskVectorMerger::TaskVectorMerger(const MethodInfo& method, const Coefficients&
     if (keep_equals_ && trim.keep > 0 && density < 1)
       trim.keep = std::min(elements, static_cast<uint64_t>(density * static_cast<double>(elements)) + 1);
     if (trim.keep == 0) trim.cut = {kNanKey, 0};
-    else if (trim.keep < elements) trim.slot = static_cast<int>(slots_++);
+    else if (trim.keep < elements) trim.asked = trim.keep;
   }
-  ordered_possible_ = slots_ > 0 && !keep_equals_;
-  const bool signs = elect_ && Shared(c, method.IndexOf("zero_sign"), 0) != 0;
   // rescale needs sums over all entries, which only the histograms' passes take.
-  if (rescale_) approach = Approach::kPlain;
+  if (rescale_) approach_ = Approach::kPlain;
   // A draft needs to know what a drawn vote elects; its indices are 32 bits wide.
-  if (approach == Approach::kDraft && (signs || elements >= UINT32_MAX)) approach = Approach::kPlain;
-  if (slots_ > 0) {
-    if (approach == Approach::kDraft) steps_ = {Step::kSample, Step::kDraft};
-    if (approach == Approach::kDraft && elements <= kFewElements) steps_ = {Step::kDraft};
-    sampled_by_index_ = approach == Approach::kDraft && !keep_equals_;
-    if (approach == Approach::kSampled) steps_ = {Step::kSample, Step::kInside};
-    if (approach == Approach::kPlain) steps_ = {Step::kHighHalves, Step::kLowHalves};
+  if (approach_ == Approach::kDraft && (signs_ || elements >= UINT32_MAX)) approach_ = Approach::kPlain;
+  ChooseSteps();
+}
+
+void TaskVectorMerger::ChooseSteps() {
+  bool bins_known = true;
+  slots_ = 0;
+  ordered_possible_ = false;
+  for (Trim& trim : trims_) {
+    trim.slot = trim.asked == 0 || trim.found ? -1 : static_cast<int>(slots_++);
+    bins_known &= trim.slot < 0 || trim.bin_known;
+    ordered_possible_ |= trim.slot < 0 ? trim.quota != kNoQuota : !keep_equals_;
   }
-  if (signs) steps_.push_back(Step::kSigns);
+  steps_.clear();
+  sampled_by_index_ = approach_ == Approach::kDraft && !keep_equals_;
+  if (slots_ > 0) {
+    if (approach_ == Approach::kDraft) steps_ = {Step::kSample, Step::kDraft};
+    if (approach_ == Approach::kDraft && elements_ <= kFewElements) steps_ = {Step::kDraft};
+    if (approach_ == Approach::kSampled) steps_ = {Step::kSample, Step::kInside};
+    if (approach_ == Approach::kPlain) steps_ = {Step::kHighHalves, Step::kLowHalves};
+    if (approach_ != Approach::kDraft && bins_known) steps_ = {Step::kLowHalves};
+  }
+  if (signs_) steps_.push_back(Step::kSigns);
   steps_.push_back(Step::kMerge);
 }
 
+ModelStatistics TaskVectorMerger::Statistics(size_t m) const {
+  const Trim& trim = trims_[m];
+  ModelStatistics known{.asked = trim.asked, .keep_equals = keep_equals_};
+  if (!trim.found) return known;
+  known.has_threshold = true;
+  known.all_zero = trim.all_zero;
+  known.cut = trim.cut, known.quota = trim.quota, known.kept = trim.keep;
+  known.has_norm = known.has_kept_norm = rescale_;
+  known.norm = trim.norm, known.kept_norm = trim.kept_norm;
+  return known;
+}
+
+void TaskVectorMerger::UseStatistics(std::span<const ModelStatistics> known) {
+  keep_high_halves_ = true;
+  const auto answers = [&](size_t m) {
+    return m < known.size() && known[m].has_threshold && known[m].asked == trims_[m].asked &&
+           known[m].keep_equals == keep_equals_ && (!rescale_ || (known[m].has_norm && known[m].has_kept_norm));
+  };
+  bool all = true;
+  for (size_t m = 0; m < trims_.size(); ++m) all &= trims_[m].asked == 0 || answers(m);
+  for (size_t m = 0; m < trims_.size(); ++m) {
+    Trim& trim = trims_[m];
+    if (trim.asked == 0 || m >= known.size()) continue;
+    const ModelStatistics& its = known[m];
+    trim.norm = its.norm;
+    if (its.has_bin && (!rescale_ || its.has_norm)) trim.bin_known = true, trim.bin = its.bin;
+    // A draft reads everything once in any case, and wants brackets for all or none.
+    if (!answers(m) || (approach_ == Approach::kDraft && !all)) continue;
+    trim.found = true, trim.all_zero = its.all_zero;
+    trim.keep = its.kept, trim.cut = its.cut, trim.quota = its.quota, trim.kept_norm = its.kept_norm;
+    if (rescale_) UseNorms(&trim);
+  }
+  ChooseSteps();
+}
+
 bool TaskVectorMerger::Reads(size_t r, size_t model, const Coefficients& c) const {
-  const bool selects = trims_[model].slot >= 0;
-  if (steps_[r] < Step::kDraft) return selects;
+  const Trim& trim = trims_[model];
+  if (steps_[r] == Step::kHighHalves) return trim.slot >= 0 && !trim.bin_known;
+  if (steps_[r] < Step::kDraft) return trim.slot >= 0;
+  // Entries of zero add nothing to a vote, nor their weight to its divisor.
+  if (trim.slot < 0 && trim.all_zero) return false;
   // With weight 0 in this tensor only (model scope), its entries still use up quota.
-  return WeightOf(c, model) != 0 || (selects && ordered_possible_);
+  return WeightOf(c, model) != 0 || (trim.slot < 0 ? trim.quota != kNoQuota : ordered_possible_);
 }
 
 void TaskVectorMerger::CountClaims(const Coefficients&, const LaneTile& tile, Scratch& scratch,

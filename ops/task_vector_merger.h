@@ -33,6 +33,9 @@ class TaskVectorMerger : public Merger {
   bool FinishDraft(std::span<const OpenElements* const> tiles) override;
   void Settle(const Coefficients& c, const OpenElements& open, uint64_t first, Scratch& scratch, DType type,
               std::byte* out, MergeCounts* counts) const override;
+  ModelStatistics Statistics(size_t model) const override;
+  std::span<const BinCount> HighHalves(size_t model) const override { return trims_[model].high_halves; }
+  void UseStatistics(std::span<const ModelStatistics> known) override;
   void CountClaims(const Coefficients& c, const LaneTile& tile, Scratch& scratch, uint64_t* claims) const override;
   uint64_t Quota(size_t model) const override { return trims_[model].quota; }
   void Merge(const Coefficients& c, const LaneTile& tile, const uint64_t* grants, Scratch& scratch, DType type,
@@ -46,11 +49,16 @@ class TaskVectorMerger : public Merger {
   // How one model's task vector is trimmed, and what is known of it so far.
   struct Trim {
     uint64_t keep = 0;          // entries that stay
-    int slot = -1;              // row of the statistics; -1: nothing to select (all stay, or none)
+    uint64_t asked = 0;         // by the density; 0: nothing to select (all stay, or none)
+    int slot = -1;              // row of the statistics; -1: nothing to select, or its threshold was known
+    bool found = false;         // the threshold
+    bool all_zero = false;      // no entry is above zero
+    bool bin_known = false;     // before the first round
     Cut cut;                    // where the entries that stay end
     uint64_t quota = kNoQuota;  // or: of those equal to cut.key only so many stay, by index
     Bracket bracket{.sure = {kNanKey, 0}, .open = {0, 0}};   // all that is not zero is open
     CriticalBin bin;
+    std::vector<BinCount> high_halves;   // when they are kept
     double norm = 0, kept_norm = 0;
     float factor = 1;           // rescale
   };
@@ -59,6 +67,8 @@ class TaskVectorMerger : public Merger {
     return index < 0 ? otherwise : c.shared[static_cast<size_t>(index)];
   }
   double WeightOf(const Coefficients& c, size_t m) const { return c.model[m][static_cast<size_t>(weight_)]; }
+
+  void ChooseSteps();
 
   // Statistics.
   void TakeSample(const LaneTile& tile, Scratch& scratch, SampleKeys& sample) const;
@@ -69,6 +79,7 @@ class TaskVectorMerger : public Merger {
   void FinishHigh(const Histograms& histograms, std::span<const double> sums);
   void FinishLow(const Histograms& histograms, std::span<const double> sums);
   uint64_t UseThreshold(const Threshold& threshold, Trim* trim) const;
+  void UseNorms(Trim* trim) const;
   void FallBackAfter(Step step);
 
   // Drafts.
@@ -92,9 +103,12 @@ class TaskVectorMerger : public Merger {
 
   int weight_, density_, lambda_, normalize_, rescale_param_;
   bool elect_, rescale_, keep_equals_, by_count_, weighted_vote_;
+  bool signs_;                      // what a drawn vote elects is found in a round of its own
   bool zero_elects_minus_ = false;
   bool sampled_by_index_ = false;   // equal entries of the sample are told apart by their index
-  bool ordered_possible_ = false;   // some model selects, and equals are handed out by index
+  bool ordered_possible_ = false;   // equals may have to be handed out by index
+  bool keep_high_halves_ = false;
+  Approach approach_;
   uint64_t elements_;
   uint64_t active_ = 0;             // models with a weight
   size_t slots_ = 0;

@@ -12,6 +12,8 @@ namespace braid {
 namespace {
 
 constexpr double kLeastNorm = 1e-7;   // below it, rescale does nothing (mergekit sparsify.py)
+// A kept bin takes 8 bytes: the histograms of a model take at most a sixteenth of its size (in bf16).
+constexpr uint64_t kElementsPerKeptBin = 64;
 
 struct KeptMemory {
   std::mutex mutex;
@@ -238,7 +240,7 @@ void TaskVectorMerger::CountHalves(bool low, const LaneTile& tile, Scratch& scra
     const size_t block_end = std::min(tile.count, block + kReductionBlock);
     for (size_t m = 0; m < trims_.size(); ++m) {
       const Trim& trim = trims_[m];
-      if (tile.models[m].bytes == nullptr || trim.slot < 0) continue;
+      if (tile.models[m].bytes == nullptr || trim.slot < 0 || (!low && trim.bin_known)) continue;
       uint32_t* bins = histograms.Row(static_cast<size_t>(trim.slot));
       double partial[kSumLanes] = {};
       for (size_t start = block; start < block_end; start += kBlockLanes) {
@@ -256,8 +258,11 @@ void TaskVectorMerger::CountHalves(bool low, const LaneTile& tile, Scratch& scra
 void TaskVectorMerger::FinishHigh(const Histograms& histograms, std::span<const double> sums) {
   for (size_t m = 0; m < trims_.size(); ++m) {
     Trim& trim = trims_[m];
-    if (trim.slot < 0) continue;
-    trim.bin = FindCriticalBin(histograms.Totals(static_cast<size_t>(trim.slot)).data(), trim.keep);
+    if (trim.slot < 0 || trim.bin_known) continue;
+    const std::vector<uint64_t> bins = histograms.Totals(static_cast<size_t>(trim.slot));
+    trim.bin = FindCriticalBin(bins.data(), trim.keep);
+    if (keep_high_halves_) trim.high_halves = FilledBins(bins.data(), kHighBins);
+    if (trim.high_halves.size() * kElementsPerKeptBin > elements_) trim.high_halves = {};
     if (rescale_) trim.norm = sums[m];
   }
 }
@@ -268,6 +273,8 @@ uint64_t TaskVectorMerger::UseThreshold(const Threshold& threshold, Trim* trim) 
   const uint64_t equals = threshold.key == 0 ? elements_ - threshold.above : threshold.equal;
   const uint64_t equals_kept = keep_equals_ ? equals : trim->keep - threshold.above;
   trim->keep = threshold.above + equals_kept;
+  trim->found = true;
+  trim->all_zero = threshold.key == 0 && threshold.above == 0;
   trim->cut = {.key = threshold.key, .index = UINT64_MAX};
   // A kept zero adds nothing, so it does not matter which ones stay.
   if (equals_kept < equals && threshold.key > 0) trim->quota = equals_kept;
@@ -291,11 +298,15 @@ void TaskVectorMerger::FinishLow(const Histograms& histograms, std::span<const d
     for (uint32_t low = kLowBins - 1; low > threshold_low; --low)
       if (bins[low] != 0) trim.kept_norm += static_cast<double>(bins[low]) * magnitude(low);
     trim.kept_norm += static_cast<double>(equals_kept) * magnitude(threshold_low);
-    // An infinite entry (norm infinite, their quotient NaN) must not spoil the others, nor a NaN.
-    const bool finite = std::isfinite(trim.norm) && std::isfinite(trim.kept_norm);
-    if (finite && trim.norm >= kLeastNorm && trim.kept_norm >= kLeastNorm)
-      trim.factor = static_cast<float>(trim.norm / trim.kept_norm);
+    UseNorms(&trim);
   }
+}
+
+void TaskVectorMerger::UseNorms(Trim* trim) const {
+  // An infinite entry (norm infinite, their quotient NaN) must not spoil the others, nor a NaN.
+  const bool finite = std::isfinite(trim->norm) && std::isfinite(trim->kept_norm);
+  if (finite && trim->norm >= kLeastNorm && trim->kept_norm >= kLeastNorm)
+    trim->factor = static_cast<float>(trim->norm / trim->kept_norm);
 }
 
 }  // namespace braid

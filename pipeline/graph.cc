@@ -63,8 +63,8 @@ uint64_t MappedBytes(const TileWork& work) {
 
 class GraphRun {
  public:
-  GraphRun(const Plan& plan, const std::vector<std::string>& shard_paths, Progress* progress)
-      : plan_(plan), progress_(*progress), budget_(plan.memory.pool), draft_tokens_(plan.memory.drafts),
+  GraphRun(const Plan& plan, const std::vector<std::string>& shard_paths, Progress* progress, StatisticsKeeper* keeper)
+      : plan_(plan), progress_(*progress), keeper_(*keeper), budget_(plan.memory.pool), draft_tokens_(plan.memory.drafts),
         files_(plan, &budget_, &progress_.of(Stage::kRead)), open_(plan.models.size() + 1, plan.memory.open),
         writer_(plan, shard_paths, progress) {}
 
@@ -137,6 +137,7 @@ class GraphRun {
 
   const Plan& plan_;
   Progress& progress_;
+  StatisticsKeeper& keeper_;
   Budget budget_;
   Budget draft_tokens_;   // in tiles
   SourceFiles files_;
@@ -616,8 +617,10 @@ void GraphRun::CopyTile(const TileWork& work, std::byte* out) {
 
 // All tiles of a scope are written.
 void GraphRun::Retire(ScopeRun* run) {
+  const bool merged = run->merger() != nullptr && !run->failed_draft();
+  if (merged) keeper_.Keep(run->scope(), *run->merger());
   std::lock_guard lock(mutex_);
-  if (run->merger() != nullptr && run->scope().rounds > 1 && !run->failed_draft()) {
+  if (merged && (run->scope().rounds > 1 || !run->scope().known.empty())) {
     entries_ += run->merger()->entries();
     kept_ += run->merger()->kept();
   }
@@ -627,11 +630,11 @@ void GraphRun::Retire(ScopeRun* run) {
 }  // namespace
 
 GraphResult RunGraph(const Plan& plan, const std::string& fingerprint, const std::vector<std::string>& shard_paths,
-                     const std::atomic<int>& interrupt, bool quiet, Progress* progress) {
+                     const std::atomic<int>& interrupt, bool quiet, Progress* progress, StatisticsKeeper* keeper) {
   progress->bytes_to_read = plan.totals.bytes_read;
   progress->bytes_to_write = plan.totals.bytes_written;
   ProgressReporter reporter(*progress, quiet);
-  return GraphRun(plan, shard_paths, progress).Run(fingerprint, interrupt, &reporter);
+  return GraphRun(plan, shard_paths, progress, keeper).Run(fingerprint, interrupt, &reporter);
 }
 
 }  // namespace braid

@@ -28,6 +28,7 @@
 #include "ops/merger.h"
 #include "pipeline/plan.h"
 #include "pipeline/progress.h"
+#include "pipeline/statistics_cache.h"
 
 namespace braid {
 
@@ -40,8 +41,8 @@ struct GraphResult {
 
 // Runs the plan into the shard files at `shard_paths`, which are created here and durable afterwards. `interrupt`:
 // when it becomes non-zero the run ends within a tile, with Error(kInterrupted). `quiet`: no progress on stderr.
-// Throws Error; then the files are incomplete.
+// `keeper` gets the statistics of every scope. Throws Error; then the files are incomplete.
 GraphResult RunGraph(const Plan& plan, const std::string& fingerprint, const std::vector<std::string>& shard_paths,
-                     const std::atomic<int>& interrupt, bool quiet, Progress* progress);
+                     const std::atomic<int>& interrupt, bool quiet, Progress* progress, StatisticsKeeper* keeper);
 
 }  // namespace braid

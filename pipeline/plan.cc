@@ -1,7 +1,10 @@
 #include "pipeline/plan.h"
 
+#include <chrono>
+
 #include "io/file_system.h"
 #include "pipeline/plan_internal.h"
+#include "pipeline/statistics_cache.h"
 
 namespace braid {
 
@@ -10,6 +13,7 @@ Plan MakePlan(Recipe recipe, const PlanOptions& options) {
   plan.method = FindMethod(recipe.method);
   plan.recipe = std::move(recipe);
 
+  const auto before_opening = std::chrono::system_clock::now();
   OpenSources(&plan);
   // The checkpoints are open; every header has been checked.
   for (const Checkpoint& checkpoint : plan.checkpoints)
@@ -22,6 +26,8 @@ Plan MakePlan(Recipe recipe, const PlanOptions& options) {
   PlanLayout(&plan, options);
   // Every output byte has its place.
   PlanScopes(&plan);
+  if (!options.cache.empty()) LoadStatistics(&plan, options.cache, before_opening);
+  // What earlier merges found out needs no rounds.
   PlanMemory(&plan, options);
   // The rounds and their memory are known.
   return plan;
@@ -37,7 +43,9 @@ std::unique_ptr<Merger> Plan::MakeMerger(const PlannedScope& scope, Approach app
         if (const double w = coefficients[tensors[t].coefficients].model[m][static_cast<size_t>(weight)]; w != 0)
           shared.model[m][static_cast<size_t>(weight)] = w;
   }
-  return NewMerger(*method, shared, scope.elements, approach);
+  std::unique_ptr<Merger> merger = NewMerger(*method, shared, scope.elements, approach);
+  if (!statistics.directory.empty()) merger->UseStatistics(scope.known);
+  return merger;
 }
 
 }  // namespace braid

@@ -27,6 +27,7 @@ struct PlanOptions {
   int threads = 0;                            // 0: one per core
   uint64_t shard_bytes = 5'000'000'000;       // decimal, as the Hub counts
   bool single_file = false;                   // one shard, whatever its size
+  std::string cache = {};                     // directory of the statistics cache; empty: none
   uint64_t tile_elements = 0;                 // 0: chosen from the budget; for tests
   ReadMode read = ReadMode::kAuto;
   // When a sample pays; tests set them lower. For fewer elements two histograms are quicker; to read short runs of
@@ -77,6 +78,7 @@ struct PlannedScope {
   bool resident = false;            // its tiles stay mapped from the first round to the last that needs them
   uint64_t statistics_bytes = 0;    // one accumulator of its largest round
   uint64_t sums_bytes = 0;
+  std::vector<ModelStatistics> known = {};   // per model, by the statistics cache; empty: nothing
 };
 
 // How the budget is spent. All in bytes unless named otherwise.
@@ -103,6 +105,13 @@ struct PlanTotals {
   uint32_t merged = 0, copied = 0, unchanged = 0;  // tensors, by their action
 };
 
+// Where statistics are kept, and what identifies the files that they are of: per checkpoint and shard, or nothing for a
+// file of which none may be kept.
+struct StatisticsPlace {
+  std::string directory;   // empty: nowhere
+  std::vector<std::vector<std::optional<XXH128_hash_t>>> files;
+};
+
 struct Plan {
   Recipe recipe;
   const MethodInfo* method = nullptr;
@@ -120,6 +129,7 @@ struct Plan {
   std::vector<PlannedTensor> tensors;     // in output order
   std::vector<PlannedShard> shards;
   std::vector<PlannedScope> scopes;       // in the order of processing
+  StatisticsPlace statistics;
   MemoryPlan memory;
   PlanTotals totals;
   std::vector<std::string> warnings;

@@ -15,7 +15,7 @@ void MarkUnchanged(Plan* plan);
 // plan_layout.cc: output types are known; assigns shards and offsets, and writes the headers.
 void PlanLayout(Plan* plan, const PlanOptions& options);
 
-// plan_memory.cc: scopes, rounds, totals, and how the budget is spent. Throws Error(kMemory).
+// plan_memory.cc: scopes; then rounds, totals, and how the budget is spent. Throws Error(kMemory).
 void PlanScopes(Plan* plan);
 void PlanMemory(Plan* plan, const PlanOptions& options);
 

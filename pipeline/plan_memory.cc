@@ -14,6 +14,7 @@
 
 #include "pipeline/budget.h"
 #include "pipeline/plan_internal.h"
+#include "pipeline/statistics_cache.h"
 
 namespace braid {
 namespace {
@@ -35,6 +36,8 @@ uint64_t CatalogueBytes(const Plan& plan) {
   for (const Coefficients& c : plan.coefficients) bytes += 96 + c.model.size() * (24 + c.shared.size() * 16);
   for (const PlannedShard& shard : plan.shards) bytes += 128 + shard.header.size();
   const uint64_t per_tensor = sizeof(PlannedTensor) + sizeof(PlannedScope) + 256 + plan.models.size() * sizeof(TensorSource);
+  for (const PlannedScope& scope : plan.scopes) bytes += scope.known.capacity() * sizeof(ModelStatistics);
+  if (!plan.statistics.directory.empty()) bytes += StatisticsKeeper::MemoryBytes(plan.models.size());
   return bytes + plan.tensors.size() * per_tensor + plan.recipe.text.size() * 4;
 }
 
@@ -74,6 +77,16 @@ ScopeNeeds NeedsOf(const Plan& plan, const PlannedScope& scope, Approach approac
   }
   if (needs.rounds > 1) needs.sums += kHistogramRow;
   return needs;
+}
+
+void PlanRounds(Plan* plan) {
+  for (PlannedScope& scope : plan->scopes) {
+    if (plan->tensors[scope.tensors.front()].action != TensorAction::kMerge) continue;
+    const ScopeNeeds needs = NeedsOf(*plan, scope, Approach::kPlain);
+    scope.rounds = needs.rounds;
+    scope.statistics_bytes = needs.accumulator;
+    scope.sums_bytes = needs.sums;
+  }
 }
 
 uint64_t TilesOf(const Plan& plan, const PlannedTensor& tensor) {
@@ -232,19 +245,13 @@ void PlanScopes(Plan* plan) {
       if (tensor.action != TensorAction::kCopy) scope.elements += tensor.elements;
     plan->scopes.push_back(std::move(scope));
   }
-  for (PlannedScope& scope : plan->scopes) {
-    if (plan->tensors[scope.tensors.front()].action != TensorAction::kMerge) continue;
-    const ScopeNeeds needs = NeedsOf(*plan, scope, Approach::kPlain);
-    scope.rounds = needs.rounds;
-    scope.statistics_bytes = needs.accumulator;
-    scope.sums_bytes = needs.sums;
-  }
 }
 
 void PlanMemory(Plan* plan, const PlanOptions& options) {
   MemoryPlan& m = plan->memory;
   m.budget = options.memory > 0 ? options.memory : DefaultMemory();
   m.threads = options.threads > 0 ? options.threads : DefaultThreads();
+  PlanRounds(plan);
   m.catalogue = CatalogueBytes(*plan);
   m.scratch = static_cast<uint64_t>(m.threads) * (Scratch::Bytes(plan->models.size()) + kSelectionTables);
   uint64_t accumulator = 0, sums = 0;

@@ -113,18 +113,25 @@ MergeReport RunMerge(const std::string& recipe_path, const MergeOptions& options
   Staging staging(options.out, options.force, InputsOf(plan));
   std::vector<std::string> warnings = WarningTexts(plan);
   warnings.insert(warnings.end(), staging.notes().begin(), staging.notes().end());
-  if (!options.quiet)
-    for (const std::string& warning : warnings) PrintToStderr("warning: " + warning + "\n");
+  const auto print = [&](const std::string& warning) {
+    if (!options.quiet) PrintToStderr("warning: " + warning + "\n");
+  };
+  std::for_each(warnings.begin(), warnings.end(), print);
 
+  StatisticsKeeper keeper(plan);
   // The weights: complete and durable in OUT.partial.
   std::vector<std::string> paths;
   for (const PlannedShard& shard : plan.shards) paths.push_back(staging.PathFor(shard.name));
-  GraphResult result = RunGraph(plan, fingerprint, paths, interrupt, options.quiet, progress);
+  GraphResult result = RunGraph(plan, fingerprint, paths, interrupt, options.quiet, progress, &keeper);
 
   // Everything else, then the one moment in which OUT appears.
   if (!staging.single_file()) WriteSideFiles(plan, result, fingerprint, &staging);
   ThrowIfInterrupted(interrupt);
   staging.Publish(plan.shards.size() > 1 ? kIndexName : plan.shards.front().name);
+
+  // What was found out on the way, for the next merge.
+  keeper.Commit();
+  for (const std::string& warning : keeper.warnings()) print(Printable(warning)), warnings.push_back(Printable(warning));
 
   MergeReport report;
   report.output = options.out;

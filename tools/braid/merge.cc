@@ -103,6 +103,9 @@ void AddPlanOptions(CLI::App* command, MergeArguments* arguments) {
                       "How to read: mapped, direct (past the page cache), or auto: mapped, but direct on network file systems")
       ->check(CLI::IsMember({"auto", "mapped", "direct"}));
   command->add_option("--shard-size", arguments->shard_size, "Largest output shard, decimal as on the Hub. Default: 5GB");
+  command->add_option("--cache", arguments->cache,
+                      "Directory that keeps thresholds and histograms, so that a later merge of these models with other "
+                      "weights reads them once. Default: nothing is kept");
 }
 
 PlanOptions PlanOptionsFrom(const MergeArguments& arguments) {
@@ -110,6 +113,7 @@ PlanOptions PlanOptionsFrom(const MergeArguments& arguments) {
   if (!arguments.memory.empty()) options.memory = ParseSize(arguments.memory, "--memory");
   if (!arguments.shard_size.empty()) options.shard_bytes = ParseSize(arguments.shard_size, "--shard-size");
   options.threads = arguments.threads;
+  options.cache = arguments.cache;
   if (arguments.io != "auto") options.read = arguments.io == "direct" ? ReadMode::kDirect : ReadMode::kMapped;
   return options;
 }

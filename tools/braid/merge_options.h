@@ -9,12 +9,12 @@
 namespace braid {
 
 struct MergeArguments {
-  std::string recipe, out, memory, shard_size, io = "auto";
+  std::string recipe, out, memory, shard_size, cache, io = "auto";
   int threads = 0;
   bool force = false, quiet = false, stats = false;
 };
 
-// --memory, --threads, --shard-size, --io.
+// --memory, --threads, --shard-size, --io, --cache.
 void AddPlanOptions(CLI::App* command, MergeArguments* arguments);
 
 // Throws Error(kUsage) for sizes that are none.
