@@ -108,6 +108,16 @@ void DrawSources(test::Random& random, Scenario* scenario) {
   }
 }
 
+// Layers are numbered by the tensors that there are.
+int LayersOf(const std::vector<Source>& models) {
+  int layers = 1;
+  for (const Source& model : models)
+    for (const StoredTensor& tensor : model.tensors)
+      if (tensor.name.starts_with(kStack))
+        layers = std::max(layers, 1 + std::stoi(tensor.name.substr(std::string(kStack).size())));
+  return layers;
+}
+
 // --- writing ----------------------------------------------------------------------------------------------
 
 std::string ValuesText(const std::vector<double>& values) {
@@ -334,6 +344,7 @@ Scenario RandomScenario(test::Random& random, const std::string& method, Syntax 
   if (random.Chance(0.6)) s.dtype = RandomType(random);
   if (random.Chance(0.3)) s.out_dtype = RandomType(random);
   DrawSources(random, &s);
+  if (!s.has_base) s.layers = LayersOf(s.models);   // the last ones may be missing in every model
   return s;
 }
 
