@@ -137,9 +137,10 @@ void PlanDrafts(Plan* plan, const std::vector<PlannedScope*>& scopes, uint64_t s
   const uint64_t one = buffers * m.buffer_bytes + open;
   const uint64_t times_in_tenths = std::clamp<uint64_t>(spare * 10 / one, 10, 30);
   m.drafts = static_cast<uint32_t>(buffers * times_in_tenths / 10);
-  // Small tensors: as many in flight as there are other buffers.
-  if (m.drafts < m.buffers) m.drafts = std::max(m.drafts, static_cast<uint32_t>(std::min<uint64_t>(m.buffers, spare / 2 / m.buffer_bytes)));
   m.open = open * times_in_tenths / 10;
+  // Small tensors: as many in flight as there are other buffers.
+  const uint64_t room = std::min(spare / 2, spare - m.open) / m.buffer_bytes;
+  m.drafts = std::max(m.drafts, static_cast<uint32_t>(std::min<uint64_t>(m.buffers, room)));
   // Where there is plenty, also for entries that are less alike than usual.
   m.open = std::max(m.open, std::min(4 * m.open, (spare - m.drafts * m.buffer_bytes) / 4));
   m.pool -= m.drafts * m.buffer_bytes + m.open;
