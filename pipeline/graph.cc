@@ -279,7 +279,8 @@ void GraphRun::Fail(std::exception_ptr error) {
 void GraphRun::ReadAll(Read::gateway_type& gateway) {
   for (const PlannedScope& scope : plan_.scopes)
     if (scope.elements > 0 && !ReadScope(scope, false, gateway)) return;
-  for (const auto& run : drafted_) {
+  const auto drafted = std::exchange(drafted_, {});   // ReadScope drops what is settled
+  for (const auto& run : drafted) {
     {
       StallTimer stall(progress_.of(Stage::kRead));
       if (run->WaitForDraft()) continue;
