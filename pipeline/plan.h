@@ -33,7 +33,7 @@ struct PlanOptions {
   // When a sample pays; tests set them lower. For fewer elements two histograms are quicker; to read short runs of
   // files costs as much as reading so many bytes of all sources once more.
   uint64_t least_sampled = 1 << 17;
-  uint64_t least_spread_sample = 32 << 20;
+  uint64_t least_spread_sample = 256 << 20;
 };
 
 // One source's elements of a tensor. `checkpoint` < 0: this source takes no part.
