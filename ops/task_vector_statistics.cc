@@ -15,9 +15,13 @@ constexpr double kLeastNorm = 1e-7;   // below it, rescale does nothing (mergeki
 // A kept bin takes 8 bytes: the histograms of a model take at most a sixteenth of its size (in bf16).
 constexpr uint64_t kElementsPerKeptBin = 64;
 
+// Never more than this, for it is outside of the budget; three models on two threads keep 3 MiB.
+constexpr size_t kMostKept = 4 << 20;
+
 struct KeptMemory {
   std::mutex mutex;
   std::vector<std::vector<uint64_t>> places;   // empty, but not small
+  size_t bytes = 0;
 };
 KeptMemory& SampleMemory() {
   static KeptMemory memory;
@@ -33,6 +37,7 @@ SampleKeys::SampleKeys(size_t count) : slots(count) {
     if (memory.places.empty()) break;
     slot.places = std::move(memory.places.back());
     memory.places.pop_back();
+    memory.bytes -= slot.places.capacity() * sizeof(uint64_t);
   }
 }
 
@@ -40,8 +45,11 @@ SampleKeys::~SampleKeys() {
   KeptMemory& memory = SampleMemory();
   std::lock_guard lock(memory.mutex);
   for (PlaceSample& slot : slots) {
+    const size_t bytes = slot.places.capacity() * sizeof(uint64_t);
+    if (memory.bytes + bytes > kMostKept) continue;
     slot.places.clear();
     memory.places.push_back(std::move(slot.places));
+    memory.bytes += bytes;
   }
 }
 

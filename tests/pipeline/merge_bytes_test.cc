@@ -56,10 +56,15 @@ class SameBytes : public testing::TestWithParam<const char*> {
     return files;
   }
 
-  // How many scopes of more than one round stay in memory, and how many are read anew in each round.
+  // How many scopes of more than one round stay in memory, and how many are read anew in each round; how many of
+  // either are drafted (the latter by a spread sample), and how many counted with the help of one.
   void CountPaths(const PlanOptions& options) {
-    for (const PlannedScope& scope : fixture::PlanOf(recipe_, options).scopes)
-      if (scope.rounds > 1 && scope.elements > 0) ++(scope.resident ? resident_ : streamed_);
+    for (const PlannedScope& scope : fixture::PlanOf(recipe_, options).scopes) {
+      if (scope.rounds == 1 || scope.elements == 0) continue;
+      ++(scope.resident ? resident_ : streamed_);
+      if (scope.approach == Approach::kDraft) ++(scope.resident ? drafted_ : spread_);
+      sampled_ += scope.approach == Approach::kSampled;
+    }
   }
 
   // From the smallest budget that this tile allows upwards.
@@ -79,7 +84,7 @@ class SameBytes : public testing::TestWithParam<const char*> {
 
   fixture::TemporaryDirectory place_;
   std::string recipe_;
-  int resident_ = 0, streamed_ = 0;
+  int resident_ = 0, streamed_ = 0, drafted_ = 0, spread_ = 0, sampled_ = 0;
 };
 
 TEST_P(SameBytes, ForThreadsTilesAndMemory) {
@@ -104,6 +109,32 @@ TEST_P(SameBytes, ForThreadsTilesAndMemory) {
   EXPECT_EQ(resident_ > 0, trims && recipe.find("'model'") == std::string::npos);
 }
 
+// A sample taken of everything that allows one, from what is mapped or by reading spots, or of nothing.
+TEST_P(SameBytes, ForEveryWayToTheThreshold) {
+  const PlanOptions plain{.memory = fixture::kGiB, .threads = 2, .shard_bytes = 500'000, .least_sampled = UINT64_MAX};
+  const auto expected = Run(plain);
+  for (int threads : {1, 4})
+    for (uint64_t tile : {65'536, 1'048'576}) {
+      PlanOptions options = plain;
+      options.threads = threads, options.tile_elements = tile, options.least_sampled = options.least_spread_sample = 0;
+      std::vector<uint64_t> budgets = Budgets(options);
+      budgets.insert(budgets.end(), {3 * budgets[1] / 2, 2 * budgets[1], 4 * budgets[1], 8 * budgets[1]});
+      for (uint64_t memory : budgets) {
+        SCOPED_TRACE(testing::Message() << threads << " threads, " << tile << " elements, " << memory << " bytes");
+        options.memory = memory;
+        CountPaths(options);
+        fixture::ExpectSameFiles(expected, Run(options));
+        if (HasFailure()) return;
+      }
+    }
+  const std::string recipe = GetParam();
+  const bool may_sample = recipe.find("'ties'") != std::string::npos && recipe.find("rescale") == std::string::npos;
+  const bool model_scope = recipe.find("'model'") != std::string::npos;
+  EXPECT_EQ(drafted_ > 0, may_sample && !model_scope);
+  EXPECT_EQ(spread_ > 0, may_sample && !model_scope);
+  EXPECT_EQ(sampled_ > 0, may_sample && model_scope);
+}
+
 TEST_P(SameBytes, ForEverySimdTarget) {
   PlanOptions options{.memory = fixture::kGiB, .threads = 2, .shard_bytes = 500'000};
   const auto expected = Run(options);
@@ -120,6 +151,9 @@ INSTANTIATE_TEST_SUITE_P(
     Recipes, SameBytes,
     testing::Values("method = 'ties'\n[parameters]\ndensity = 0.37\nrescale = true\nzero_sign = 'majority'",
                     "method = 'ties'\n[parameters]\ndensity = 0.37\nrescale = true\nscope = 'model'",
+                    "method = 'ties'\n[parameters]\ndensity = 0.37",
+                    "method = 'ties'\n[parameters]\ndensity = 0.37\nties_at_threshold = 'keep'",
+                    "method = 'ties'\n[parameters]\ndensity = 0.37\nscope = 'model'",
                     "method = 'task_arithmetic'"));
 
 }  // namespace
