@@ -6,7 +6,6 @@
 #include <tbb/task_arena.h>
 
 #include <cstring>
-#include <list>
 #include <thread>
 #include <unordered_map>
 
@@ -18,6 +17,7 @@
 #include "pipeline/output_writer.h"
 #include "pipeline/sample.h"
 #include "pipeline/scope_run.h"
+#include "pipeline/shelf.h"
 #include "pipeline/source_files.h"
 
 namespace braid {
@@ -27,32 +27,9 @@ namespace flow = tbb::flow;
 
 // What a worker needs for one tile, reused.
 struct Worker {
-  explicit Worker(size_t models) : scratch(models), lanes(models), run_lanes(models) {}
+  explicit Worker(size_t models) : scratch(models), lanes(models) {}
   Scratch scratch;
-  std::vector<EncodedLanes> lanes, run_lanes;
-};
-
-// Objects that threads borrow; made when none is free, so there are never more than were used at once.
-template <typename T>
-class Shelf {
- public:
-  template <typename... Args>
-  T* Take(Args... args) {
-    std::lock_guard lock(mutex_);
-    if (free_.empty()) return &all_.emplace_back(args...);
-    T* object = free_.back();
-    free_.pop_back();
-    return object;
-  }
-  void Give(T* object) {
-    std::lock_guard lock(mutex_);
-    free_.push_back(object);
-  }
-
- private:
-  std::mutex mutex_;
-  std::list<T> all_;
-  std::vector<T*> free_;
+  std::vector<EncodedLanes> lanes;
 };
 
 uint64_t MappedBytes(const TileWork& work) {
@@ -90,7 +67,6 @@ class GraphRun {
   void RouteTile(TileWork* work, Route::output_ports_type& ports);
   void CountClaims(TileWork* work);
   void AccumulateTile(TileWork* work, Accumulate::output_ports_type& ports);
-  void SampleTile(const TileWork& work, Worker* worker, Accumulator* accumulator);
   void DraftTile(TileWork* work, Draft::output_ports_type& ports);
   void FinishDraft(ScopeRun* run, Draft::output_ports_type& ports);
   void SettleTile(OutputTile* out);
@@ -98,16 +74,12 @@ class GraphRun {
   void Place(const TileWork& work, OutputTile* out);
   void Count(const MergeCounts& counts);
   void CopyTile(const TileWork& work, std::byte* out);
-  void CountCopied(DType type, const std::byte* data, size_t elements);
 
   LaneTile LanesOf(const TileWork& work, Worker* worker) const;
   template <typename Visit>
   void ForEachSource(const TileWork& work, Visit visit) const;
   uint64_t BytesOf(const TensorSource& source, uint64_t elements) const {
     return elements * static_cast<uint64_t>(DTypeBits(plan_.Info(source).dtype)) / 8;
-  }
-  uint64_t TilesOf(const PlannedScope& scope) const {
-    return (scope.elements + plan_.memory.tile_elements - 1) / plan_.memory.tile_elements;
   }
   OutputTile* TakeDraft();
   void GiveDraft(OutputTile* tile);
@@ -318,7 +290,8 @@ std::shared_ptr<ScopeRun> GraphRun::StartScope(const PlannedScope& scope, bool a
   {
     StallTimer stall(progress_.of(Stage::kRead));
     if (!budget_.Take(bytes)) return nullptr;
-    if (scope.approach == Approach::kDraft && !anew && !draft_tokens_.Take(TilesOf(scope))) return nullptr;
+    const bool draft = scope.approach == Approach::kDraft && !anew;
+    if (draft && !draft_tokens_.Take(plan_.Tiles(plan_.tensors[scope.tensors.front()]))) return nullptr;
   }
   auto run = std::make_shared<ScopeRun>(plan_, scope, anew);
   run->taken = bytes;
@@ -442,7 +415,7 @@ void GraphRun::AccumulateTile(TileWork* work, Accumulate::output_ports_type& por
       Accumulator* accumulator = run->TakeAccumulator();
       const Coefficients& c = plan_.coefficients[plan_.tensors[work->tensor].coefficients];
       if (run->spec().sample)
-        SampleTile(*work, worker, accumulator);
+        SampleTile(LanesOf(*work, worker), plan_.tensors[work->tensor].elements, c, *run, worker->scratch, accumulator);
       else
         run->merger()->Accumulate(run->round(), c, LanesOf(*work, worker), work->claims.data(), worker->scratch,
                                   accumulator, run->SumsOf(work->slot));
@@ -461,23 +434,6 @@ void GraphRun::FinishStatistics(ScopeRun* run) {
   StageTimer timer(progress_.of(Stage::kStatistics));
   run->FinishRound();
   if (run->merging() || run->drafting()) budget_.Give(std::exchange(run->taken, 0));
-}
-
-// Short runs of a resident tile.
-void GraphRun::SampleTile(const TileWork& work, Worker* worker, Accumulator* accumulator) {
-  const LaneTile tile = LanesOf(work, worker);
-  const Coefficients& c = plan_.coefficients[plan_.tensors[work.tensor].coefficients];
-  ForEachSampleRun(plan_.tensors[work.tensor].elements, tile.first, tile.count, [&](uint64_t first, size_t lanes) {
-    LaneTile run = tile;
-    const auto skip = [&](EncodedLanes& source) {
-      if (source.bytes != nullptr) source.bytes += (first - tile.first) * static_cast<uint64_t>(LaneBytes(source.type));
-    };
-    run.first = first, run.count = lanes;
-    skip(run.base);
-    for (size_t m = 0; m < tile.models.size(); ++m) worker->run_lanes[m] = tile.models[m], skip(worker->run_lanes[m]);
-    run.models = worker->run_lanes;
-    work.scope->merger()->Accumulate(work.scope->round(), c, run, nullptr, worker->scratch, accumulator, {});
-  });
 }
 
 // --- drafts -----------------------------------------------------------------------------------------------
@@ -571,28 +527,20 @@ void GraphRun::MergeTile(TileWork* work, OutputTile* out) {
   Place(*work, out);
   {
     StageTimer timer(progress_.of(Stage::kMerge));
+    MergeCounts counts;
     if (work->scope->is_copy()) {
       CopyTile(*work, out->data);
-      if (tensor.action == TensorAction::kKeep) CountCopied(tensor.type, out->data, work->count);
+      if (tensor.action == TensorAction::kKeep) CountNonFinite(tensor.type, out->data, work->count, &counts.non_finite);
     } else {
-      MergeCounts counts;
       Worker* worker = TakeWorker();
       work->scope->merger()->Merge(plan_.coefficients[tensor.coefficients], LanesOf(*work, worker), work->claims.data(),
                                    worker->scratch, tensor.type, out->data, &counts);
       workers_.Give(worker);
-      Count(counts);
     }
+    Count(counts);
     progress_.of(Stage::kMerge).bytes += MappedBytes(*work);
   }
   Release(work, true);
-}
-
-void GraphRun::CountCopied(DType type, const std::byte* data, size_t elements) {
-  NonFinite bad;
-  CountNonFinite(type, data, elements, &bad);
-  std::lock_guard lock(mutex_);
-  counts_.non_finite.nan += bad.nan;
-  counts_.non_finite.inf += bad.inf;
 }
 
 // Integers and booleans: equal everywhere, or there is no right answer. Unchanged tensors: from the base alone.

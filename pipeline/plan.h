@@ -141,6 +141,9 @@ struct Plan {
     const Checkpoint& checkpoint = checkpoints[static_cast<size_t>(source.checkpoint)];
     return checkpoint.shards[checkpoint.tensors[source.tensor].shard];
   }
+  uint64_t Tiles(const PlannedTensor& tensor) const {
+    return (tensor.elements + memory.tile_elements - 1) / memory.tile_elements;
+  }
   // The merger of a scope; the same every time.
   std::unique_ptr<Merger> MakeMerger(const PlannedScope& scope, Approach approach) const;
 };

@@ -91,14 +91,13 @@ void PlanRounds(Plan* plan) {
   }
 }
 
-uint64_t TilesOf(const Plan& plan, const PlannedTensor& tensor) {
-  return (tensor.elements + plan.memory.tile_elements - 1) / plan.memory.tile_elements;
+uint64_t BytesOf(const Plan& plan, const TensorSource& source) {
+  return source.present() ? plan.Info(source).bytes : 0;
 }
 
 uint64_t SourceBytes(const Plan& plan, const PlannedTensor& tensor) {
-  uint64_t bytes = tensor.base.present() ? plan.Info(tensor.base).bytes : 0;
-  for (const TensorSource& source : tensor.models)
-    if (source.present()) bytes += plan.Info(source).bytes;
+  uint64_t bytes = BytesOf(plan, tensor.base);
+  for (const TensorSource& source : tensor.models) bytes += BytesOf(plan, source);
   return bytes;
 }
 
@@ -108,7 +107,7 @@ uint64_t OpenBytes(const Plan& plan, const PlannedTensor& tensor) {
   const double share = tensor.elements <= kFewElements ? 1.0 : std::min(1.0, kOpenShare * static_cast<double>(models));
   const auto elements = static_cast<uint64_t>(share * static_cast<double>(tensor.elements));
   const uint64_t selected = elements / std::max<uint64_t>(models, 1) * sizeof(uint64_t);   // one model at a time
-  return (elements / OpenChunk::kElements + TilesOf(plan, tensor)) * chunk + selected;
+  return (elements / OpenChunk::kElements + plan.Tiles(tensor)) * chunk + selected;
 }
 
 // Tensors that could be drafted if there is room.
@@ -129,7 +128,7 @@ void PlanDrafts(Plan* plan, const std::vector<PlannedScope*>& scopes, uint64_t s
   uint64_t buffers = 0, open = 0;
   for (const PlannedScope* scope : scopes) {
     const PlannedTensor& tensor = plan->tensors[scope->tensors.front()];
-    const uint64_t its_buffers = TilesOf(*plan, tensor), its_open = OpenBytes(*plan, tensor);
+    const uint64_t its_buffers = plan->Tiles(tensor), its_open = OpenBytes(*plan, tensor);
     if (its_buffers * m.buffer_bytes + its_open > spare) continue;
     if (its_buffers > buffers) buffers = its_buffers, open = its_open;
   }
@@ -162,7 +161,7 @@ void ChooseApproaches(Plan* plan, const PlanOptions& options, const std::vector<
   }
   const auto resident = [&](const PlannedScope& scope) {   // and a third to read the next one meanwhile
     const PlannedTensor& tensor = plan->tensors[scope.tensors.front()];
-    const uint64_t needed = TilesOf(*plan, tensor) * TileCost(*plan, tensor, m.tile_elements) +
+    const uint64_t needed = plan->Tiles(tensor) * TileCost(*plan, tensor, m.tile_elements) +
                             scope.statistics_bytes * m.accumulators + scope.sums_bytes;
     return needed <= m.pool / 3 * 2;
   };
@@ -171,15 +170,11 @@ void ChooseApproaches(Plan* plan, const PlanOptions& options, const std::vector<
   };
   for (PlannedScope* scope : draftable) {
     const PlannedTensor& tensor = plan->tensors[scope->tensors.front()];
-    const bool fits = TilesOf(*plan, tensor) <= m.drafts && OpenBytes(*plan, tensor) <= m.open;
+    const bool fits = plan->Tiles(tensor) <= m.drafts && OpenBytes(*plan, tensor) <= m.open;
     if (fits && (resident(*scope) || spread_sample_pays(*scope))) use(scope, Approach::kDraft);
     else if (!resident(*scope) && spread_sample_pays(*scope)) use(scope, Approach::kSampled);
   }
   for (PlannedScope& scope : plan->scopes) scope.resident = scope.rounds > 1 && scope.tensors.size() == 1 && resident(scope);
-}
-
-uint64_t BytesOf(const Plan& plan, const TensorSource& source) {
-  return source.present() ? plan.Info(source).bytes : 0;
 }
 
 // Bytes that each round maps, counted from the merge back; a resident scope maps its bytes once, counted to the merge.

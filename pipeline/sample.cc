@@ -1,5 +1,6 @@
 #include "pipeline/sample.h"
 
+#include <algorithm>
 #include <exception>
 #include <map>
 #include <mutex>
@@ -12,6 +13,9 @@
 
 namespace braid {
 namespace {
+
+// Of what is resident. Many short runs cost nothing there, and lanes close to each other are alike.
+constexpr uint64_t kResidentRuns = 1024, kResidentRunLanes = 64;
 
 // A run is read with one request of less than a page per source. More lanes of it would say little: they are alike.
 constexpr uint64_t kRunLanes = 64;
@@ -101,6 +105,21 @@ class RunReader {
 };
 
 }  // namespace
+
+void SampleTile(const LaneTile& tile, uint64_t elements, const Coefficients& coefficients, const ScopeRun& scope,
+                Scratch& scratch, Accumulator* accumulator) {
+  const uint64_t stride = std::max(elements / kResidentRuns, kResidentRunLanes), end = tile.first + tile.count;
+  std::vector<EncodedLanes> models(tile.models.size());
+  for (uint64_t at = (tile.first + stride - 1) / stride * stride; at + kResidentRunLanes <= end; at += stride) {
+    const auto from = [&](EncodedLanes source) {
+      if (source.bytes != nullptr) source.bytes += (at - tile.first) * static_cast<uint64_t>(LaneBytes(source.type));
+      return source;
+    };
+    std::transform(tile.models.begin(), tile.models.end(), models.begin(), from);
+    const LaneTile run{.first = at, .count = kResidentRunLanes, .base = from(tile.base), .models = models};
+    scope.merger()->Accumulate(scope.round(), coefficients, run, nullptr, scratch, accumulator, {});
+  }
+}
 
 void SampleScope(const Plan& plan, ScopeRun* scope) {
   const std::vector<Run> runs = RunsOf(plan, *scope);

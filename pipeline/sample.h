@@ -1,7 +1,6 @@
 // Samples of a scope: short runs of lanes, evenly over all its elements.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 #include "ops/merger.h"
@@ -11,16 +10,10 @@ namespace braid {
 
 class ScopeRun;
 
-// Of a tensor whose tiles are resident. Many short runs cost nothing there, and lanes close to each other are alike.
-inline constexpr uint64_t kResidentRuns = 1024, kResidentRunLanes = 64;
-
-// visit(first, lanes) for the runs of a tensor that begin in [first, first + count).
-template <typename Visit>
-void ForEachSampleRun(uint64_t elements, uint64_t first, uint64_t count, Visit visit) {
-  const uint64_t stride = std::max(elements / kResidentRuns, kResidentRunLanes);
-  for (uint64_t at = (first + stride - 1) / stride * stride; at + kResidentRunLanes <= first + count; at += stride)
-    visit(at, kResidentRunLanes);
-}
+// The runs that begin in a tile that is resident, of a tensor of so many elements, into the accumulator of the scope's
+// present round.
+void SampleTile(const LaneTile& tile, uint64_t elements, const Coefficients& coefficients, const ScopeRun& scope,
+                Scratch& scratch, Accumulator* accumulator);
 
 // Reads a sample of a scope that is streamed, by several threads, and counts it into the accumulators of its present
 // round. Throws Error.

@@ -37,10 +37,9 @@ bool ScopeRun::ReadsTensor(uint32_t tensor) const {
 }
 
 uint64_t ScopeRun::TilesInRound() const {
-  const uint64_t tile = plan_.memory.tile_elements;
   uint64_t count = 0;
   for (uint32_t t : scope_.tensors)
-    if (ReadsTensor(t)) count += (plan_.tensors[t].elements + tile - 1) / tile;
+    if (ReadsTensor(t)) count += plan_.Tiles(plan_.tensors[t]);
   return count;
 }
 
