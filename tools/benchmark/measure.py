@@ -10,7 +10,7 @@ from benchmark.families import recipe_text, total_size, weight_files
 from benchmark.fits import check
 from benchmark.limit import Limit
 from benchmark.outputs import OutputCheck
-from benchmark.page_cache import available_memory, enter_state
+from benchmark.page_cache import enter_state, memory
 from benchmark.process import Failed, run_measured
 from benchmark.rows import MIB, PlanRow
 from benchmark.skipped import Skipped
@@ -67,7 +67,7 @@ class Bench:
         inputs = [file for model in models for file in weight_files(model)]
         bytes_in, bytes_out = total_size(inputs), total_size(weight_files(models[0]))
         self.families.need_space(bytes_out, [*still_needed, row.family])
-        if row.state == "warm" and bytes_in + bytes_out > 0.8 * available_memory():
+        if row.state == "warm" and bytes_in + bytes_out > 0.8 * memory("MemAvailable"):
             raise Skipped(f"{(bytes_in + bytes_out) / 0.8e9:.0f} GB of free memory")
         recipe = self.directory / "recipe.toml"
         recipe.write_text(recipe_text(row.method, row.family.dtype, row.parameters, models))

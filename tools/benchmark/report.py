@@ -3,7 +3,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from benchmark.page_cache import available_memory
+from benchmark.page_cache import memory
 from benchmark.rows import MIB
 
 
@@ -35,7 +35,7 @@ def machine(directory, root):
         "cpu": first_match("/proc/cpuinfo", "model name"),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "available_gib": round(available_memory() / 2**30, 1),
+        "available_gib": round(memory("MemAvailable") / 2**30, 1),
         "kernel": os.uname().release,
         "filesystem": filesystem_of(directory),
         "commit": commit(root),
