@@ -12,14 +12,16 @@ namespace braid {
 
 Checksum::Checksum() : state_(XXH3_createState()) {
   if (state_ == nullptr) throw std::bad_alloc();
-  XXH3_128bits_reset(state_.get());
+  Reset();
 }
 
 void Checksum::Add(const void* data, size_t bytes) { XXH3_128bits_update(state_.get(), data, bytes); }
 
+void Checksum::Reset() { XXH3_128bits_reset(state_.get()); }
+
 XXH128_hash_t Checksum::Take() {
   const XXH128_hash_t sum = XXH3_128bits_digest(state_.get());
-  XXH3_128bits_reset(state_.get());
+  Reset();
   return sum;
 }
 

@@ -12,6 +12,7 @@ class Checksum {
  public:
   Checksum();
   void Add(const void* data, size_t bytes);
+  void Reset();
   XXH128_hash_t Take();  // of everything added since the last Take; begins anew
 
  private:

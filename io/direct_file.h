@@ -21,6 +21,16 @@ class DirectFile : public InputFile {
   // Offsets, lengths and addresses of reads are multiples of this.
   static constexpr uint64_t kBlock = 4096;
 
+  // Whole blocks around a range of a file; the range begins `skip` bytes behind their beginning.
+  struct Superset {
+    uint64_t begin;
+    size_t skip, bytes;
+  };
+  static Superset SupersetOf(uint64_t offset, uint64_t bytes) {
+    const uint64_t begin = offset / kBlock * kBlock, skip = offset - begin;
+    return {begin, skip, (skip + bytes + kBlock - 1) / kBlock * kBlock};
+  }
+
   // As InputFile.
   DirectFile(const std::string& path, const FileIdentity& expected);
 

@@ -17,9 +17,8 @@ SpotReader::SpotReader(const std::string& path, const FileIdentity& expected, bo
 void SpotReader::Read(uint64_t offset, size_t bytes, void* out) {
   if (!uncached_) return ReadExactly(cached_.get(), out, bytes, offset, path_);
   if (bytes > kMostBytes) throw Error(ErrorCode::kInternal, "a spot is too large").Path(path_);
-  const uint64_t begin = offset / DirectFile::kBlock * DirectFile::kBlock, skip = offset - begin;
-  const uint64_t blocks = (skip + bytes + DirectFile::kBlock - 1) / DirectFile::kBlock;
-  uncached_->Read(begin, blocks * DirectFile::kBlock, skip + bytes, blocks_);
+  const auto [begin, skip, whole] = DirectFile::SupersetOf(offset, bytes);
+  uncached_->Read(begin, whole, skip + bytes, blocks_);
   std::memcpy(out, blocks_ + skip, bytes);
 }
 

@@ -1,38 +1,23 @@
 #include "pipeline/output_writer.h"
 
-#include <sys/mman.h>
-
-#include <new>
-
 #include "io/error.h"
 #include "pipeline/interrupt.h"
 #include "pipeline/manifest.h"
 #include "pipeline/scope_run.h"
 
 namespace braid {
-
 namespace {
 
 constexpr size_t kWriters = 2;
-constexpr size_t kHugePage = 2 << 20;
-
-// The disk takes a buffer of scattered 4 KiB pages in hundreds of pieces: 2.5 GB in tiles of 2 MiB cost 0.1 s CPU and
-// went at 2.3 to 3.8 GB/s; from huge pages 0.03 s at 4.2 GB/s (two writes in flight, virtio, Linux 6.18).
-std::byte* AllocateBuffers(size_t bytes) {
-  void* memory = std::aligned_alloc(kHugePage, (bytes + kHugePage - 1) / kHugePage * kHugePage);
-  if (memory == nullptr) throw std::bad_alloc();
-  TheOs().Madvise(memory, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);  // only a hint
-  return static_cast<std::byte*>(memory);
-}
 
 }  // namespace
 
 OutputWriter::OutputWriter(const Plan& plan, const std::vector<std::string>& shard_paths, Progress* progress)
     : plan_(plan), progress_(*progress), sums_(plan.tensors.size(), XXH3_128bits(nullptr, 0)),
-      memory_(AllocateBuffers(plan.memory.buffer_bytes * (plan.memory.buffers + plan.memory.drafts))),
+      memory_(plan.memory.buffer_bytes * (plan.memory.buffers + plan.memory.drafts)),
       tiles_(plan.memory.buffers + plan.memory.drafts) {
   for (size_t i = 0; i < tiles_.size(); ++i) {
-    tiles_[i].buffer = memory_.get() + i * plan.memory.buffer_bytes;
+    tiles_[i].buffer = memory_.data() + i * plan.memory.buffer_bytes;
     tiles_[i].draft = i >= plan.memory.buffers;
   }
   // All shards at once: a disk that is too small shows now.

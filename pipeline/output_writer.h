@@ -6,7 +6,6 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
-#include <cstdlib>
 #include <deque>
 #include <exception>
 #include <functional>
@@ -18,6 +17,7 @@
 #include <vector>
 
 #include "io/checksum.h"
+#include "io/huge_pages.h"
 #include "io/shard_writer.h"
 #include "pipeline/plan.h"
 #include "pipeline/progress.h"
@@ -77,8 +77,6 @@ class OutputWriter {
     std::map<uint64_t, Submitted> early;
   };
 
-  struct FreeMemory { void operator()(std::byte* p) const { std::free(p); } };
-
   void Loop();
   void HandBackAll();
   void WriteTile(const OutputTile& tile);
@@ -89,7 +87,7 @@ class OutputWriter {
   Progress& progress_;
   std::vector<std::unique_ptr<ShardWriter>> shards_;
   std::vector<XXH128_hash_t> sums_;
-  std::unique_ptr<std::byte, FreeMemory> memory_;
+  HugePages memory_;
   std::vector<OutputTile> tiles_;
   std::function<void(std::exception_ptr)> fail_;
   std::function<void(ScopeRun*)> retire_;

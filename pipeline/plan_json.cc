@@ -3,8 +3,8 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <xxhash.h>
 
+#include "io/checksum.h"
 #include "pipeline/manifest.h"
 #include "pipeline/plan.h"
 
@@ -118,11 +118,9 @@ void WritePlanJson(const Plan& plan, const Json& more, const Write& write) {
 }
 
 std::string PlanFingerprint(const Plan& plan) {
-  const std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> hash(XXH3_createState(), XXH3_freeState);
-  XXH3_128bits_reset(hash.get());
-  WriteWithTensors(plan, LayoutToJson(plan),
-                   [&](std::string_view text) { XXH3_128bits_update(hash.get(), text.data(), text.size()); });
-  return SumText(XXH3_128bits_digest(hash.get()));
+  Checksum sum;
+  WriteWithTensors(plan, LayoutToJson(plan), [&](std::string_view text) { sum.Add(text.data(), text.size()); });
+  return SumText(sum.Take());
 }
 
 }  // namespace braid

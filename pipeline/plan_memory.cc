@@ -24,8 +24,8 @@ namespace {
 constexpr uint64_t kLargestTile = 64 * kReductionBlock;
 // What selection needs beside accumulators, per thread: ops/bracket.cc and ops/task_vector_draft.cc.
 constexpr uint64_t kSelectionTables = kHighBins * sizeof(uint32_t) + (128 << 10);
-// Entries that a bracket leaves open: 1 % hold three standard deviations of a sample of kSampleLanes, and some more for
-// rows that differ (measured on synthetic fine-tunes: 0.7 to 1.1 %).
+// Entries that a bracket leaves open: 1 % hold three standard deviations of a sample of kSampleLanes, the rest is for rows
+// that differ. When it is not enough the draft starts anew with histograms.
 constexpr double kOpenShare = 0.012;
 constexpr uint64_t kPage = 4096;
 constexpr uint64_t kMostMaps = 16'384;

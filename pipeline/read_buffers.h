@@ -1,9 +1,6 @@
 // Memory that direct reads go into: one buffer for all sources of a tile, kept for the next tile when this one lets go of
 // it. What is kept never exceeds what the budget has free, so that used and unused buffers together stay within it.
 //
-// Buffers begin at huge pages and are made of them as far as they reach: a request for 2 MiB in pages of 4 KiB has 512
-// pieces, which the disk takes in many small requests (four readers, virtio: 1.1 GB/s; in huge pages 2.5 to 3.8).
-//
 // Take is for the I/O thread, which has taken the bytes from the budget before. With a buffer its bytes go back to the
 // budget, on any thread. Buffers must not outlive the shelf.
 #pragma once
@@ -13,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "io/huge_pages.h"
 #include "pipeline/budget.h"
 
 namespace braid {
@@ -25,20 +23,18 @@ class ReadBuffer {
   ReadBuffer(ReadBuffer&& other) noexcept { *this = std::move(other); }
   ReadBuffer& operator=(ReadBuffer&& other) noexcept;
   ~ReadBuffer();
-  std::byte* data() const { return data_; }
-  size_t size() const { return size_; }
+  std::byte* data() const { return memory_.data(); }
+  size_t size() const { return memory_.size(); }
 
  private:
   friend class ReadBuffers;
   ReadBuffers* shelf_ = nullptr;
-  std::byte* data_ = nullptr;
-  size_t size_ = 0;
+  HugePages memory_;
 };
 
 class ReadBuffers {
  public:
   explicit ReadBuffers(Budget* budget) : budget_(*budget) {}
-  ~ReadBuffers();
   ReadBuffers(const ReadBuffers&) = delete;
 
   // `size` is a multiple of the page size, or 0. Throws Error(kMemory).
@@ -49,18 +45,13 @@ class ReadBuffers {
 
  private:
   friend class ReadBuffer;
-  struct Memory {
-    std::byte* data;
-    size_t size;
-  };
-
-  void Reuse(ReadBuffer* buffer);
-  std::vector<Memory> TakeSurplus();
-  void Give(Memory memory);
+  HugePages Reuse(size_t size);   // empty when there is none
+  std::vector<HugePages> TakeSurplus();
+  void Give(HugePages memory);
 
   Budget& budget_;
   mutable std::mutex mutex_;
-  std::vector<Memory> idle_;  // the longest unused first
+  std::vector<HugePages> idle_;  // the longest unused first
   size_t idle_bytes_ = 0;
 };
 

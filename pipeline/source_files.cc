@@ -32,19 +32,8 @@ void ForEachWindow(uint64_t offset, uint64_t bytes, Visit visit) {
   }
 }
 
-// Whole blocks around a range.
-struct Superset {
-  uint64_t begin;
-  size_t skip, bytes;
-};
-Superset SupersetOf(uint64_t offset, uint64_t bytes) {
-  constexpr uint64_t kBlock = DirectFile::kBlock;
-  const uint64_t begin = offset / kBlock * kBlock, skip = offset - begin;
-  return {begin, skip, (skip + bytes + kBlock - 1) / kBlock * kBlock};
-}
-
-// What a buffer for it needs, wherever the range begins, so that all tiles of one size can use each other's buffers;
-// no more than TileCost has counted.
+// What a buffer for the superset of a range needs, wherever the range begins, so that all tiles of one size can use
+// each other's buffers; no more than TileCost has counted.
 size_t BufferBytes(uint64_t bytes) {
   constexpr uint64_t kBlock = DirectFile::kBlock;
   return bytes == 0 ? 0 : (bytes + 2 * kBlock) / kBlock * kBlock;
@@ -144,7 +133,7 @@ std::vector<DirectRange> SourceFiles::MakeWindows(const std::vector<SourceRange>
       map.Touch(file.cached);
       *range.window = SourceWindow(std::move(map));
     } else if (range.bytes > 0) {
-      const Superset superset = SupersetOf(offset, range.bytes);
+      const DirectFile::Superset superset = DirectFile::SupersetOf(offset, range.bytes);
       std::byte* const to = buffer->data() + taken;
       reads.push_back({file.direct, superset.begin, superset.bytes, superset.skip + range.bytes, to});
       *range.window = SourceWindow(buffer, BufferBytes(range.bytes), to + superset.skip, range.bytes);

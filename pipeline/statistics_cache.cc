@@ -9,6 +9,7 @@
 #include <numeric>
 #include <tuple>
 
+#include "io/checksum.h"
 #include "io/error.h"
 #include "io/hf_cache.h"
 #include "pipeline/manifest.h"
@@ -24,18 +25,17 @@ constexpr int kMostEarlier = 15;
 // Hashes fields one after the other; strings with their length.
 class KeyHash {
  public:
-  KeyHash() : state_(XXH3_createState(), XXH3_freeState) { Reset(); }
-  void Reset() { XXH3_128bits_reset(state_.get()); }
-  void Add(uint64_t value) { XXH3_128bits_update(state_.get(), &value, sizeof(value)); }
+  void Reset() { sum_.Reset(); }
+  void Add(uint64_t value) { sum_.Add(&value, sizeof(value)); }
   void Add(XXH128_hash_t value) { Add(value.high64), Add(value.low64); }
   void Add(std::string_view text) {
     Add(text.size());
-    XXH3_128bits_update(state_.get(), text.data(), text.size());
+    sum_.Add(text.data(), text.size());
   }
-  XXH128_hash_t Result() const { return XXH3_128bits_digest(state_.get()); }
+  XXH128_hash_t Result() { return sum_.Take(); }
 
  private:
-  std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> state_;
+  Checksum sum_;
 };
 
 // --- files ------------------------------------------------------------------------------------------------

@@ -29,14 +29,6 @@ constexpr int kBinBits = 16;
 constexpr uint64_t kMostCount = UINT64_MAX >> kBinBits;
 constexpr size_t kChunk = 64 << 10;
 
-using HashState = std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)>;
-
-HashState NewHash() {
-  HashState hash(XXH3_createState(), XXH3_freeState);
-  XXH3_128bits_reset(hash.get());
-  return hash;
-}
-
 Error Damaged(const std::string& path, std::string why) { return Error(ErrorCode::kBadInput, std::move(why)).Path(path); }
 
 // The records' bytes, piece by piece.
@@ -71,14 +63,14 @@ class Body {
 };
 
 XXH128_hash_t SumOfBody(int fd, uint64_t bytes, const std::string& path) {
-  const HashState hash = NewHash();
+  Checksum sum;
   std::vector<char> chunk(kChunk);
   for (uint64_t at = 0, n; at < bytes; at += n) {
     n = std::min<uint64_t>(bytes - at, chunk.size());
     ReadExactly(fd, chunk.data(), n, sizeof(FileHeader) + at, path);
-    XXH3_128bits_update(hash.get(), chunk.data(), n);
+    sum.Add(chunk.data(), n);
   }
-  return XXH3_128bits_digest(hash.get());
+  return sum.Take();
 }
 
 }  // namespace
@@ -135,7 +127,7 @@ std::unique_ptr<StatisticsWriter> StatisticsWriter::Open(const std::string& path
 }
 
 StatisticsWriter::StatisticsWriter(std::string path, std::string partial, Fd fd)
-    : path_(std::move(path)), partial_(std::move(partial)), fd_(std::move(fd)), hash_(NewHash()) {
+    : path_(std::move(path)), partial_(std::move(partial)), fd_(std::move(fd)) {
   buffer_.reserve(kBufferBytes);
 }
 
@@ -161,14 +153,14 @@ void StatisticsWriter::Append(const void* data, size_t bytes) {
 
 void StatisticsWriter::Flush() {
   WriteExactly(fd_.get(), buffer_.data(), buffer_.size(), sizeof(FileHeader) + bytes_ - buffer_.size(), partial_);
-  XXH3_128bits_update(hash_.get(), buffer_.data(), buffer_.size());
+  sum_.Add(buffer_.data(), buffer_.size());
   buffer_.clear();
 }
 
 void StatisticsWriter::Commit() {
   Flush();
   const FileHeader header{.magic = kMagic, .version = kVersion, .record_bytes = sizeof(StatisticsRecord), .bytes = bytes_,
-                          .sum = XXH3_128bits_digest(hash_.get())};
+                          .sum = sum_.Take()};
   WriteExactly(fd_.get(), &header, sizeof(header), 0, partial_);
   if (TheOs().Rename(partial_.c_str(), path_.c_str(), 0) < 0) throw SystemError(errno, "rename it", partial_);
   committed_ = true;

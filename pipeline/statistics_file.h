@@ -3,8 +3,6 @@
 // makes sense.
 #pragma once
 
-#include <xxhash.h>
-
 #include <functional>
 #include <memory>
 #include <optional>
@@ -13,6 +11,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "io/checksum.h"
 #include "io/os.h"
 #include "ops/magnitude_selection.h"
 
@@ -78,7 +77,7 @@ class StatisticsWriter {
   Fd fd_;
   uint64_t bytes_ = 0;     // of records, the buffer included
   std::string buffer_;
-  std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> hash_;
+  Checksum sum_;
   bool committed_ = false;
 };
 
