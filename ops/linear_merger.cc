@@ -60,10 +60,36 @@ class LinearMerger : public Merger {
   int weight_, normalize_;  // indices of the parameters, -1 when the method has none
 };
 
+std::unique_ptr<Merger> Make(const MethodInfo& method, const Coefficients&, const TensorFacts&, Approach) {
+  return std::make_unique<LinearMerger>(method);
+}
+
+std::string CheckWeights(const MethodInfo& method, const Coefficients& c) {
+  const auto weight = static_cast<size_t>(method.IndexOf("weight")), normalize = static_cast<size_t>(method.IndexOf("normalize"));
+  if (c.shared[normalize] == 0) return "";
+  float sum = 0;
+  for (const auto& model : c.model) sum += static_cast<float>(model[weight]);
+  return sum == 0 ? "the weights add up to 0, and normalize divides by that sum" : "";
+}
+
 }  // namespace
 
-std::unique_ptr<Merger> NewLinearMerger(const MethodInfo& method, const Coefficients&) {
-  return std::make_unique<LinearMerger>(method);
+MethodInfo Linear() {
+  return {.name = "linear",
+          .summary = "weighted average of the models",
+          .source = "Wortsman et al., Model Soups, ICML 2022, arXiv 2203.05482",
+          .base = BaseUse::kIsASource,
+          .parameters = {WeightParameter(), NormalizeParameter(true)},
+          .check = CheckWeights,
+          .make = Make};
+}
+
+MethodInfo Average() {
+  return {.name = "average",
+          .summary = "plain average of the models",
+          .source = "Wortsman et al., Model Soups, ICML 2022, arXiv 2203.05482",
+          .base = BaseUse::kIsASource,
+          .make = Make};
 }
 
 }  // namespace braid

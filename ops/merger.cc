@@ -2,6 +2,8 @@
 
 #include <hwy/aligned_allocator.h>
 
+#include <algorithm>
+
 #include "ops/mergers_internal.h"
 
 namespace braid {
@@ -50,12 +52,6 @@ double FoldSums(double* sums) {
   for (size_t step = kSumLanes / 2; step > 0; step /= 2)
     for (size_t i = 0; i < step; ++i) sums[i] += sums[i + step];
   return sums[0];
-}
-
-std::unique_ptr<Merger> NewMerger(const MethodInfo& method, const Coefficients& coefficients, uint64_t elements,
-                                  Approach approach) {
-  if (method.base == BaseUse::kRequired) return NewTaskVectorMerger(method, coefficients, elements, approach);
-  return NewLinearMerger(method, coefficients);
 }
 
 }  // namespace braid

@@ -48,17 +48,11 @@ struct EncodedLanes {
 
 // A range of one tensor in every source. The bytes belong to the caller.
 struct LaneTile {
-  uint64_t first = 0;  // index in the tensor; a multiple of kReductionBlock
-  size_t count = 0;
+  uint64_t first = 0;  // index in the tensor; a multiple of kReductionBlock, or of the row (MethodInfo::by_rows)
+  size_t count = 0;    // whole rows, then; otherwise whole reduction blocks but for the end of the tensor
+  TensorFacts tensor;
   EncodedLanes base;
   std::span<const EncodedLanes> models;
-};
-
-// The resolved parameters of one tensor, by index into MethodInfo::parameters.
-struct Coefficients {
-  std::vector<double> shared;               // kTensor and kRecipe parameters (others unused)
-  std::vector<std::vector<double>> model;   // per model: kModel parameters (others unused)
-  bool operator==(const Coefficients&) const = default;
 };
 
 // What one worker counts in one round; Add is associative and commutative to the last bit.
@@ -68,7 +62,7 @@ class Accumulator {
   virtual void Add(Accumulator* other) = 0;  // may empty the other
 };
 
-// Where a round leaves its sums: data[quantity * stride + block index in the tensor].
+// Where a round leaves its sums: data[quantity * stride + block index in the tensor]; of a method by rows, the row's index.
 struct BlockSums {
   double* data = nullptr;
   size_t stride = 0;
@@ -83,7 +77,8 @@ struct RoundSpec {
   bool draft = false;            // wants Draft instead of Accumulate, and FinishDraft instead of Finish
 };
 
-// How thresholds are found, for mergers that need some. The result is the same.
+// How thresholds are found, for mergers that need some. The result is the same. What a merger is asked for is a wish;
+// round() says what it came to (a method may need sums that only kPlain takes).
 enum class Approach {
   kPlain,    // two histograms: two reads before the merge
   kSampled,  // a sample, then one read that counts what the sample leaves open
@@ -198,12 +193,6 @@ class Merger {
   virtual uint64_t entries() const { return 0; }
   virtual uint64_t kept() const { return 0; }
 };
-
-// A merger of `method` for a scope of `elements` elements. `coefficients` are those of the tensor; for the whole model,
-// those parameters that decide statistics are the same in all tensors. A model whose weight is 0 takes no part.
-// `approach`: what is wanted; round() says what it came to (a method may need sums that only kPlain takes).
-std::unique_ptr<Merger> NewMerger(const MethodInfo& method, const Coefficients& coefficients, uint64_t elements,
-                                  Approach approach);
 
 // Adds 16 interleaved sums in a fixed tree: 8 pairs at distance 8, then 4, 2, 1.
 double FoldSums(double* sums);

@@ -1,18 +1,9 @@
-// The mergers behind NewMerger.
+// What mergers share.
 #pragma once
-
-#include <memory>
 
 #include "ops/merger.h"
 
 namespace braid {
-
-// ties and task_arithmetic (ops/task_vector_merger.cc).
-std::unique_ptr<Merger> NewTaskVectorMerger(const MethodInfo& method, const Coefficients& coefficients,
-                                            uint64_t elements, Approach approach);
-
-// linear and average (ops/linear_merger.cc).
-std::unique_ptr<Merger> NewLinearMerger(const MethodInfo& method, const Coefficients& coefficients);
 
 inline void DecodeLanesAt(const EncodedLanes& source, size_t start, size_t n, float* lanes) {
   DecodeLanes(source.type, source.bytes + start * static_cast<size_t>(LaneBytes(source.type)), n, lanes);

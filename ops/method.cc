@@ -3,75 +3,20 @@
 #include <algorithm>
 #include <array>
 
+// Every method: the function that declares it, in the file that computes it.
+#define BRAID_METHODS(METHOD) \
+  METHOD(Ties)                \
+  METHOD(TaskArithmetic)      \
+  METHOD(Linear)              \
+  METHOD(Average)
+
 namespace braid {
+
+#define METHOD(name) MethodInfo name();
+BRAID_METHODS(METHOD)
+#undef METHOD
+
 namespace {
-
-using enum ParameterKind;
-using enum ParameterScope;
-
-ParameterSpec Weight() {
-  return {.name = "weight", .scope = kModel, .default_value = 1, .required_in_yaml = true,
-          .help = "share of this model; negative forgets a task"};
-}
-
-ParameterSpec Normalize(bool by_default) {
-  return {.name = "normalize", .kind = kFlag, .default_value = by_default ? 1.0 : 0.0,
-          .help = "divide by the sum of the weights"};
-}
-
-// What the whole family of task-vector methods shares (mergekit: generalized task arithmetic).
-std::vector<ParameterSpec> TaskVectorParameters(bool normalize) {
-  return {Weight(), Normalize(normalize),
-          {.name = "lambda", .default_value = 1, .help = "scale of the merged task vector"},
-          {.name = "int8_mask", .kind = kFlag, .help = "accepted for mergekit's sake; changes nothing"}};
-}
-
-MethodInfo Ties() {
-  MethodInfo ties{.name = "ties",
-                  .summary = "trim task vectors, elect signs, merge what agrees",
-                  .source = "Yadav et al., TIES-Merging, NeurIPS 2023, arXiv 2306.01708, Algorithm 1",
-                  .base = BaseUse::kRequired,
-                  .parameters = TaskVectorParameters(true)};
-  const std::vector<ParameterSpec> own = {
-      {.name = "density", .scope = kModel, .default_value = 1, .min = 0, .max = 1,
-       .help = "share of each task vector's entries to keep, by magnitude"},
-      {.name = "rescale", .kind = kFlag, .help = "restore the l1 norm of a trimmed task vector"},
-      {.name = "scope", .kind = kChoice, .scope = kRecipe, .choices = {"tensor", "model"},
-       .help = "one threshold per tensor, or one over the model's whole task vector (the paper's code)"},
-      {.name = "ties_at_threshold", .kind = kChoice, .scope = kRecipe, .choices = {"index", "keep"},
-       .help = "equal magnitudes at the threshold: lower index first, or the paper's code: keep int(density n) + 1 "
-               "and all equals"},
-      {.name = "zero_sign", .kind = kChoice, .scope = kRecipe, .choices = {"plus", "majority"},
-       .help = "the elected sign where votes cancel: plus, or that of most entries (the paper's code)"},
-      {.name = "elect", .kind = kChoice, .scope = kRecipe, .choices = {"mass", "count"},
-       .help = "elect by the sum of values, or by counting signs"},
-      {.name = "elect_weighted", .kind = kFlag, .scope = kRecipe, .default_value = 1,
-       .help = "whether weights count in the election"},
-  };
-  ties.parameters.insert(ties.parameters.end(), own.begin(), own.end());
-  return ties;
-}
-
-std::vector<MethodInfo> AllMethods() {
-  return {
-      Ties(),
-      {.name = "task_arithmetic",
-       .summary = "add the weighted task vectors to the base",
-       .source = "Ilharco et al., Editing Models with Task Arithmetic, ICLR 2023, arXiv 2212.04089",
-       .base = BaseUse::kRequired,
-       .parameters = TaskVectorParameters(false)},
-      {.name = "linear",
-       .summary = "weighted average of the models",
-       .source = "Wortsman et al., Model Soups, ICML 2022, arXiv 2203.05482",
-       .base = BaseUse::kIsASource,
-       .parameters = {Weight(), Normalize(true)}},
-      {.name = "average",
-       .summary = "plain average of the models",
-       .source = "Wortsman et al., Model Soups, ICML 2022, arXiv 2203.05482",
-       .base = BaseUse::kIsASource,
-       .parameters = {}},
-  };
-}
 
 // Of mergekit 0.1.5's methods and of those that Braid does not have yet.
 constexpr std::array kOtherParameters = {
@@ -94,7 +39,9 @@ int MethodInfo::IndexOf(std::string_view parameter) const {
 }
 
 const std::vector<MethodInfo>& Methods() {
-  static const std::vector<MethodInfo> methods = AllMethods();
+#define METHOD(name) name(),
+  static const std::vector<MethodInfo> methods = {BRAID_METHODS(METHOD)};
+#undef METHOD
   return methods;
 }
 

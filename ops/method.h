@@ -1,9 +1,14 @@
 // A merge method: what it is called, what its user can set, and how it computes.
 //
-// Declaration (MethodInfo) and computation are apart, because recipes are checked long before any tensor is
-// looked at.
+// Everything else follows from this declaration: what a recipe may say, how many sources it takes, rounds, tiles, memory
+// and the table of `braid methods`. A new element-wise method is a file with its MethodInfo and its Merger, one line in
+// the list in method.cc, one recipe in configs/, one test.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -11,10 +16,29 @@
 
 namespace braid {
 
+class Merger;
+enum class Approach;
+
 enum class BaseUse {
-  kRequired,   // the method works on task vectors
-  kIsASource,  // a base, when given, is one more source (linear)
-  kNone,
+  kRequired,   // the others are compared with it; it is not among the models
+  kOptional,   // when given, the method works on task vectors, otherwise on the models themselves (nuslerp)
+  kIsFirst,    // the first of the models, where a recipe gives one (slerp)
+  kIsASource,  // one more model, where a recipe gives one and does not list it (linear)
+  kIsNotUsed,  // lends config.json, tokenizer and missing tensors (passthrough)
+};
+
+// The resolved parameters of one tensor, by index into MethodInfo::parameters.
+struct Coefficients {
+  std::vector<double> shared;               // kTensor and kRecipe parameters (others unused)
+  std::vector<std::vector<double>> model;   // per model: kModel parameters (others unused)
+  bool operator==(const Coefficients&) const = default;
+};
+
+// What is known of a tensor beside its elements.
+struct TensorFacts {
+  uint64_t elements = 0;
+  uint64_t row = 0;     // elements of its last axis; all of them when it has fewer than two axes
+  uint64_t key = 0;     // XXH3-64 of its name; random draws depend on it
 };
 
 struct MethodInfo {
@@ -22,7 +46,16 @@ struct MethodInfo {
   std::string_view summary;      // one line, for --help and the model card
   std::string_view source;       // paper
   BaseUse base = BaseUse::kRequired;
+  // How many models it takes, the base included where it counts as one of them (kIsFirst, kIsASource).
+  size_t least_models = 1, most_models = SIZE_MAX;
   std::vector<ParameterSpec> parameters;
+  // Tiles are whole rows, so that what is found of a row needs no round of its own; see LaneTile.
+  bool by_rows = false;
+  // What is wrong with the coefficients of a tensor, as the end of a sentence about it; empty: nothing. May be null.
+  std::string (*check)(const MethodInfo&, const Coefficients&) = nullptr;
+  // A merger for a scope. With more than one tensor in it (scope = "model"), `scope` has the sum of their elements and
+  // no row, and those coefficients that decide statistics are the same in all tensors.
+  std::unique_ptr<Merger> (*make)(const MethodInfo&, const Coefficients&, const TensorFacts& scope, Approach) = nullptr;
 
   const ParameterSpec* Find(std::string_view parameter) const;
   int IndexOf(std::string_view parameter) const;  // -1 when it has none of that name

@@ -31,4 +31,20 @@ struct ParameterSpec {
   std::string_view help;
 };
 
+// Parameters that many methods share.
+inline ParameterSpec WeightParameter() {
+  return {.name = "weight", .scope = ParameterScope::kModel, .default_value = 1, .required_in_yaml = true,
+          .help = "share of this model; negative forgets a task"};
+}
+inline ParameterSpec NormalizeParameter(bool by_default) {
+  return {.name = "normalize", .kind = ParameterKind::kFlag, .default_value = by_default ? 1.0 : 0.0,
+          .help = "divide by the sum of the weights"};
+}
+inline ParameterSpec LambdaParameter() {
+  return {.name = "lambda", .default_value = 1, .help = "scale of the merged task vector"};
+}
+inline ParameterSpec Int8MaskParameter() {
+  return {.name = "int8_mask", .kind = ParameterKind::kFlag, .help = "accepted for mergekit's sake; changes nothing"};
+}
+
 }  // namespace braid

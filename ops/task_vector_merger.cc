@@ -249,9 +249,4 @@ uint64_t TaskVectorMerger::kept() const {
   return sum;
 }
 
-std::unique_ptr<Merger> NewTaskVectorMerger(const MethodInfo& method, const Coefficients& c, uint64_t elements,
-                                            Approach approach) {
-  return std::make_unique<TaskVectorMerger>(method, c, elements, approach);
-}
-
 }  // namespace braid

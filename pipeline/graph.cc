@@ -316,7 +316,7 @@ bool GraphRun::ReadRound(ScopeRun* run, Read::gateway_type& gateway) {
     if (run->ReadsTensor(scope.tensors[slot])) slots.push_back(slot);
   for (uint32_t slot : slots) {
     const uint32_t t = scope.tensors[slot];
-    for (uint64_t first = 0; first < plan_.tensors[t].elements; first += plan_.memory.tile_elements)
+    for (uint64_t first = 0; first < plan_.tensors[t].elements; first += plan_.TileElements(plan_.tensors[t]))
       if (!ReadTile(run, slot, first, order++, gateway)) return false;
   }
   return true;
@@ -327,7 +327,7 @@ bool GraphRun::ReadTile(ScopeRun* run, uint32_t slot, uint64_t first, uint64_t o
   const PlannedTensor& tensor = plan_.tensors[t];
   TileWork* work = works_.Take();
   work->scope = run, work->tensor = t, work->slot = slot, work->order = order;
-  work->first = first, work->count = std::min(plan_.memory.tile_elements, tensor.elements - first);
+  work->first = first, work->count = std::min(plan_.TileElements(tensor), tensor.elements - first);
   work->cost = TileCost(plan_, tensor, work->count);
   {
     StallTimer stall(progress_.of(Stage::kRead));
@@ -367,7 +367,7 @@ void GraphRun::ForEachSource(const TileWork& work, Visit visit) const {
 LaneTile GraphRun::LanesOf(const TileWork& work, Worker* worker) const {
   const PlannedTensor& tensor = plan_.tensors[work.tensor];
   LaneTile tile;
-  tile.first = work.first, tile.count = work.count;
+  tile.first = work.first, tile.count = work.count, tile.tensor = tensor.Facts();
   if (tensor.base.present()) tile.base = {plan_.Info(tensor.base).dtype, work.windows[0].data()};
   for (size_t m = 0; m < tensor.models.size(); ++m)
     worker->lanes[m] = work.windows[m + 1].size() == 0 ? EncodedLanes{}

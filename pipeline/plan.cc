@@ -1,5 +1,8 @@
 #include "pipeline/plan.h"
 
+#include <xxhash.h>
+
+#include <algorithm>
 #include <chrono>
 
 #include "io/file_system.h"
@@ -12,6 +15,7 @@ Plan MakePlan(Recipe recipe, const PlanOptions& options) {
   Plan plan;
   plan.method = FindMethod(recipe.method);
   plan.recipe = std::move(recipe);
+  plan.relative = plan.method->base == BaseUse::kRequired || (plan.method->base == BaseUse::kOptional && plan.recipe.base);
 
   const auto before_opening = std::chrono::system_clock::now();
   OpenSources(&plan);
@@ -33,17 +37,34 @@ Plan MakePlan(Recipe recipe, const PlanOptions& options) {
   return plan;
 }
 
+TensorFacts PlannedTensor::Facts() const {
+  return {.elements = elements, .row = shape.size() >= 2 ? shape.back() : elements, .key = XXH3_64bits(name.data(), name.size())};
+}
+
+uint64_t Plan::TileElements(const PlannedTensor& tensor, uint64_t wanted) const {
+  if (!method->by_rows || tensor.elements == 0) return wanted;
+  const uint64_t row = tensor.Facts().row;
+  return std::max<uint64_t>(wanted / row, 1) * row;
+}
+
+uint64_t Plan::SumBlocks(const PlannedTensor& tensor) const {
+  if (method->by_rows && tensor.elements > 0) return tensor.elements / tensor.Facts().row;
+  return (tensor.elements + kReductionBlock - 1) / kReductionBlock;
+}
+
 std::unique_ptr<Merger> Plan::MakeMerger(const PlannedScope& scope, Approach approach) const {
   Coefficients shared = coefficients[tensors[scope.tensors.front()].coefficients];
   if (model_scope) {
     // A weight may differ from tensor to tensor; statistics only ask whether it is zero everywhere.
     const int weight = method->IndexOf("weight");
     for (uint32_t t : scope.tensors)
-      for (size_t m = 0; m < shared.model.size(); ++m)
+      for (size_t m = 0; weight >= 0 && m < shared.model.size(); ++m)
         if (const double w = coefficients[tensors[t].coefficients].model[m][static_cast<size_t>(weight)]; w != 0)
           shared.model[m][static_cast<size_t>(weight)] = w;
   }
-  std::unique_ptr<Merger> merger = NewMerger(*method, shared, scope.elements, approach);
+  TensorFacts facts{.elements = scope.elements};
+  if (!model_scope) facts = tensors[scope.tensors.front()].Facts();
+  std::unique_ptr<Merger> merger = method->make(*method, shared, facts, approach);
   if (!statistics.directory.empty()) merger->UseStatistics(scope.known);
   return merger;
 }

@@ -61,6 +61,8 @@ struct PlannedTensor {
   uint32_t shard = 0;               // where it goes
   uint64_t offset = 0;              // first byte, from the start of the shard file
   uint64_t bytes = 0;
+
+  TensorFacts Facts() const;
 };
 
 struct PlannedShard {
@@ -115,6 +117,7 @@ struct StatisticsPlace {
 struct Plan {
   Recipe recipe;
   const MethodInfo* method = nullptr;
+  bool relative = false;                  // tensors have a base, and the method compares the models with it
   std::vector<Checkpoint> checkpoints;
   std::vector<ReadChoice> reading;        // per checkpoint
   int32_t base = -1;                      // index into checkpoints
@@ -141,9 +144,15 @@ struct Plan {
     const Checkpoint& checkpoint = checkpoints[static_cast<size_t>(source.checkpoint)];
     return checkpoint.shards[checkpoint.tensors[source.tensor].shard];
   }
+  // Elements of a tile of this tensor when tiles are to have `wanted`; whole rows where the method asks for them.
+  uint64_t TileElements(const PlannedTensor& tensor, uint64_t wanted) const;
+  uint64_t TileElements(const PlannedTensor& tensor) const { return TileElements(tensor, memory.tile_elements); }
   uint64_t Tiles(const PlannedTensor& tensor) const {
-    return (tensor.elements + memory.tile_elements - 1) / memory.tile_elements;
+    const uint64_t elements = TileElements(tensor);
+    return (tensor.elements + elements - 1) / elements;
   }
+  // How many parts a tensor's sums are taken in: reduction blocks, or rows.
+  uint64_t SumBlocks(const PlannedTensor& tensor) const;
   // The merger of a scope; the same every time.
   std::unique_ptr<Merger> MakeMerger(const PlannedScope& scope, Approach approach) const;
 };

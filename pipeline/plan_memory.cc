@@ -46,14 +46,14 @@ uint64_t CatalogueBytes(const Plan& plan) {
 uint64_t LargestTileCost(const Plan& plan, uint64_t elements) {
   uint64_t cost = 0;
   for (const PlannedTensor& tensor : plan.tensors)
-    cost = std::max(cost, TileCost(plan, tensor, std::min(elements, std::max<uint64_t>(tensor.elements, 1))));
+    cost = std::max(cost, TileCost(plan, tensor, std::min(plan.TileElements(tensor, elements), std::max<uint64_t>(tensor.elements, 1))));
   return cost;
 }
 
 uint64_t BufferBytes(const Plan& plan, uint64_t tile_elements) {
   uint64_t bytes = 4096;
   for (const PlannedTensor& tensor : plan.tensors)
-    bytes = std::max(bytes, std::min(tile_elements, tensor.elements) * static_cast<uint64_t>(DTypeBits(tensor.type)) / 8);
+    bytes = std::max(bytes, std::min(plan.TileElements(tensor, tile_elements), tensor.elements) * static_cast<uint64_t>(DTypeBits(tensor.type)) / 8);
   return bytes + kPage;  // a tile begins at the same place within a page as it will in its file
 }
 
@@ -69,7 +69,7 @@ ScopeNeeds NeedsOf(const Plan& plan, const PlannedScope& scope, Approach approac
   const std::unique_ptr<Merger> merger = plan.MakeMerger(scope, approach);
   ScopeNeeds needs{.rounds = static_cast<uint32_t>(merger->statistics_rounds() + 1)};
   uint64_t blocks = 0;
-  for (uint32_t t : scope.tensors) blocks += (plan.tensors[t].elements + kReductionBlock - 1) / kReductionBlock;
+  for (uint32_t t : scope.tensors) blocks += plan.SumBlocks(plan.tensors[t]);
   for (uint32_t r = 0; r + 1 < needs.rounds; ++r) {
     const RoundSpec spec = merger->round(r);
     needs.accumulator = std::max<uint64_t>(needs.accumulator, spec.accumulator_bytes);
@@ -161,7 +161,7 @@ void ChooseApproaches(Plan* plan, const PlanOptions& options, const std::vector<
   }
   const auto resident = [&](const PlannedScope& scope) {   // and a third to read the next one meanwhile
     const PlannedTensor& tensor = plan->tensors[scope.tensors.front()];
-    const uint64_t needed = plan->Tiles(tensor) * TileCost(*plan, tensor, m.tile_elements) +
+    const uint64_t needed = plan->Tiles(tensor) * TileCost(*plan, tensor, plan->TileElements(tensor)) +
                             scope.statistics_bytes * m.accumulators + scope.sums_bytes;
     return needed <= m.pool / 3 * 2;
   };

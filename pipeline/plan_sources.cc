@@ -59,7 +59,7 @@ bool HasOwnHead(const Checkpoint& checkpoint, std::string_view head) {
 class TensorPlanner {
  public:
   explicit TensorPlanner(Plan* plan)
-      : plan_(*plan), relative_(plan->method->base == BaseUse::kRequired), layers_(AllNames()) {}
+      : plan_(*plan), relative_(plan->relative), layers_(AllNames()) {}
 
   void Run() {
     for (place_ = 0; place_ < names_.size(); ++place_)
@@ -236,17 +236,9 @@ void TensorPlanner::Resolve(PlannedTensor* tensor) {
       if (specs[p].name == "weight") c.model[m][p] *= skip_weight_[m];
     }
   }
-  if (!relative_ && tensor->action == TensorAction::kMerge) {
-    const int weight = plan_.method->IndexOf("weight"), normalize = plan_.method->IndexOf("normalize");
-    float sum = 0;
-    if (weight >= 0 && c.shared[static_cast<size_t>(normalize)] != 0) {
-      for (const auto& model : c.model) sum += static_cast<float>(model[static_cast<size_t>(weight)]);
-      if (sum == 0)
-        throw RecipeError(plan_.recipe, plan_.recipe.method_where,
-                          fmt::format("the weights for tensor '{}' add up to 0, and normalize divides by that sum",
-                                      Printable(tensor->name)));
-    }
-  }
+  if (plan_.method->check != nullptr && tensor->action == TensorAction::kMerge)
+    if (const std::string wrong = plan_.method->check(*plan_.method, c); !wrong.empty())
+      throw RecipeError(plan_.recipe, plan_.recipe.method_where, fmt::format("for tensor '{}' {}", Printable(tensor->name), wrong));
   tensor->coefficients = Intern(std::move(c));
 }
 
@@ -271,7 +263,9 @@ void TensorPlanner::CheckModelScope() {
   plan_.model_scope = scope >= 0 && !plan_.coefficients.empty() &&
                       plan_.coefficients.front().shared[static_cast<size_t>(scope)] != 0;
   if (!plan_.model_scope) return;
-  const auto rescale = static_cast<size_t>(plan_.method->IndexOf("rescale"));
+  const int parameter = plan_.method->IndexOf("rescale");
+  if (parameter < 0) return;
+  const auto rescale = static_cast<size_t>(parameter);
   for (const Coefficients& c : plan_.coefficients)
     if (c.shared[rescale] != plan_.coefficients.front().shared[rescale])
       throw RecipeError(plan_.recipe, plan_.recipe.method_where,

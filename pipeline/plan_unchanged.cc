@@ -22,19 +22,19 @@ bool SameBytes(const Plan& plan, const TensorSource& a, const TensorSource& b) {
 }
 
 // Per model, whether it has a weight in some tensor. A model without one takes no part in the statistics of a scope.
-std::vector<bool> HaveWeight(const Plan& plan, size_t weight) {
-  std::vector<bool> some(plan.models.size());
+std::vector<bool> HaveWeight(const Plan& plan, int weight) {
+  std::vector<bool> some(plan.models.size(), weight < 0);
   for (const Coefficients& c : plan.coefficients)
-    for (size_t m = 0; m < some.size(); ++m)
-      if (c.model[m][weight] != 0) some[m] = true;
+    for (size_t m = 0; weight >= 0 && m < some.size(); ++m)
+      if (c.model[m][static_cast<size_t>(weight)] != 0) some[m] = true;
   return some;
 }
 
 }  // namespace
 
 void MarkUnchanged(Plan* plan) {
-  if (plan->method->base != BaseUse::kRequired) return;
-  const auto weight = static_cast<size_t>(plan->method->IndexOf("weight"));
+  if (!plan->relative) return;
+  const int weight = plan->method->IndexOf("weight");   // -1: the method has none
   const std::vector<bool> have_weight = HaveWeight(*plan, weight);
   for (PlannedTensor& tensor : plan->tensors) {
     // Float64 is merged in float32, and rounded by that.
@@ -45,7 +45,7 @@ void MarkUnchanged(Plan* plan) {
       const TensorSource& source = tensor.models[m];
       if (!source.present() || SameBytes(*plan, source, tensor.base)) return true;
       // With scope = "model", entries of weight 0 still count for the threshold of the others.
-      return plan->model_scope ? !have_weight[m] : c.model[m][weight] == 0;
+      return plan->model_scope ? !have_weight[m] : weight >= 0 && c.model[m][static_cast<size_t>(weight)] == 0;
     };
     bool unchanged = true;
     for (size_t m = 0; unchanged && m < tensor.models.size(); ++m) unchanged = adds_nothing(m);

@@ -19,9 +19,19 @@ void CheckBase(const MethodInfo& method, const Recipe& recipe) {
   if (method.base == BaseUse::kRequired && !recipe.base)
     throw RecipeError(recipe, recipe.method_where, fmt::format("{} needs a base model", method.name))
         .Hint(fmt::format("name the model that the others were fine-tuned from as '{}'", key));
-  if (method.base == BaseUse::kNone && recipe.base)
-    throw RecipeError(recipe, recipe.base_where, fmt::format("{} has no use for a base model", method.name))
-        .Hint(fmt::format("leave '{}' out", key));
+}
+
+// mergekit counts the base among the models of some methods; here the numbers are of what the recipe is left with.
+void CheckNumberOfModels(const MethodInfo& method, const Recipe& recipe) {
+  const size_t models = recipe.models.size();
+  if (models >= method.least_models && models <= method.most_models) return;
+  const std::string wanted = method.least_models == method.most_models ? fmt::format("{}", method.least_models)
+                             : models < method.least_models            ? fmt::format("at least {}", method.least_models)
+                                                                       : fmt::format("at most {}", method.most_models);
+  const bool beside = method.base == BaseUse::kRequired || (method.base == BaseUse::kOptional && recipe.base);
+  throw RecipeError(recipe, recipe.method_where,
+                    fmt::format("{} merges {} model{}{}, not {}", method.name, wanted, wanted.ends_with(" 1") || wanted == "1" ? "" : "s",
+                                beside ? " beside the base" : "", models));
 }
 
 void CheckListedOnce(const Recipe& recipe) {
@@ -47,10 +57,15 @@ void DropListedBase(const MethodInfo& method, Recipe* recipe) {
   });
 }
 
-void AppendBase(Recipe* recipe) {
-  const bool listed = std::any_of(recipe->models.begin(), recipe->models.end(),
-                                  [&](const RecipeModel& model) { return model.reference == *recipe->base; });
-  if (!listed) recipe->models.push_back({*recipe->base, recipe->base_where, {}});
+void AddBase(BaseUse use, Recipe* recipe) {
+  const auto listed = std::find_if(recipe->models.begin(), recipe->models.end(),
+                                   [&](const RecipeModel& model) { return model.reference == *recipe->base; });
+  if (use == BaseUse::kIsASource && listed == recipe->models.end()) {
+    recipe->models.push_back({*recipe->base, recipe->base_where, {}});
+  } else if (use == BaseUse::kIsFirst) {
+    if (listed == recipe->models.end()) recipe->models.insert(recipe->models.begin(), {*recipe->base, recipe->base_where, {}});
+    else std::rotate(recipe->models.begin(), listed, listed + 1);
+  }
 }
 
 void CheckRequiredParameters(const MethodInfo& method, const Recipe& recipe) {
@@ -100,11 +115,13 @@ void CheckModelScope(const MethodInfo& method, const Recipe& recipe) {
 void CompleteRecipe(const MethodInfo& method, Recipe* recipe) {
   CheckBase(method, *recipe);
   CheckListedOnce(*recipe);
-  if (method.base == BaseUse::kRequired) DropListedBase(method, recipe);
+  const bool relative = method.base == BaseUse::kRequired || (method.base == BaseUse::kOptional && recipe->base);
+  if (relative) DropListedBase(method, recipe);
   if (recipe->models.empty())
     throw RecipeError(*recipe, recipe->method_where, "no models to merge")
         .Hint(recipe->base ? "list at least one besides the base" : "list at least one");
-  if (method.base == BaseUse::kIsASource && recipe->base) AppendBase(recipe);
+  if (recipe->base) AddBase(method.base, recipe);
+  CheckNumberOfModels(method, *recipe);
   if (recipe->on_missing == OnMissing::kBase && !recipe->base)
     throw RecipeError(*recipe, recipe->method_where, "on_missing 'base' needs a base model")
         .Hint(fmt::format("name one as '{}'", BaseKey(*recipe)));

@@ -5,11 +5,6 @@
 #include "io/error.h"
 
 namespace braid {
-namespace {
-
-uint64_t BlocksOf(const PlannedTensor& tensor) { return (tensor.elements + kReductionBlock - 1) / kReductionBlock; }
-
-}  // namespace
 
 ScopeRun::ScopeRun(const Plan& plan, const PlannedScope& scope, bool anew)
     : plan_(plan), scope_(scope), resident_(scope.resident && !anew) {
@@ -49,7 +44,7 @@ void ScopeRun::BeginRound() {
   sums_.clear(), sums_begin_.clear();
   size_t doubles = 0;
   if (spec_.sums > 0)
-    for (uint32_t t : scope_.tensors) sums_begin_.push_back(doubles), doubles += spec_.sums * BlocksOf(plan_.tensors[t]);
+    for (uint32_t t : scope_.tensors) sums_begin_.push_back(doubles), doubles += spec_.sums * plan_.SumBlocks(plan_.tensors[t]);
   sums_.assign(doubles, 0.0);
   next_order_ = 0;
   quota_left_.clear();
@@ -90,14 +85,14 @@ void ScopeRun::GiveAccumulator(Accumulator* accumulator) {
 
 BlockSums ScopeRun::SumsOf(uint32_t slot) {
   if (sums_.empty()) return {};
-  return {&sums_[sums_begin_[slot]], BlocksOf(plan_.tensors[scope_.tensors[slot]])};
+  return {&sums_[sums_begin_[slot]], plan_.SumBlocks(plan_.tensors[scope_.tensors[slot]])};
 }
 
 // Blocks in index order within a tensor, tensors in the scope's order.
 std::vector<double> ScopeRun::TotalSums() const {
   std::vector<double> totals(spec_.sums, 0.0);
   for (size_t slot = 0; slot < sums_begin_.size(); ++slot) {
-    const uint64_t blocks = BlocksOf(plan_.tensors[scope_.tensors[slot]]);
+    const uint64_t blocks = plan_.SumBlocks(plan_.tensors[scope_.tensors[slot]]);
     for (size_t q = 0; q < spec_.sums; ++q) {
       double sum = 0;
       for (uint64_t b = 0; b < blocks; ++b) sum += sums_[sums_begin_[slot] + q * blocks + b];

@@ -224,7 +224,7 @@ void LoadStatistics(Plan* plan, const std::string& directory, std::chrono::syste
     auto& files = plan->statistics.files.emplace_back();
     for (const Shard& shard : checkpoint.shards) files.push_back(KeyOfFile(shard, before_opening));
   }
-  if (plan->method->base != BaseUse::kRequired) return;
+  if (!plan->relative) return;
   for (size_t m = 0; m < plan->models.size(); ++m)
     if (const ScopeIndex index(*plan, m); !index.empty()) LoadModel(plan, m, index);
 }

@@ -26,14 +26,15 @@ class Driver {
     uint64_t elements = 0;
     for (size_t t : order_) {
       elements += tensors[t].elements;
-      const size_t step = options.blocks_per_tile * kReductionBlock;
+      const size_t row = FactsOf(tensors[t]).row;
+      const size_t step = method.by_rows ? row : options.blocks_per_tile * kReductionBlock;
       for (size_t first = 0; first < tensors[t].elements; first += step)
         jobs_.push_back({.tensor = t, .first = first, .count = std::min(step, tensors[t].elements - first)});
     }
     elements_ = elements;
     const Approach sampled = tensors.size() == 1 && random.Chance(0.6) ? Approach::kDraft : Approach::kSampled;
     const Approach any = random.Chance(0.3) ? Approach::kPlain : sampled;
-    merger_ = NewMerger(method, CoefficientsOfScope(), elements, options.approach.value_or(any));
+    merger_ = Make(options.approach.value_or(any));
     for (size_t w = 0; w < options.workers; ++w) scratch_.push_back(std::make_unique<Scratch>(num_models_));
     for (const ScopeTensor& tensor : tensors) {  // every source at an odd address
       bytes_.emplace_back();
@@ -50,7 +51,7 @@ class Driver {
       } else if (RunDraft(r, &driven)) {
         driven.drafted = true;
       } else {  // anew
-        merger_ = NewMerger(method_, CoefficientsOfScope(), elements_, Approach::kPlain);
+        merger_ = Make(Approach::kPlain);
         driven = Driven();
         r = SIZE_MAX;
       }
@@ -71,6 +72,17 @@ class Driver {
         if (const double w = tensor.coefficients.model[m][static_cast<size_t>(weight)]; w != 0)
           shared.model[m][static_cast<size_t>(weight)] = w;
     return shared;
+  }
+
+  std::unique_ptr<Merger> Make(Approach approach) const {
+    TensorFacts facts{.elements = elements_};
+    if (tensors_.size() == 1) facts = FactsOf(tensors_[0]);
+    return method_.make(method_, CoefficientsOfScope(), facts, approach);
+  }
+
+  static TensorFacts FactsOf(const ScopeTensor& tensor) {
+    return {.elements = tensor.elements, .row = tensor.row > 0 ? tensor.row : tensor.elements,
+            .key = std::hash<std::string>()(tensor.name)};
   }
 
   static std::vector<std::byte> Skewed(const Source& source) {
@@ -95,9 +107,10 @@ class Driver {
       models.push_back(reads ? lanes(tensor.models[m], m + 1) : EncodedLanes{});
       any = any || reads;
     }
-    const bool wants_base = method_.base == BaseUse::kRequired && (any || r == merger_->statistics_rounds());
+    const bool wants_base = (method_.base == BaseUse::kRequired || !tensor.base.bytes.empty()) && (any || r == merger_->statistics_rounds());
     return {.first = job.first,
             .count = job.count,
+            .tensor = FactsOf(tensor),
             .base = wants_base ? lanes(tensor.base, 0) : EncodedLanes{},
             .models = models};
   }
@@ -248,8 +261,9 @@ class Driver {
     }
   }
 
-  static size_t Blocks(const ScopeTensor& tensor) {
-    return (tensor.elements + kReductionBlock - 1) / kReductionBlock;
+  size_t Blocks(const ScopeTensor& tensor) const {
+    const size_t block = method_.by_rows ? FactsOf(tensor).row : kReductionBlock;
+    return (tensor.elements + block - 1) / block;
   }
 
   const MethodInfo& method_;

@@ -23,6 +23,7 @@ struct ScopeTensor {
 
   std::string name;
   size_t elements;
+  size_t row = 0;  // elements of the last axis; 0: all of them
   Source base;  // unused by methods without one
   std::vector<Source> models;
   Coefficients coefficients;

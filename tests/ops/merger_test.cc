@@ -384,7 +384,7 @@ TEST(Merger, RoundsAreThoseThatTheOptionsNeed) {
     Coefficients c = test::DefaultCoefficients(ties, 2);
     SetModel(ties, c, 0, "density", density);
     SetShared(ties, c, "zero_sign", majority);
-    return NewMerger(ties, c, 100, Approach::kPlain)->statistics_rounds();
+    return ties.make(ties, c, {.elements = 100}, Approach::kPlain)->statistics_rounds();
   };
   EXPECT_EQ(rounds(1, false), 0u);
   EXPECT_EQ(rounds(0, false), 0u);
