@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <stdexcept>
 #include <string_view>
 #include <vector>
 
@@ -113,6 +114,12 @@ struct MergeCounts {
   uint64_t conflicts = 0;    // elements whose entries disagreed in sign
 };
 
+// Thrown by Finish and Merge where these elements have no merge; the end of a sentence about the tensor.
+class NoMerge : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
 // Lane buffers of one worker, reused for every tile. Not thread-safe.
 class Scratch {
  public:
@@ -131,6 +138,11 @@ class Scratch {
   std::vector<uint32_t> min_keys, sure_keys;
   std::vector<uint64_t> sure;
   std::vector<Cut> cuts;
+  // In float64, for linear combinations: lanes per model, and what is found of a row.
+  std::vector<double*> wide;
+  std::vector<const double*> terms;
+  std::vector<double> partial, products, shares;
+  std::vector<size_t> places;
 
  private:
   struct Storage;

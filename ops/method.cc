@@ -8,7 +8,14 @@
   METHOD(Ties)                \
   METHOD(TaskArithmetic)      \
   METHOD(Linear)              \
-  METHOD(Average)
+  METHOD(Average)             \
+  METHOD(Slerp)               \
+  METHOD(Nuslerp)             \
+  METHOD(Multislerp)          \
+  METHOD(Karcher)             \
+  METHOD(ModelStock)          \
+  METHOD(Nearswap)            \
+  METHOD(Passthrough)
 
 namespace braid {
 

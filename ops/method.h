@@ -49,17 +49,21 @@ struct MethodInfo {
   // How many models it takes, the base included where it counts as one of them (kIsFirst, kIsASource).
   size_t least_models = 1, most_models = SIZE_MAX;
   std::vector<ParameterSpec> parameters;
-  // Tiles are whole rows, so that what is found of a row needs no round of its own; see LaneTile.
-  bool by_rows = false;
+  // Whether, with these coefficients, tiles are whole rows, so that what is found of a row needs no round of its own; see
+  // LaneTile. Null: never. AlwaysByRows: always.
+  bool (*by_rows)(const MethodInfo&, const Coefficients&) = nullptr;
   // What is wrong with the coefficients of a tensor, as the end of a sentence about it; empty: nothing. May be null.
   std::string (*check)(const MethodInfo&, const Coefficients&) = nullptr;
   // A merger for a scope. With more than one tensor in it (scope = "model"), `scope` has the sum of their elements and
   // no row, and those coefficients that decide statistics are the same in all tensors.
   std::unique_ptr<Merger> (*make)(const MethodInfo&, const Coefficients&, const TensorFacts& scope, Approach) = nullptr;
 
+  bool WorksByRows(const Coefficients& c) const { return by_rows != nullptr && by_rows(*this, c); }
   const ParameterSpec* Find(std::string_view parameter) const;
   int IndexOf(std::string_view parameter) const;  // -1 when it has none of that name
 };
+
+inline bool AlwaysByRows(const MethodInfo&, const Coefficients&) { return true; }
 
 // Every method, in the order of the documentation.
 const std::vector<MethodInfo>& Methods();

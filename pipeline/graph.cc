@@ -533,8 +533,10 @@ void GraphRun::MergeTile(TileWork* work, OutputTile* out) {
       if (tensor.action == TensorAction::kKeep) CountNonFinite(tensor.type, out->data, work->count, &counts.non_finite);
     } else {
       Worker* worker = TakeWorker();
-      work->scope->merger()->Merge(plan_.coefficients[tensor.coefficients], LanesOf(*work, worker), work->claims.data(),
-                                   worker->scratch, tensor.type, out->data, &counts);
+      NamingTensor(tensor.name, [&] {
+        work->scope->merger()->Merge(plan_.coefficients[tensor.coefficients], LanesOf(*work, worker), work->claims.data(),
+                                     worker->scratch, tensor.type, out->data, &counts);
+      });
       workers_.Give(worker);
     }
     Count(counts);

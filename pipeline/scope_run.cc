@@ -106,7 +106,9 @@ void ScopeRun::FinishRound() {
   // A round without tiles (an empty tensor) has no accumulator to finish with.
   if (accumulators_.empty() && spec_.accumulator_bytes > 0) accumulators_.push_back(merger_->NewAccumulator(round_));
   for (size_t i = 1; i < accumulators_.size(); ++i) accumulators_[0]->Add(accumulators_[i].get());
-  merger_->Finish(round_, accumulators_.empty() ? nullptr : accumulators_[0].get(), TotalSums());
+  NamingTensor(plan_.tensors[scope_.tensors.front()].name, [&] {
+    merger_->Finish(round_, accumulators_.empty() ? nullptr : accumulators_[0].get(), TotalSums());
+  });
   std::lock_guard lock(mutex_);
   ++round_;
   BeginRound();

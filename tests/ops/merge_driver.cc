@@ -27,7 +27,8 @@ class Driver {
     for (size_t t : order_) {
       elements += tensors[t].elements;
       const size_t row = FactsOf(tensors[t]).row;
-      const size_t step = method.by_rows ? row : options.blocks_per_tile * kReductionBlock;
+      const size_t unit = method.WorksByRows(tensors[t].coefficients) ? row : kReductionBlock;
+      const size_t step = options.blocks_per_tile * unit;
       for (size_t first = 0; first < tensors[t].elements; first += step)
         jobs_.push_back({.tensor = t, .first = first, .count = std::min(step, tensors[t].elements - first)});
     }
@@ -262,7 +263,7 @@ class Driver {
   }
 
   size_t Blocks(const ScopeTensor& tensor) const {
-    const size_t block = method_.by_rows ? FactsOf(tensor).row : kReductionBlock;
+    const size_t block = method_.WorksByRows(tensor.coefficients) ? FactsOf(tensor).row : kReductionBlock;
     return (tensor.elements + block - 1) / block;
   }
 
