@@ -181,7 +181,7 @@ const BadRecipe kBadYaml[] = {
     {"no method", "1:1", "no 'merge_method'", "base_model: b\n"},
     {"method left empty", "1:1", "'merge_method' must be text, not empty", "merge_method:\n"},
     {"misspelt method", "1:15", "did you mean 'linear'?", "merge_method: liner\n"},
-    {"method to come", "1:15", "'slerp' is not supported yet", "merge_method: slerp\n"},
+    {"method to come", "1:15", "'metagpt' is not supported yet", "merge_method: metagpt\n"},
     {"unknown key", "3:1", "did you mean 'dtype'?", YAML_TIES "dtypee: float32\n"},
     {"key of the other syntax", "2:1", "here it is called 'base_model'", "merge_method: ties\nbase: b\n"},
     {"slices", "3:1", "'slices' is not supported yet", YAML_TIES "slices: []\n"},
