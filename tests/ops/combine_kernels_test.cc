@@ -1,4 +1,6 @@
 // The kernels of linear combinations on every SIMD target, against plain loops and exact rounding.
+#include <algorithm>
+
 #include "ops/kernels.h"
 #include "tests/ops/reference.h"
 #include "tests/ops/test_support.h"
@@ -9,8 +11,8 @@ namespace {
 using test::ForEachTarget;
 using test::Kind;
 using test::Lengths;
-using test::Padded;
 using test::Random;
+using test::RandomLane;
 using test::RandomLanes;
 using test::SameLane;
 using test::SameSum;
@@ -21,72 +23,65 @@ size_t RoundedUp(size_t n) { return (n + kSumLanes - 1) / kSumLanes * kSumLanes;
 
 TEST(WidenLanes, IsExactAndFillsUpWithZeros) {
   Random random;
-  for (size_t n : Lengths()) {
-    const std::vector<float> x = RandomLanes(random, n, Kind::kAnyBits), base = RandomLanes(random, n, Kind::kAnyBits);
-    ForEachTarget([&] {
+  ForEachTarget([&] {
+    for (size_t n : Lengths())
       for (bool relative : {false, true}) {
+        const std::vector<float> x = RandomLanes(random, n, Kind::kAnyBits), base = RandomLanes(random, n, Kind::kAnyBits);
         std::vector<double> wide(RoundedUp(n) + 1, kGuard);
         WidenLanes(x.data(), relative ? base.data() : nullptr, n, wide.data());
-        for (size_t i = 0; i < n; ++i)
-          ASSERT_TRUE(SameSum(wide[i], static_cast<double>(x[i]) - (relative ? static_cast<double>(base[i]) : 0.0)) || x[i] == 0) << i;
+        for (size_t i = 0; i < n; ++i) {
+          const double expected = relative ? static_cast<double>(x[i]) - static_cast<double>(base[i]) : static_cast<double>(x[i]);
+          ASSERT_TRUE(SameSum(wide[i], expected)) << i;
+        }
         for (size_t i = n; i < RoundedUp(n); ++i) ASSERT_EQ(wide[i], 0);
         ASSERT_EQ(wide[RoundedUp(n)], kGuard);
       }
-    });
-  }
+  });
 }
 
 TEST(AddProducts, AddsInSixteenInterleavedSums) {
   Random random;
-  for (size_t n : Lengths()) {
-    std::vector<double> x(RoundedUp(n), 0.0), y = x;
-    for (size_t i = 0; i < n; ++i) x[i] = random.Normal(), y[i] = random.Normal() * 1e3;
-    double expected[kSumLanes];
-    for (double& sum : expected) sum = random.Normal();
-    double first[kSumLanes];
-    std::copy_n(expected, kSumLanes, first);
-    for (size_t i = 0; i < n; ++i) expected[i % kSumLanes] += x[i] * y[i];
-    ForEachTarget([&] {
-      double sums[kSumLanes];
-      std::copy_n(first, kSumLanes, sums);
+  ForEachTarget([&] {
+    for (size_t n : Lengths()) {
+      std::vector<double> x(RoundedUp(n), 0.0), y = x;
+      for (size_t i = 0; i < n; ++i) x[i] = random.Normal(), y[i] = random.Normal() * 1e3;
+      double sums[kSumLanes], expected[kSumLanes];
+      for (size_t i = 0; i < kSumLanes; ++i) sums[i] = expected[i] = random.Normal();
+      for (size_t i = 0; i < n; ++i) expected[i % kSumLanes] += x[i] * y[i];
       AddProducts(x.data(), y.data(), n, sums);
       for (size_t i = 0; i < kSumLanes; ++i) ASSERT_TRUE(SameSum(sums[i], expected[i])) << n << " " << i;
-    });
-  }
+    }
+  });
 }
 
+// Terms of share 0 are not there at all. Some of the others are 0 throughout, so that the base stays.
 TEST(CombineLanes, IsTheSumOfItsTermsRoundedOnce) {
   Random random;
-  for (size_t n : Lengths()) {
-    const size_t num_terms = random.Below(5);
-    std::vector<std::vector<double>> terms(num_terms, std::vector<double>(n));
-    std::vector<const double*> pointers;
-    std::vector<double> shares;
-    for (auto& term : terms) {
-      for (double& x : term) x = static_cast<double>(static_cast<float>(random.Normal()));
-      shares.push_back(random.OneOf({0.0, 1.0, random.Normal(), -3.7, 0.1}));
-      pointers.push_back(shares.back() == 0 ? nullptr : term.data());
-    }
-    std::vector<float> base = RandomLanes(random, n, Kind::kGaussian);
-    for (float& x : base)
-      if (random.Chance(0.1)) x = -0.0f;
-    for (bool relative : {false, true})
-      for (bool unchanged : {false, true}) {
-        if (unchanged) for (auto& term : terms) std::fill(term.begin(), term.end(), 0.0);
-        ForEachTarget([&] {
-          std::vector<float> out(n + kLanePadding, 7.0f);
-          CombineLanes(pointers.data(), num_terms, shares.data(), relative ? base.data() : nullptr, n, LaneRounding::kNearest, out.data());
-          for (size_t i = 0; i < n; ++i) {
-            double sum = 0;
-            for (size_t m = 0; m < num_terms; ++m)
-              if (shares[m] != 0) sum += shares[m] * terms[m][i];
-            const double merged = relative ? base[i] + sum : sum;
-            const float expected = relative && sum == 0 ? base[i] : static_cast<float>(merged);
-            ASSERT_TRUE(SameLane(out[i], expected) || (sum == 0 && !relative && out[i] == 0)) << i;
-          }
-        });
+  ForEachTarget([&] {
+    for (size_t n : Lengths()) {
+      const bool relative = random.Chance(0.5), unchanged = random.Chance(0.3);
+      std::vector<std::vector<double>> terms(random.Below(5), std::vector<double>(n, 0.0));
+      std::vector<const double*> pointers;
+      std::vector<double> shares;
+      for (auto& term : terms) {
+        for (double& x : term) x = unchanged || random.Chance(0.1) ? 0.0 : static_cast<double>(RandomLane(random, Kind::kNormal));
+        shares.push_back(random.OneOf({0.0, 1.0, random.Normal(), -3.7, 0.1}));
+        pointers.push_back(shares.back() == 0 ? nullptr : term.data());
       }
-  }
+      std::vector<float> base = RandomLanes(random, n, Kind::kNormal), out(n + kLanePadding, 7.0f);
+      for (float& x : base)
+        if (random.Chance(0.1)) x = -0.0f;
+      CombineLanes(pointers.data(), terms.size(), shares.data(), relative ? base.data() : nullptr, n, LaneRounding::kNearest, out.data());
+      for (size_t i = 0; i < n; ++i) {
+        double sum = -0.0;
+        for (size_t m = 0; m < terms.size(); ++m)
+          if (shares[m] != 0) sum += shares[m] * terms[m][i];
+        if (std::count(shares.begin(), shares.end(), 0.0) == static_cast<ptrdiff_t>(shares.size())) sum = 0;
+        const float moved = static_cast<float>(static_cast<double>(base[i]) + sum);
+        ASSERT_TRUE(SameLane(out[i], !relative ? static_cast<float>(sum) : sum == 0 ? base[i] : moved)) << i;
+      }
+    }
+  });
 }
 
 // Numbers near the boundaries of the output types, where rounding twice to nearest goes wrong.
