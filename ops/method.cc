@@ -45,6 +45,18 @@ int MethodInfo::IndexOf(std::string_view parameter) const {
   return -1;
 }
 
+uint64_t MethodInfo::TileUnit(const Coefficients& c, const TensorFacts& tensor) const {
+  if (WorksByRows(c)) return tensor.row;
+  if (by_columns != nullptr && tensor.slice > 0 && by_columns(*this, c)) return ColumnGroup(tensor);
+  return 0;
+}
+
+uint64_t ColumnGroup(const TensorFacts& tensor) {
+  constexpr uint64_t kLeastElements = uint64_t{1} << 20;
+  const uint64_t slices = (kLeastElements + tensor.slice - 1) / tensor.slice;
+  return std::min(slices, tensor.elements / tensor.slice) * tensor.slice;
+}
+
 const std::vector<MethodInfo>& Methods() {
 #define METHOD(name) name(),
   static const std::vector<MethodInfo> methods = {BRAID_METHODS(METHOD)};

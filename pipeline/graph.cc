@@ -433,7 +433,9 @@ void GraphRun::AccumulateTile(TileWork* work, Accumulate::output_ports_type& por
 void GraphRun::FinishStatistics(ScopeRun* run) {
   StageTimer timer(progress_.of(Stage::kStatistics));
   run->FinishRound();
-  if (run->merging() || run->drafting()) budget_.Give(std::exchange(run->taken, 0));
+  if (!run->merging() && !run->drafting()) return;
+  const uint64_t kept = std::min(run->taken, run->scope().kept_bytes);
+  budget_.Give(std::exchange(run->taken, kept) - kept);
 }
 
 // --- drafts -----------------------------------------------------------------------------------------------
@@ -568,6 +570,7 @@ void GraphRun::CopyTile(const TileWork& work, std::byte* out) {
 
 // All tiles of a scope are written.
 void GraphRun::Retire(ScopeRun* run) {
+  budget_.Give(std::exchange(run->taken, 0));
   const bool merged = run->merger() != nullptr && !run->failed_draft();
   if (merged) keeper_.Keep(run->scope(), *run->merger());
   std::lock_guard lock(mutex_);

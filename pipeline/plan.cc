@@ -38,18 +38,22 @@ Plan MakePlan(Recipe recipe, const PlanOptions& options) {
 }
 
 TensorFacts PlannedTensor::Facts() const {
-  return {.elements = elements, .row = shape.size() >= 2 ? shape.back() : elements, .key = XXH3_64bits(name.data(), name.size())};
+  const bool axes = shape.size() >= 2 && elements > 0;
+  return {.elements = elements,
+          .row = axes ? shape.back() : elements,
+          .slice = axes ? elements / shape.front() : 0,
+          .key = XXH3_64bits(name.data(), name.size())};
 }
 
 uint64_t Plan::TileElements(const PlannedTensor& tensor, uint64_t wanted) const {
-  if (tensor.elements == 0 || !method->WorksByRows(coefficients[tensor.coefficients])) return wanted;
-  const uint64_t row = tensor.Facts().row;
-  return std::max<uint64_t>(wanted / row, 1) * row;
+  const uint64_t unit = method->TileUnit(coefficients[tensor.coefficients], tensor.Facts());
+  return unit == 0 ? wanted : std::max<uint64_t>(wanted / unit, 1) * unit;
 }
 
 uint64_t Plan::SumBlocks(const PlannedTensor& tensor) const {
-  if (tensor.elements > 0 && method->WorksByRows(coefficients[tensor.coefficients])) return tensor.elements / tensor.Facts().row;
-  return (tensor.elements + kReductionBlock - 1) / kReductionBlock;
+  const uint64_t unit = method->TileUnit(coefficients[tensor.coefficients], tensor.Facts());
+  const uint64_t block = unit == 0 ? kReductionBlock : unit;
+  return (tensor.elements + block - 1) / block;
 }
 
 std::unique_ptr<Merger> Plan::MakeMerger(const PlannedScope& scope, Approach approach) const {
