@@ -9,17 +9,6 @@
 namespace braid {
 namespace {
 
-// x_i, or x_i - base, of lanes start .. start + n for the models that `wanted` names, in scratch.wide.
-template <typename Wanted>
-void WidenBlock(const LaneTile& tile, bool relative, size_t start, size_t n, Scratch& scratch, Wanted wanted) {
-  if (relative) DecodeLanesAt(tile.base, start, n, scratch.base);
-  for (size_t m = 0; m < tile.models.size(); ++m) {
-    if (tile.models[m].bytes == nullptr || !wanted(m)) continue;
-    DecodeLanesAt(tile.models[m], start, n, scratch.models[m]);
-    WidenLanes(scratch.models[m], relative ? scratch.base : nullptr, n, scratch.wide[m]);
-  }
-}
-
 // Writes sum of shares[i] times the lanes of models[i].
 void WriteCombination(const LaneTile& tile, std::span<const size_t> models, std::span<const double> shares, size_t start,
                       size_t count, Scratch& scratch, DType type, std::byte* out, MergeCounts* counts) {
@@ -27,7 +16,6 @@ void WriteCombination(const LaneTile& tile, std::span<const size_t> models, std:
   const bool as_it_is = zeros + 1 == shares.size() && std::count(shares.begin(), shares.end(), 1.0) == 1;
   const bool relative = tile.base.bytes != nullptr && !as_it_is;
   if (!relative && models.empty()) throw NoMerge("no model has a weight other than 0");
-  const bool narrow = type == DType::kBF16 || type == DType::kF16;
   const auto has_share = [&](size_t m) {
     for (size_t i = 0; i < models.size(); ++i)
       if (models[i] == m) return shares[i] != 0;
@@ -39,7 +27,7 @@ void WriteCombination(const LaneTile& tile, std::span<const size_t> models, std:
     const size_t n = std::min(kBlockLanes, start + count - at);
     WidenBlock(tile, relative, at, n, scratch, has_share);
     CombineLanes(scratch.terms.data(), models.size(), shares.data(), relative ? scratch.base : nullptr, n,
-                 narrow ? LaneRounding::kOdd : LaneRounding::kNearest, scratch.out);
+                 RoundingFor(type), scratch.out);
     EncodeLanes(type, scratch.out, n, out + at * static_cast<size_t>(LaneBytes(type)), &counts->non_finite);
   }
 }

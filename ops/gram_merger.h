@@ -18,7 +18,7 @@
 #include <utility>
 #include <vector>
 
-#include "ops/merger.h"
+#include "ops/mergers_internal.h"
 
 namespace braid {
 
@@ -72,6 +72,22 @@ class GramMerger : public Merger {
   std::vector<size_t> models_;   // those that are there
   std::vector<double> shares_;
 };
+
+// x_i, or x_i - base, of lanes start .. start + n for the models that `wanted` names, in scratch.wide.
+template <typename Wanted>
+void WidenBlock(const LaneTile& tile, bool relative, size_t start, size_t n, Scratch& scratch, Wanted wanted) {
+  if (relative) DecodeLanesAt(tile.base, start, n, scratch.base);
+  for (size_t m = 0; m < tile.models.size(); ++m) {
+    if (tile.models[m].bytes == nullptr || !wanted(m)) continue;
+    DecodeLanesAt(tile.models[m], start, n, scratch.models[m]);
+    WidenLanes(scratch.models[m], relative ? scratch.base : nullptr, n, scratch.wide[m]);
+  }
+}
+
+// EncodeLanes rounds on to types narrower than float32.
+inline LaneRounding RoundingFor(DType type) {
+  return type == DType::kBF16 || type == DType::kF16 ? LaneRounding::kOdd : LaneRounding::kNearest;
+}
 
 // The models with a weight other than 0.
 std::vector<size_t> ModelsWithWeight(const MethodInfo& method, const Coefficients& c);

@@ -134,6 +134,10 @@ void WidenLanes(const float* x, const float* base, size_t n, double* wide);
 // sums[i % 16] += x[i] y[i] for n lanes that WidenLanes wrote.
 void AddProducts(const double* x, const double* y, size_t n, double* sums);
 
+// Lane by lane, for n lanes: sums[i] += x[i] y[i], and x[i] *= y[i].
+void AddLaneProducts(const double* x, const double* y, size_t n, double* sums);
+void MultiplyLanes(const double* y, size_t n, double* x);
+
 // How float64 becomes float32 lanes: to nearest even; or, where EncodeLanes rounds on to a narrower type, to odd (what is
 // not exact gets the neighbour with an odd last bit), so that both steps together round once.
 enum class LaneRounding { kNearest, kOdd };

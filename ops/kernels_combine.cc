@@ -34,6 +34,14 @@ void AddProductsTarget(const double* x, const double* y, size_t n, double* sums)
   for (size_t v = 0; v < kVectors; ++v) hn::StoreU(sum[v], dd, sums + v * kStep);
 }
 
+void AddLaneProductsTarget(const double* x, const double* y, size_t n, double* sums) {
+  for (size_t i = 0; i < n; ++i) sums[i] += x[i] * y[i];
+}
+
+void MultiplyLanesTarget(const double* y, size_t n, double* x) {
+  for (size_t i = 0; i < n; ++i) x[i] *= y[i];
+}
+
 constexpr size_t kSumBatch = 256;
 
 // Where rounding to nearest was not exact and gave an even last bit, the odd neighbour lies on the number's other side: one
@@ -92,6 +100,8 @@ namespace braid {
 
 HWY_EXPORT(WidenTarget);
 HWY_EXPORT(AddProductsTarget);
+HWY_EXPORT(AddLaneProductsTarget);
+HWY_EXPORT(MultiplyLanesTarget);
 HWY_EXPORT(CombineTarget);
 
 void WidenLanes(const float* x, const float* base, size_t n, double* wide) {
@@ -100,6 +110,10 @@ void WidenLanes(const float* x, const float* base, size_t n, double* wide) {
 void AddProducts(const double* x, const double* y, size_t n, double* sums) {
   HWY_DYNAMIC_DISPATCH(AddProductsTarget)(x, y, n, sums);
 }
+void AddLaneProducts(const double* x, const double* y, size_t n, double* sums) {
+  HWY_DYNAMIC_DISPATCH(AddLaneProductsTarget)(x, y, n, sums);
+}
+void MultiplyLanes(const double* y, size_t n, double* x) { HWY_DYNAMIC_DISPATCH(MultiplyLanesTarget)(y, n, x); }
 void CombineLanes(const double* const* terms, size_t num_terms, const double* share, const float* base, size_t n,
                   LaneRounding rounding, float* out) {
   HWY_DYNAMIC_DISPATCH(CombineTarget)(terms, num_terms, share, base, n, rounding, out);

@@ -49,7 +49,7 @@ struct MethodInfo {
   BaseUse base = BaseUse::kRequired;
   // How many models it takes, the base included where it counts as one of them (kIsFirst, kIsASource).
   size_t least_models = 1, most_models = SIZE_MAX;
-  std::vector<ParameterSpec> parameters;
+  std::vector<ParameterSpec> parameters = {};
   // Whether, with these coefficients, tiles are whole rows, so that what is found of a row needs no round of its own; see
   // LaneTile. Null: never. AlwaysByRows: always.
   bool (*by_rows)(const MethodInfo&, const Coefficients&) = nullptr;

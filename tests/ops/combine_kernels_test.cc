@@ -54,6 +54,22 @@ TEST(AddProducts, AddsInSixteenInterleavedSums) {
   });
 }
 
+TEST(LaneProducts, AreAddedAndMultipliedLaneByLane) {
+  Random random;
+  ForEachTarget([&] {
+    for (size_t n : Lengths()) {
+      std::vector<double> x(n), y(n), sums(n + 1, kGuard);
+      for (size_t i = 0; i < n; ++i) x[i] = random.Normal(), y[i] = random.Normal();
+      AddLaneProducts(x.data(), y.data(), n, sums.data());
+      for (size_t i = 0; i < n; ++i) ASSERT_EQ(sums[i], kGuard + x[i] * y[i]);
+      ASSERT_EQ(sums[n], kGuard);
+      std::vector<double> product = x;
+      MultiplyLanes(y.data(), n, product.data());
+      for (size_t i = 0; i < n; ++i) ASSERT_EQ(product[i], x[i] * y[i]);
+    }
+  });
+}
+
 // Terms of share 0 are not there at all. Some of the others are 0 throughout, so that the base stays.
 TEST(CombineLanes, IsTheSumOfItsTermsRoundedOnce) {
   Random random;
