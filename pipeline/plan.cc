@@ -45,14 +45,18 @@ TensorFacts PlannedTensor::Facts() const {
           .key = XXH3_64bits(name.data(), name.size())};
 }
 
+uint64_t Plan::TileUnit(const PlannedTensor& tensor) const {
+  if (tensor.action != TensorAction::kMerge) return 0;   // elements may be half a byte
+  return method->TileUnit(coefficients[tensor.coefficients], tensor.Facts());
+}
+
 uint64_t Plan::TileElements(const PlannedTensor& tensor, uint64_t wanted) const {
-  const uint64_t unit = method->TileUnit(coefficients[tensor.coefficients], tensor.Facts());
+  const uint64_t unit = TileUnit(tensor);
   return unit == 0 ? wanted : std::max<uint64_t>(wanted / unit, 1) * unit;
 }
 
 uint64_t Plan::SumBlocks(const PlannedTensor& tensor) const {
-  const uint64_t unit = method->TileUnit(coefficients[tensor.coefficients], tensor.Facts());
-  const uint64_t block = unit == 0 ? kReductionBlock : unit;
+  const uint64_t unit = TileUnit(tensor), block = unit == 0 ? kReductionBlock : unit;
   return (tensor.elements + block - 1) / block;
 }
 

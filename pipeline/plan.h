@@ -145,7 +145,9 @@ struct Plan {
     const Checkpoint& checkpoint = checkpoints[static_cast<size_t>(source.checkpoint)];
     return checkpoint.shards[checkpoint.tensors[source.tensor].shard];
   }
-  // Elements of a tile of this tensor when tiles are to have `wanted`; whole units (MethodInfo::TileUnit) where there are any.
+  // What its tiles are multiples of (MethodInfo::TileUnit); 0: reduction blocks.
+  uint64_t TileUnit(const PlannedTensor& tensor) const;
+  // Elements of a tile of this tensor when tiles are to have `wanted`; whole units, where there are any.
   uint64_t TileElements(const PlannedTensor& tensor, uint64_t wanted) const;
   uint64_t TileElements(const PlannedTensor& tensor) const { return TileElements(tensor, memory.tile_elements); }
   uint64_t Tiles(const PlannedTensor& tensor) const {

@@ -152,6 +152,12 @@ const BadRecipe kBadToml[] = {
      TIES "[parameters]\nscope = 'model'\ndensity = [0.1, 0.2]\n" TWO_MODELS},
     {"model scope with an override", "7:11", "cannot depend on the filter '*.mlp.*'",
      TIES "[parameters]\nscope = 'model'\n[[overrides]]\ntensors = '*.mlp.*'\ndensity = 0.1\n" TWO_MODELS},
+    {"no t for nearswap", "1:10", "nearswap needs 't'", "method = 'nearswap'\nbase = 'b'\n[[models]]\npath = 'x'\n"},
+    {"t of a model", "1:10", "nearswap needs 't'", "method = 'nearswap'\nbase = 'b'\n[[models]]\npath = 'x'\nt = 1\n"},
+    {"two models for passthrough", "1:10", "passthrough merges 1 model, not 2", "method = 'passthrough'\n" TWO_MODELS},
+    {"one model for slerp", "1:10", "slerp merges at least 2 models, not 1", "method = 'slerp'\n[[models]]\npath = 'x'\n"},
+    {"one fine-tune for model_stock", "1:10", "model_stock merges at least 2 models beside the base, not 1",
+     "method = 'model_stock'\nbase = 'b'\n[[models]]\npath = 'x'\n[[models]]\npath = 'b'\n"},
     {"model scope with a model's gradient", "7:11", "not a gradient",
      TIES "[parameters]\nscope = 'model'\n[[models]]\npath = 'x'\ndensity = [1, 0]\n"},
 };
