@@ -41,11 +41,11 @@ uint64_t ScopeRun::TilesInRound() const {
 void ScopeRun::BeginRound() {
   spec_ = is_copy() ? RoundSpec{.name = "copy"} : merger_->round(round_);
   accumulators_.clear(), free_.clear(), accumulators_made_ = 0;
-  sums_.clear(), sums_begin_.clear();
+  sums_begin_.clear();
   size_t doubles = 0;
   if (spec_.sums > 0)
     for (uint32_t t : scope_.tensors) sums_begin_.push_back(doubles), doubles += spec_.sums * plan_.SumBlocks(plan_.tensors[t]);
-  sums_.assign(doubles, 0.0);
+  sums_ = std::vector<double>(doubles, 0.0);   // gives the memory of the last round's back
   next_order_ = 0;
   quota_left_.clear();
   quotas_spent_ = false;
