@@ -10,14 +10,17 @@ namespace braid {
 
 struct Scratch::Storage {
   hwy::AlignedFreeUniquePtr<float[]> lanes;
+  hwy::AlignedFreeUniquePtr<double[]> wide;
 };
 
 namespace {
 constexpr size_t kStride = kBlockLanes + kLanePadding;
 size_t LanesNeeded(size_t num_models) { return kStride * (num_models + 2) + num_models * kLanePadding; }
+// Of products of every two models, with and without interleaved sums.
+size_t ProductsNeeded(size_t num_models) { return num_models * num_models * (kSumLanes + 2); }
 }  // namespace
 
-Scratch::Scratch(size_t num_models) : models(num_models), storage_(std::make_unique<Storage>()) {
+Scratch::Scratch(size_t num_models) : models(num_models), wide(num_models), storage_(std::make_unique<Storage>()) {
   storage_->lanes = hwy::AllocateAligned<float>(LanesNeeded(num_models));
   float* next = storage_->lanes.get();
   base = next;
@@ -25,12 +28,15 @@ Scratch::Scratch(size_t num_models) : models(num_models), storage_(std::make_uni
   for (size_t m = 0; m < num_models; ++m) models[m] = out + kStride * (m + 1);
   room = out + kStride * (num_models + 1);
   std::fill_n(next, LanesNeeded(num_models), 0.0f);
+  storage_->wide = hwy::AllocateAligned<double>(num_models * kBlockLanes);
+  for (size_t m = 0; m < num_models; ++m) wide[m] = storage_->wide.get() + kBlockLanes * m;
 }
 
 Scratch::~Scratch() = default;
 
 size_t Scratch::Bytes(size_t num_models) {
-  return LanesNeeded(num_models) * sizeof(float) + num_models * 64 + 4096;
+  return LanesNeeded(num_models) * sizeof(float) + (num_models * kBlockLanes + ProductsNeeded(num_models)) * sizeof(double) +
+         3 * kBlockLanes * sizeof(double) + num_models * 128 + 4096;
 }
 
 std::unique_ptr<Accumulator> Merger::NewAccumulator(size_t) const { return nullptr; }

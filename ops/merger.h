@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <stdexcept>
 #include <string_view>
 #include <vector>
 
@@ -48,8 +49,8 @@ struct EncodedLanes {
 
 // A range of one tensor in every source. The bytes belong to the caller.
 struct LaneTile {
-  uint64_t first = 0;  // index in the tensor; a multiple of kReductionBlock, or of the row (MethodInfo::by_rows)
-  size_t count = 0;    // whole rows, then; otherwise whole reduction blocks but for the end of the tensor
+  uint64_t first = 0;  // index in the tensor; a multiple of kReductionBlock, or of MethodInfo::TileUnit
+  size_t count = 0;    // whole units, too, but for the end of the tensor
   TensorFacts tensor;
   EncodedLanes base;
   std::span<const EncodedLanes> models;
@@ -62,7 +63,7 @@ class Accumulator {
   virtual void Add(Accumulator* other) = 0;  // may empty the other
 };
 
-// Where a round leaves its sums: data[quantity * stride + block index in the tensor]; of a method by rows, the row's index.
+// Where a round leaves its sums: data[quantity * stride + block index in the tensor], of reduction blocks or of tile units.
 struct BlockSums {
   double* data = nullptr;
   size_t stride = 0;
@@ -72,6 +73,7 @@ struct RoundSpec {
   std::string_view name;
   size_t accumulator_bytes = 0;  // 0: the round has no accumulator
   size_t sums = 0;               // quantities summed per reduction block
+  size_t kept_bytes = 0;         // of what Finish keeps for the merge, where that is much
   bool ordered = false;          // wants grants
   bool sample = false;           // wants runs of equal length from all over the scope, each as a tile of its own
   bool draft = false;            // wants Draft instead of Accumulate, and FinishDraft instead of Finish
@@ -113,6 +115,12 @@ struct MergeCounts {
   uint64_t conflicts = 0;    // elements whose entries disagreed in sign
 };
 
+// Thrown by Finish and Merge where these elements have no merge; the end of a sentence about the tensor.
+class NoMerge : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
 // Lane buffers of one worker, reused for every tile. Not thread-safe.
 class Scratch {
  public:
@@ -131,6 +139,11 @@ class Scratch {
   std::vector<uint32_t> min_keys, sure_keys;
   std::vector<uint64_t> sure;
   std::vector<Cut> cuts;
+  // In float64, for linear combinations: lanes per model, and what is found of a row.
+  std::vector<double*> wide;
+  std::vector<const double*> terms;
+  std::vector<double> partial, products, shares;
+  std::vector<size_t> places;
 
  private:
   struct Storage;

@@ -8,7 +8,14 @@
   METHOD(Ties)                \
   METHOD(TaskArithmetic)      \
   METHOD(Linear)              \
-  METHOD(Average)
+  METHOD(Average)             \
+  METHOD(Slerp)               \
+  METHOD(Nuslerp)             \
+  METHOD(Multislerp)          \
+  METHOD(Karcher)             \
+  METHOD(ModelStock)          \
+  METHOD(Nearswap)            \
+  METHOD(Passthrough)
 
 namespace braid {
 
@@ -36,6 +43,18 @@ int MethodInfo::IndexOf(std::string_view parameter) const {
   for (size_t i = 0; i < parameters.size(); ++i)
     if (parameters[i].name == parameter) return static_cast<int>(i);
   return -1;
+}
+
+uint64_t MethodInfo::TileUnit(const Coefficients& c, const TensorFacts& tensor) const {
+  if (WorksByRows(c)) return tensor.row;
+  if (by_columns != nullptr && tensor.slice > 0 && by_columns(*this, c)) return ColumnGroup(tensor);
+  return 0;
+}
+
+uint64_t ColumnGroup(const TensorFacts& tensor) {
+  constexpr uint64_t kLeastElements = uint64_t{1} << 20;
+  const uint64_t slices = (kLeastElements + tensor.slice - 1) / tensor.slice;
+  return std::min(slices, tensor.elements / tensor.slice) * tensor.slice;
 }
 
 const std::vector<MethodInfo>& Methods() {

@@ -20,14 +20,17 @@ enum class ParameterScope : uint8_t {
   kRecipe,  // one value for the whole recipe: scope, ties_at_threshold
 };
 
+// Default of a number that has none: whoever needs it must set it, and what does without it can tell.
+inline constexpr double kNoDefault = -1e300;
+
 struct ParameterSpec {
   std::string_view name;
   ParameterKind kind = ParameterKind::kNumber;
   ParameterScope scope = ParameterScope::kTensor;
-  double default_value = 0;
+  double default_value = 0;                     // or kNoDefault
   double min = -1e30, max = 1e30;               // of a kNumber, inclusive
   std::vector<std::string_view> choices = {};   // of a kChoice
-  bool required_in_yaml = false;                // mergekit has no default for it
+  bool required_in_yaml = false;                // mergekit has no default for it; without one of ours, in TOML too
   std::string_view help;
 };
 

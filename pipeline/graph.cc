@@ -433,7 +433,9 @@ void GraphRun::AccumulateTile(TileWork* work, Accumulate::output_ports_type& por
 void GraphRun::FinishStatistics(ScopeRun* run) {
   StageTimer timer(progress_.of(Stage::kStatistics));
   run->FinishRound();
-  if (run->merging() || run->drafting()) budget_.Give(std::exchange(run->taken, 0));
+  if (!run->merging() && !run->drafting()) return;
+  const uint64_t kept = std::min(run->taken, run->scope().kept_bytes);
+  budget_.Give(std::exchange(run->taken, kept) - kept);
 }
 
 // --- drafts -----------------------------------------------------------------------------------------------
@@ -533,8 +535,10 @@ void GraphRun::MergeTile(TileWork* work, OutputTile* out) {
       if (tensor.action == TensorAction::kKeep) CountNonFinite(tensor.type, out->data, work->count, &counts.non_finite);
     } else {
       Worker* worker = TakeWorker();
-      work->scope->merger()->Merge(plan_.coefficients[tensor.coefficients], LanesOf(*work, worker), work->claims.data(),
-                                   worker->scratch, tensor.type, out->data, &counts);
+      NamingTensor(tensor.name, [&] {
+        work->scope->merger()->Merge(plan_.coefficients[tensor.coefficients], LanesOf(*work, worker), work->claims.data(),
+                                     worker->scratch, tensor.type, out->data, &counts);
+      });
       workers_.Give(worker);
     }
     Count(counts);
@@ -566,6 +570,7 @@ void GraphRun::CopyTile(const TileWork& work, std::byte* out) {
 
 // All tiles of a scope are written.
 void GraphRun::Retire(ScopeRun* run) {
+  budget_.Give(std::exchange(run->taken, 0));
   const bool merged = run->merger() != nullptr && !run->failed_draft();
   if (merged) keeper_.Keep(run->scope(), *run->merger());
   std::lock_guard lock(mutex_);

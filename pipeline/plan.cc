@@ -38,18 +38,26 @@ Plan MakePlan(Recipe recipe, const PlanOptions& options) {
 }
 
 TensorFacts PlannedTensor::Facts() const {
-  return {.elements = elements, .row = shape.size() >= 2 ? shape.back() : elements, .key = XXH3_64bits(name.data(), name.size())};
+  const bool axes = shape.size() >= 2 && elements > 0;
+  return {.elements = elements,
+          .row = axes ? shape.back() : elements,
+          .slice = axes ? elements / shape.front() : 0,
+          .key = XXH3_64bits(name.data(), name.size())};
+}
+
+uint64_t Plan::TileUnit(const PlannedTensor& tensor) const {
+  if (tensor.action != TensorAction::kMerge) return 0;   // elements may be half a byte
+  return method->TileUnit(coefficients[tensor.coefficients], tensor.Facts());
 }
 
 uint64_t Plan::TileElements(const PlannedTensor& tensor, uint64_t wanted) const {
-  if (!method->by_rows || tensor.elements == 0) return wanted;
-  const uint64_t row = tensor.Facts().row;
-  return std::max<uint64_t>(wanted / row, 1) * row;
+  const uint64_t unit = TileUnit(tensor);
+  return unit == 0 ? wanted : std::max<uint64_t>(wanted / unit, 1) * unit;
 }
 
 uint64_t Plan::SumBlocks(const PlannedTensor& tensor) const {
-  if (method->by_rows && tensor.elements > 0) return tensor.elements / tensor.Facts().row;
-  return (tensor.elements + kReductionBlock - 1) / kReductionBlock;
+  const uint64_t unit = TileUnit(tensor), block = unit == 0 ? kReductionBlock : unit;
+  return (tensor.elements + block - 1) / block;
 }
 
 std::unique_ptr<Merger> Plan::MakeMerger(const PlannedScope& scope, Approach approach) const {

@@ -80,6 +80,7 @@ struct PlannedScope {
   bool resident = false;            // its tiles stay mapped from the first round to the last that needs them
   uint64_t statistics_bytes = 0;    // one accumulator of its largest round
   uint64_t sums_bytes = 0;
+  uint64_t kept_bytes = 0;          // of them, what stays until the last tile is written
   std::vector<ModelStatistics> known = {};   // per model, by the statistics cache; empty: nothing
 };
 
@@ -144,14 +145,16 @@ struct Plan {
     const Checkpoint& checkpoint = checkpoints[static_cast<size_t>(source.checkpoint)];
     return checkpoint.shards[checkpoint.tensors[source.tensor].shard];
   }
-  // Elements of a tile of this tensor when tiles are to have `wanted`; whole rows where the method asks for them.
+  // What its tiles are multiples of (MethodInfo::TileUnit); 0: reduction blocks.
+  uint64_t TileUnit(const PlannedTensor& tensor) const;
+  // Elements of a tile of this tensor when tiles are to have `wanted`; whole units, where there are any.
   uint64_t TileElements(const PlannedTensor& tensor, uint64_t wanted) const;
   uint64_t TileElements(const PlannedTensor& tensor) const { return TileElements(tensor, memory.tile_elements); }
   uint64_t Tiles(const PlannedTensor& tensor) const {
     const uint64_t elements = TileElements(tensor);
     return (tensor.elements + elements - 1) / elements;
   }
-  // How many parts a tensor's sums are taken in: reduction blocks, or rows.
+  // How many parts a tensor's sums are taken in: reduction blocks, or units.
   uint64_t SumBlocks(const PlannedTensor& tensor) const;
   // The merger of a scope; the same every time.
   std::unique_ptr<Merger> MakeMerger(const PlannedScope& scope, Approach approach) const;

@@ -61,7 +61,7 @@ uint64_t BufferBytes(const Plan& plan, uint64_t tile_elements) {
 struct ScopeNeeds {
   uint32_t rounds = 1;
   uint64_t accumulator = 0;   // the largest
-  uint64_t sums = 0;
+  uint64_t sums = 0, kept = 0;
   bool drafts = false, samples = false;
 };
 
@@ -73,7 +73,8 @@ ScopeNeeds NeedsOf(const Plan& plan, const PlannedScope& scope, Approach approac
   for (uint32_t r = 0; r + 1 < needs.rounds; ++r) {
     const RoundSpec spec = merger->round(r);
     needs.accumulator = std::max<uint64_t>(needs.accumulator, spec.accumulator_bytes);
-    needs.sums = std::max<uint64_t>(needs.sums, spec.sums * blocks * sizeof(double));
+    needs.sums = std::max<uint64_t>(needs.sums, spec.sums * (blocks + 1) * sizeof(double) + spec.kept_bytes);   // and the totals
+    needs.kept = std::max<uint64_t>(needs.kept, spec.kept_bytes);
     needs.drafts |= spec.draft;
     needs.samples |= spec.sample;
   }
@@ -88,6 +89,7 @@ void PlanRounds(Plan* plan) {
     scope.rounds = needs.rounds;
     scope.statistics_bytes = needs.accumulator;
     scope.sums_bytes = needs.sums;
+    scope.kept_bytes = needs.kept;
   }
 }
 

@@ -69,9 +69,12 @@ void AddBase(BaseUse use, Recipe* recipe) {
 }
 
 void CheckRequiredParameters(const MethodInfo& method, const Recipe& recipe) {
-  if (recipe.syntax != Syntax::kYaml) return;
   for (const ParameterSpec& spec : method.parameters) {
-    if (!spec.required_in_yaml || recipe.settings.contains(spec.name)) continue;
+    const bool required = spec.required_in_yaml && (recipe.syntax == Syntax::kYaml || spec.default_value == kNoDefault);
+    if (!required || recipe.settings.contains(spec.name)) continue;
+    if (spec.scope != ParameterScope::kModel)
+      throw RecipeError(recipe, recipe.method_where, fmt::format("{} needs '{}'", method.name, spec.name))
+          .Hint(fmt::format("write '{}' in the recipe's parameters: {}", spec.name, spec.help));
     for (const RecipeModel& model : recipe.models) {
       if (model.settings.contains(spec.name)) continue;
       throw RecipeError(recipe, model.where,

@@ -43,12 +43,8 @@ constexpr std::array<Pair, 3> kYamlNames = {
 
 // Methods of mergekit 0.1.5 and of the literature that users may ask for by name.
 constexpr std::array kMethodsToCome = {
-    "slerp",       "nuslerp",      "multislerp",   "karcher",
-    "passthrough", "model_stock",  "arcee_fusion", "nearswap",
-    "sce",         "ram",          "ramplus_tl",   "dare_ties",
-    "dare_linear", "breadcrumbs",  "della",        "breadcrumbs_ties",
-    "pcb",         "della_linear", "consensus_ta", "magmax",
-    "metagpt",     "layer_scale",
+    "arcee_fusion", "sce",         "ram",  "ramplus_tl",  "dare_ties",    "dare_linear", "breadcrumbs",
+    "della",        "breadcrumbs_ties", "pcb", "della_linear", "consensus_ta", "magmax", "metagpt", "layer_scale",
 };
 
 std::string Lower(std::string_view text) {

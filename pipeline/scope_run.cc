@@ -41,11 +41,11 @@ uint64_t ScopeRun::TilesInRound() const {
 void ScopeRun::BeginRound() {
   spec_ = is_copy() ? RoundSpec{.name = "copy"} : merger_->round(round_);
   accumulators_.clear(), free_.clear(), accumulators_made_ = 0;
-  sums_.clear(), sums_begin_.clear();
+  sums_begin_.clear();
   size_t doubles = 0;
   if (spec_.sums > 0)
     for (uint32_t t : scope_.tensors) sums_begin_.push_back(doubles), doubles += spec_.sums * plan_.SumBlocks(plan_.tensors[t]);
-  sums_.assign(doubles, 0.0);
+  sums_ = std::vector<double>(doubles, 0.0);   // gives the memory of the last round's back
   next_order_ = 0;
   quota_left_.clear();
   quotas_spent_ = false;
@@ -106,7 +106,9 @@ void ScopeRun::FinishRound() {
   // A round without tiles (an empty tensor) has no accumulator to finish with.
   if (accumulators_.empty() && spec_.accumulator_bytes > 0) accumulators_.push_back(merger_->NewAccumulator(round_));
   for (size_t i = 1; i < accumulators_.size(); ++i) accumulators_[0]->Add(accumulators_[i].get());
-  merger_->Finish(round_, accumulators_.empty() ? nullptr : accumulators_[0].get(), TotalSums());
+  NamingTensor(plan_.tensors[scope_.tensors.front()].name, [&] {
+    merger_->Finish(round_, accumulators_.empty() ? nullptr : accumulators_[0].get(), TotalSums());
+  });
   std::lock_guard lock(mutex_);
   ++round_;
   BeginRound();

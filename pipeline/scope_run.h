@@ -7,8 +7,10 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <vector>
 
+#include "io/error.h"
 #include "ops/merger.h"
 #include "pipeline/plan.h"
 #include "pipeline/source_files.h"
@@ -18,6 +20,16 @@ namespace braid {
 class ScopeRun;
 
 struct OutputTile;
+
+// What a merger says of its elements, as an Error that names their tensor.
+template <typename Body>
+void NamingTensor(const std::string& name, Body body) {
+  try {
+    body();
+  } catch (const NoMerge& none) {
+    throw Error(ErrorCode::kIncompatible, none.what()).Tensor(name);
+  }
+}
 
 // A tile whose thresholds are not known yet.
 struct DraftedTile {

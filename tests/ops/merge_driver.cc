@@ -26,8 +26,7 @@ class Driver {
     uint64_t elements = 0;
     for (size_t t : order_) {
       elements += tensors[t].elements;
-      const size_t row = FactsOf(tensors[t]).row;
-      const size_t step = method.by_rows ? row : options.blocks_per_tile * kReductionBlock;
+      const size_t step = options.blocks_per_tile * BlockOf(tensors[t]);
       for (size_t first = 0; first < tensors[t].elements; first += step)
         jobs_.push_back({.tensor = t, .first = first, .count = std::min(step, tensors[t].elements - first)});
     }
@@ -81,7 +80,7 @@ class Driver {
   }
 
   static TensorFacts FactsOf(const ScopeTensor& tensor) {
-    return {.elements = tensor.elements, .row = tensor.row > 0 ? tensor.row : tensor.elements,
+    return {.elements = tensor.elements, .row = tensor.row > 0 ? tensor.row : tensor.elements, .slice = tensor.slice,
             .key = std::hash<std::string>()(tensor.name)};
   }
 
@@ -262,8 +261,13 @@ class Driver {
   }
 
   size_t Blocks(const ScopeTensor& tensor) const {
-    const size_t block = method_.by_rows ? FactsOf(tensor).row : kReductionBlock;
+    const size_t block = BlockOf(tensor);
     return (tensor.elements + block - 1) / block;
+  }
+  // What tiles are multiples of, and sums are of.
+  size_t BlockOf(const ScopeTensor& tensor) const {
+    const size_t unit = method_.TileUnit(tensor.coefficients, FactsOf(tensor));
+    return unit == 0 ? kReductionBlock : unit;
   }
 
   const MethodInfo& method_;

@@ -24,6 +24,7 @@ struct ScopeTensor {
   std::string name;
   size_t elements;
   size_t row = 0;  // elements of the last axis; 0: all of them
+  size_t slice = 0;  // elements that share an index of the first axis; 0: fewer than two axes
   Source base;  // unused by methods without one
   std::vector<Source> models;
   Coefficients coefficients;
