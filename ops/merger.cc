@@ -30,7 +30,7 @@ Scratch::Scratch(size_t num_models) : models(num_models), storage_(std::make_uni
 Scratch::~Scratch() = default;
 
 size_t Scratch::Bytes(size_t num_models) {
-  return LanesNeeded(num_models) * sizeof(float) + num_models * 64 + 4096;
+  return LanesNeeded(num_models) * sizeof(float) + num_models * 256 + 4096;
 }
 
 std::unique_ptr<Accumulator> Merger::NewAccumulator(size_t) const { return nullptr; }

@@ -8,7 +8,14 @@
   METHOD(Ties)                \
   METHOD(TaskArithmetic)      \
   METHOD(Linear)              \
-  METHOD(Average)
+  METHOD(Average)             \
+  METHOD(Ram)                 \
+  METHOD(RamPlusTl)           \
+  METHOD(ConsensusTa)         \
+  METHOD(MagMax)              \
+  METHOD(Sce)                 \
+  METHOD(ArceeFusion)         \
+  METHOD(Pcb)
 
 namespace braid {
 
