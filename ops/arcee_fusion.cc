@@ -1,8 +1,8 @@
 // arcee_fusion: of one fine-tune, the changes that matter most. methods.md, row of that name.
 //
-// The importance of an element is |d| times its row's Kullback-Leibler divergence of softmax(x) from softmax(base). Kept are
-// the elements from median + 1.5 (q3 - q1) of all importances on: order statistics, found exactly by two histograms. Tiles
-// are whole rows; a row's divergence is found with the first histogram and remembered, 4 bytes a row.
+// The importance of an element is |d| times its row's Kullback-Leibler divergence of softmax(x) from softmax(base). Kept
+// are the elements from median + 1.5 (q3 - q1) of all importances on: order statistics, found exactly by two histograms.
+// Tiles are whole rows; a row's divergence is found with the first histogram and remembered, 4 bytes a row.
 #include <array>
 #include <cmath>
 #include <limits>
@@ -92,7 +92,7 @@ float DivergenceOf(const LaneTile& tile, size_t first, size_t row, Scratch& scra
 
 class RowDivergences : public Accumulator {
  public:
-  explicit RowDivergences(uint64_t rows) : high_halves(1, kHighBins), rows(rows) {}
+  explicit RowDivergences(uint64_t count) : high_halves(1, kHighBins), rows(count) {}
   Histograms high_halves;
   std::vector<float> rows;   // 0 where another worker has counted
 
@@ -183,7 +183,8 @@ class ArceeFusionMerger : public Merger {
     return elements_ - (whole + last % 4 * (quartile + 1) / 4);
   }
 
-  void Importances(const DeltaBlock& block, uint64_t tile_first, const std::vector<float>& rows, float* importance) const {
+  void Importances(const DeltaBlock& block, uint64_t tile_first, const std::vector<float>& rows,
+                   float* importance) const {
     const uint64_t first = tile_first + block.start;
     for (size_t i = 0, end; i < block.n; i = end) {
       const uint64_t row = (first + i) / row_;

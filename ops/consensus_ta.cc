@@ -18,14 +18,15 @@ void Consensus(const Coefficients& c, const DeltaBlock& block) {
   for (const float* d : block.d)
     for (size_t i = 0; i < block.n; ++i) sum[i] += d[i];
   for (const float* d : block.d)
-    for (size_t i = 0; i < block.n; ++i) masks[i] += std::fabs(d[i]) > l * std::fabs(sum[i] - d[i]) ? 1.0f : 0.0f;
+    for (size_t i = 0; i < block.n; ++i)
+      masks[i] += std::fabs(d[i]) > l * std::fabs(sum[i] - d[i]) ? 1.0f : 0.0f;
   for (size_t i = 0; i < block.n; ++i) sum[i] = masks[i] >= k ? sum[i] : 0.0f;
 }
 
 std::string CheckK(const MethodInfo&, const Coefficients& c) {
   const double k = c.shared[kK];
   if (k != std::floor(k)) return "k counts models, so it must be a whole number";
-  if (k > static_cast<double>(c.model.size())) return "k is larger than the number of models, so nothing would be merged";
+  if (k > static_cast<double>(c.model.size())) return "k is larger than the number of models: nothing would be merged";
   return "";
 }
 

@@ -1,5 +1,5 @@
-// How a method on task vectors walks over a tile: d = x - base of every model, decoded block by block, and what it merges
-// them to added to the base. For mergers that have no fused kernels (ops/kernels.h).
+// How a method on task vectors walks over a tile: d = x - base of every model, decoded block by block, and what it
+// merges them to added to the base. For mergers that have no fused kernels (ops/kernels.h).
 #pragma once
 
 #include <algorithm>
@@ -9,8 +9,8 @@
 
 namespace braid {
 
-// Task vectors of the models that have the tensor; a tile may have none. Lanes are float32, in scratch that the method may
-// change, with kLanePadding readable lanes after the end.
+// Task vectors of the models that have the tensor; a tile may have none. Lanes are float32, in scratch that the method
+// may change, with kLanePadding readable lanes after the end.
 struct DeltaBlock {
   std::span<float* const> d;
   std::span<const size_t> models;   // whose they are
@@ -43,17 +43,18 @@ void FindInvalid(const DeltaBlock& block, const float* base, uint32_t* invalid);
 // lanes = base + lambda lanes, separately rounded; the base where the product is 0; NaN where invalid.
 void AddToBase(const float* base, float lambda, const uint32_t* invalid, size_t n, float* lanes);
 
-// Writes the tile: combine(block) fills block.merged, the merged task vector, which is added to the base times lambda. An
-// element of which the base or an entry is NaN becomes NaN whatever combine makes of it.
+// Writes the tile: combine(block) fills block.merged, the merged task vector, which is added to the base times lambda.
+// An element of which the base or an entry is NaN becomes NaN whatever combine makes of it.
 template <typename Combine>
-void MergeDeltaBlocks(const LaneTile& tile, float lambda, Scratch& scratch, DType type, std::byte* out, MergeCounts* counts,
-                      Combine combine) {
+void MergeDeltaBlocks(const LaneTile& tile, float lambda, Scratch& scratch, DType type, std::byte* out,
+                      MergeCounts* counts, Combine combine) {
   uint32_t invalid[kBlockLanes];
   ForEachDeltaBlock(tile, scratch, [&](const DeltaBlock& block) {
     FindInvalid(block, scratch.base, invalid);
     combine(block);
     AddToBase(scratch.base, lambda, invalid, block.n, block.merged);
-    EncodeLanes(type, block.merged, block.n, out + block.start * static_cast<size_t>(LaneBytes(type)), &counts->non_finite);
+    std::byte* const bytes = out + block.start * static_cast<size_t>(LaneBytes(type));
+    EncodeLanes(type, block.merged, block.n, bytes, &counts->non_finite);
   });
 }
 

@@ -1,7 +1,7 @@
 // Methods that merge each element by itself, in one round: base + lambda f(d_1, ..., d_n), d_i = x_i - base.
 //
-// Such a method is one file: its MethodInfo, and f over a block of lanes. f is a plain loop with separately rounded float32
-// steps and without branches, so that the compiler can use any instruction set and all of them give the same bits.
+// Such a method is one file: its MethodInfo, and f over a block of lanes. f is a plain loop with separately rounded
+// float32 steps and without branches, so that the compiler can use any instruction set and all give the same bits.
 #pragma once
 
 #include <memory>

@@ -7,9 +7,10 @@ namespace braid {
 namespace {
 
 void Largest(const Coefficients&, const DeltaBlock& block) {
-  std::fill_n(block.merged, block.n, 0.0f);
+  float* const largest = block.merged;
+  std::fill_n(largest, block.n, 0.0f);
   for (const float* d : block.d)   // the first listed stays among equals
-    for (size_t i = 0; i < block.n; ++i) block.merged[i] = std::fabs(d[i]) > std::fabs(block.merged[i]) ? d[i] : block.merged[i];
+    for (size_t i = 0; i < block.n; ++i) largest[i] = std::fabs(d[i]) > std::fabs(largest[i]) ? d[i] : largest[i];
 }
 
 }  // namespace

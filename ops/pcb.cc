@@ -1,11 +1,12 @@
-// pcb: parameter competition balancing. methods.md, row of that name and part 2, 8.1; the formula is that of the authors'
-// code, which clamps where the paper drops.
+// pcb: parameter competition balancing. methods.md, row of that name and part 2, 8.1: the formula of the authors' code.
 //
-// Per model i of n, over the scope: a = |d_i|, clamped to its order statistics lo = sorted[int(0.0001 n)] and
-// hi = sorted[int(0.9999 n - 1)]; score = exp(n ((a - lo)/(hi - lo))^2) tanh(d_i sum_j d_j); t = sorted[int((1 - ratio) n)] of
-// the scores; c_i = (max(score, t) - t)/(largest score - t). Merged: sum sign(d_i) a_i c_i / max(sum c_i, 1e-12).
+// Per model i of N, over the n elements of the scope: a = |d_i|, clamped to its order statistics
+// lo = sorted[int(0.0001 n)] and hi = sorted[int(0.9999 n - 1)]; score = exp(N ((a - lo)/(hi - lo))^2) tanh(d_i sum_j d_j); of the scores
+// t = sorted[int((1 - ratio) n)]; c_i = (max(score, t) - t)/(largest score - t).
+// Merged: sum sign(d_i) a_i c_i / max(sum c_i, 1e-12).
 //
-// Rounds: two histograms of magnitudes, two of scores, the merge. A model that lacks a tensor of the scope has zeros there.
+// Rounds: two histograms of magnitudes, two of scores, the merge. A model that lacks a tensor of the scope has zeros
+// there.
 #include <array>
 #include <bit>
 #include <cmath>
@@ -88,7 +89,9 @@ class PcbMerger : public Merger {
     if (r == kMerge) return {.name = "merge"};
     static constexpr std::string_view kNames[] = {"magnitudes, high halves", "magnitudes, low halves",
                                                   "scores, high halves", "scores, low halves"};
-    return {.name = kNames[r], .accumulator_bytes = Histograms::Bytes(SlotsOf(r), BinsOf(r), elements_), .sums = r == kMagnitudesHigh ? models_.size() : 0};
+    return {.name = kNames[r],
+            .accumulator_bytes = Histograms::Bytes(SlotsOf(r), BinsOf(r), elements_),
+            .sums = r == kMagnitudesHigh ? models_.size() : 0};
   }
   bool Reads(size_t, size_t, const Coefficients&) const override { return true; }
   std::unique_ptr<Accumulator> NewAccumulator(size_t r) const override {
@@ -105,7 +108,9 @@ class PcbMerger : public Merger {
   enum Round : size_t { kMagnitudesHigh, kMagnitudesLow, kScoresHigh, kScoresLow, kMerge };
   static bool IsHigh(size_t r) { return r == kMagnitudesHigh || r == kScoresHigh; }
   size_t SlotsOf(size_t r) const { return models_.size() * (IsHigh(r) ? 1 : kEnds); }
-  static size_t BinsOf(size_t r) { return r == kMagnitudesHigh ? kHighBins : r == kScoresHigh ? kScoreHighBins : kLowBins; }
+  static size_t BinsOf(size_t r) {
+    return r == kMagnitudesHigh ? kHighBins : r == kScoresHigh ? kScoreHighBins : kLowBins;
+  }
   float ModelCount() const { return static_cast<float>(models_.size()); }
 
   // Ranks from the largest down.
@@ -140,7 +145,8 @@ void PcbMerger::Accumulate(size_t r, const Coefficients&, const LaneTile& tile, 
         CountHighHalves(d, block.n, histograms.Row(m));
         sums.data[m * sums.stride + (tile.first + block.start) / kReductionBlock] += static_cast<double>(block.n);
       } else if (r == kMagnitudesLow) {
-        for (size_t e = 0; e < kEnds; ++e) CountLowHalves(d, block.n, model.magnitude_bins[e].high, histograms.Row(m * kEnds + e));
+        for (size_t e = 0; e < kEnds; ++e)
+          CountLowHalves(d, block.n, model.magnitude_bins[e].high, histograms.Row(m * kEnds + e));
       } else {
         Scores(d, sum, block.n, model.magnitude, ModelCount(), scores);
         for (size_t i = 0; i < block.n; ++i) {
@@ -174,7 +180,8 @@ void PcbMerger::Finish(size_t r, Accumulator* accumulator, std::span<const doubl
     for (size_t e = 0; e < kEnds; ++e) {
       std::vector<uint64_t> bins = histograms.Totals(m * kEnds + e);
       if (r == kMagnitudesLow) {
-        model.magnitude[e] = std::bit_cast<float>(FindThreshold(model.magnitude_bins[e], bins.data(), MagnitudeRank(e)).key);
+        const Threshold found = FindThreshold(model.magnitude_bins[e], bins.data(), MagnitudeRank(e));
+        model.magnitude[e] = std::bit_cast<float>(found.key);
       } else {
         if (model.score_bins[e].high == kZeroKey >> 16) bins[kZeroKey & 0xffff] += zeros;
         model.score[e] = ScoreOf(FindThreshold(model.score_bins[e], bins.data(), ScoreRank(e)).key);
@@ -186,7 +193,8 @@ void PcbMerger::Finish(size_t r, Accumulator* accumulator, std::span<const doubl
 void PcbMerger::Merge(const Coefficients& c, const LaneTile& tile, const uint64_t*, Scratch& scratch, DType type,
                       std::byte* out, MergeCounts* counts) const {
   float sum[kBlockLanes], scores[kBlockLanes], divisor[kBlockLanes];
-  MergeDeltaBlocks(tile, static_cast<float>(c.shared[kLambda]), scratch, type, out, counts, [&](const DeltaBlock& block) {
+  const auto lambda = static_cast<float>(c.shared[kLambda]);
+  MergeDeltaBlocks(tile, lambda, scratch, type, out, counts, [&](const DeltaBlock& block) {
     SumUp(block, sum);
     std::fill_n(block.merged, block.n, 0.0f);
     std::fill_n(divisor, block.n, 0.0f);
@@ -212,8 +220,8 @@ MethodInfo Pcb() {
           .base = BaseUse::kRequired,
           .most_models = kMostModels,
           .parameters = {LambdaParameter(),
-                         {.name = "ratio", .scope = ParameterScope::kRecipe, .default_value = 0.1, .min = 1e-9, .max = 1,
-                          .help = "share of each model's entries that keep a weight, by score"},
+                         {.name = "ratio", .scope = ParameterScope::kRecipe, .default_value = 0.1, .min = 1e-9,
+                          .max = 1, .help = "share of each model's entries that keep a weight, by score"},
                          {.name = "scope", .kind = ParameterKind::kChoice, .scope = ParameterScope::kRecipe,
                           .default_value = 1, .choices = {"tensor", "model"},
                           .help = "order statistics per tensor, or over the whole task vector (the paper)"}},

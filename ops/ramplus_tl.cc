@@ -69,7 +69,8 @@ class RamPlusMerger : public Merger {
   void Merge(const Coefficients& c, const LaneTile& tile, const uint64_t*, Scratch& scratch, DType type,
              std::byte* out, MergeCounts* counts) const override {
     float changed_by[kBlockLanes];
-    MergeDeltaBlocks(tile, static_cast<float>(c.shared[kLambda]), scratch, type, out, counts, [&](const DeltaBlock& block) {
+    const auto lambda = static_cast<float>(c.shared[kLambda]);
+    MergeDeltaBlocks(tile, lambda, scratch, type, out, counts, [&](const DeltaBlock& block) {
       CountChanged(block, epsilon_, changed_by);
       AddChanged(block, epsilon_, changed_by, factors_.data());
     });

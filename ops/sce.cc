@@ -1,8 +1,8 @@
 // sce: select the elements that vary most across models, weigh models by the energy of what was selected, erase the
 // minority of signs. methods.md, row of that name.
 //
-// Rounds: two histograms of the variances for the threshold (unless all are kept), sums of squares of the selected entries
-// for the weights, the merge. Elements equal to the threshold are kept by index.
+// Rounds: two histograms of the variances for the threshold (unless all are kept), sums of squares of the selected
+// entries for the weights, the merge. Elements equal to the threshold are kept by index.
 #include <cmath>
 #include <utility>
 
@@ -91,7 +91,8 @@ class SceMerger : public Merger {
     switch (steps_[r]) {
       case Step::kHighHalves:
         return {.name = "high halves", .accumulator_bytes = Histograms::Bytes(1, kHighBins, elements_), .sums = 1};
-      case Step::kLowHalves: return {.name = "low halves", .accumulator_bytes = Histograms::Bytes(1, kLowBins, elements_)};
+      case Step::kLowHalves:
+        return {.name = "low halves", .accumulator_bytes = Histograms::Bytes(1, kLowBins, elements_)};
       case Step::kEnergy: return {.name = "energy", .sums = weights_.size(), .ordered = selects()};
       case Step::kMerge: break;
     }
@@ -148,10 +149,12 @@ class SceMerger : public Merger {
   void Merge(const Coefficients& c, const LaneTile& tile, const uint64_t* grants, Scratch& scratch, DType type,
              std::byte* out, MergeCounts* counts) const override {
     uint64_t left = quota_ == kNoQuota ? 0 : grants[0];
+    const auto lambda = static_cast<float>(c.shared[kLambda]);
+    const auto is_there = [](const EncodedLanes& model) { return model.bytes != nullptr; };
+    const auto there = std::count_if(tile.models.begin(), tile.models.end(), is_there);
     scratch.weights.assign(weights_.begin(), weights_.end());
-    const auto present = std::count_if(tile.models.begin(), tile.models.end(), [](const EncodedLanes& m) { return m.bytes != nullptr; });
-    if (uniform_) scratch.weights.assign(weights_.size(), 1.0f / static_cast<float>(present));
-    MergeDeltaBlocks(tile, static_cast<float>(c.shared[kLambda]), scratch, type, out, counts, [&](const DeltaBlock& block) {
+    if (uniform_) scratch.weights.assign(weights_.size(), 1.0f / static_cast<float>(there));
+    MergeDeltaBlocks(tile, lambda, scratch, type, out, counts, [&](const DeltaBlock& block) {
       Select(block, &left);
       counts->conflicts += ElectAndMerge(block, scratch.weights.data());
     });
@@ -164,8 +167,8 @@ class SceMerger : public Merger {
   enum class Step { kHighHalves, kLowHalves, kEnergy, kMerge };
   bool selects() const { return steps_.size() > 2; }
 
-  // Clears the entries of elements that are not selected. `left`: how many equal to the threshold are still granted; blocks
-  // come in order.
+  // Clears the entries of elements that are not selected. `left`: how many equal to the threshold are still granted;
+  // blocks come in order.
   void Select(const DeltaBlock& block, uint64_t* left) const {
     if (least_ == 0 || block.d.empty()) return;
     float variances[kBlockLanes + kLanePadding];
@@ -187,7 +190,8 @@ class SceMerger : public Merger {
         AddSquares(block.d[v], block.n, &scratch.sums[block.models[v] * kSumLanes]);
       if (!EndsReductionBlock(block, tile)) return;
       const size_t at = (tile.first + block.start) / kReductionBlock;
-      for (size_t m = 0; m < weights_.size(); ++m) sums.data[m * sums.stride + at] = FoldSums(&scratch.sums[m * kSumLanes]);
+      for (size_t m = 0; m < weights_.size(); ++m)
+        sums.data[m * sums.stride + at] = FoldSums(&scratch.sums[m * kSumLanes]);
       std::fill(scratch.sums.begin(), scratch.sums.end(), 0.0);
     });
   }

@@ -8,6 +8,7 @@ namespace {
 
 using test::DeltaTensor;
 using test::Random;
+using test::SetShared;
 
 using Function = std::function<double(double)>;
 
@@ -85,13 +86,14 @@ TEST(ArceeFusion, IsThatOfTheCLibrarysFunctions) {
   Random random;
   const MethodInfo& method = *FindMethod("arcee_fusion");
   for (int number = 0; number < 10; ++number) {
-    size_t row = 0;
-    DeltaTensor tensor = test::RandomDeltaTensor(random, "w", 64 * 1000, 1, {.row = 1000, .scales = {1e-2}});
-    row = 1000;
+    const size_t row = 1000;
+    DeltaTensor tensor = test::RandomDeltaTensor(random, "w", 64 * row, 1, {.row = row, .scales = {1e-2}});
     const Importances ours = Reference(tensor, row, Exp, Log);
     const Importances theirs = Reference(tensor, row, [](double x) { return std::exp(x); }, [](double x) { return std::log(x); });
-    EXPECT_NEAR(static_cast<double>(ours.threshold / theirs.threshold), 1, 1e-6);
-    const std::vector<float> a = Merged(tensor, ours, 1), b = Merged(tensor, theirs, 1);
+    EXPECT_NEAR(ours.threshold, theirs.threshold, 1e-6f * theirs.threshold);
+    tensor.sources.coefficients = test::DefaultCoefficients(method, 1);
+    const test::Driven driven = test::Drive(method, {tensor.sources}, {.type = DType::kF32}, random);
+    const std::vector<float> a = reference::Decode(DType::kF32, driven.tensors[0]), b = Merged(tensor, theirs, 1);
     size_t differ = 0;
     for (size_t i = 0; i < a.size(); ++i) differ += !test::SameLane(a[i], b[i]);
     EXPECT_LE(differ, 2u);

@@ -6,6 +6,7 @@ namespace {
 
 using test::DeltaTensor;
 using test::Random;
+using test::SetShared;
 
 // The merged task vector of each element.
 using Rule = std::function<float(const std::vector<std::pair<size_t, float>>& entries)>;

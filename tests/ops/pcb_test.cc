@@ -8,6 +8,7 @@ namespace {
 
 using test::DeltaTensor;
 using test::Random;
+using test::SetShared;
 
 float Clamp(float x, float low, float high) { return std::min(std::max(x, low), high); }
 

@@ -8,6 +8,7 @@ namespace {
 
 using test::DeltaTensor;
 using test::Random;
+using test::SetShared;
 
 // Of the float32 variance: all NaNs are equal and the largest.
 uint32_t Rank(float variance) { return std::isnan(variance) ? 0x7f800001 : test::ToBits(std::fabs(variance)); }
@@ -108,8 +109,10 @@ TEST(Sce, EqualsTheReference) {
     }
     const test::Driven driven = ExpectMerged(random, method, {tensor}, c, {expected.elements});
     EXPECT_EQ(driven.kept, expected.kept);
-    if (std::none_of(expected.elements.begin(), expected.elements.end(), [](float x) { return std::isnan(x); }))
+    const bool nan = std::any_of(expected.elements.begin(), expected.elements.end(), [](float x) { return std::isnan(x); });
+    if (!nan) {   // what an element that is NaN counts as is not defined
       EXPECT_EQ(driven.counts.conflicts, expected.conflicts);
+    }
   });
 }
 
