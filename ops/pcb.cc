@@ -1,8 +1,8 @@
 // pcb: parameter competition balancing. methods.md, row of that name and part 2, 8.1: the formula of the authors' code.
 //
 // Per model i of N, over the n elements of the scope: a = |d_i|, clamped to its order statistics
-// lo = sorted[int(0.0001 n)] and hi = sorted[int(0.9999 n - 1)]; score = exp(N ((a - lo)/(hi - lo))^2) tanh(d_i sum_j d_j); of the scores
-// t = sorted[int((1 - ratio) n)]; c_i = (max(score, t) - t)/(largest score - t).
+// lo = sorted[int(0.0001 n)] and hi = sorted[int(0.9999 n - 1)]; score = exp(N ((a - lo)/(hi - lo))^2) tanh(d_i sum_j d_j);
+// of the scores t = sorted[int((1 - ratio) n)]; c_i = (max(score, t) - t)/(largest score - t).
 // Merged: sum sign(d_i) a_i c_i / max(sum c_i, 1e-12).
 //
 // Rounds: two histograms of magnitudes, two of scores, the merge. A model that lacks a tensor of the scope has zeros
