@@ -36,7 +36,7 @@ Scratch::~Scratch() = default;
 
 size_t Scratch::Bytes(size_t num_models) {
   return LanesNeeded(num_models) * sizeof(float) + (num_models * kBlockLanes + ProductsNeeded(num_models)) * sizeof(double) +
-         3 * kBlockLanes * sizeof(double) + num_models * 128 + 4096;
+         3 * kBlockLanes * sizeof(double) + num_models * 384 + 4096;
 }
 
 std::unique_ptr<Accumulator> Merger::NewAccumulator(size_t) const { return nullptr; }

@@ -134,6 +134,8 @@ class Scratch {
   float* room;                         // num_models * kLanePadding floats
   std::vector<size_t> voters;          // indices of the models that take part in the merge
   std::vector<const float*> present;   // their lanes, at the current position
+  std::vector<float*> deltas;          // the same, to be changed in place (ops/delta_blocks.h)
+  std::vector<double> sums;            // in the making: kSumLanes each
   std::vector<const void*> sources;    // the same, or their encoded elements
   std::vector<float> weights, factors;
   std::vector<uint32_t> min_keys, sure_keys;

@@ -15,7 +15,14 @@
   METHOD(Karcher)             \
   METHOD(ModelStock)          \
   METHOD(Nearswap)            \
-  METHOD(Passthrough)
+  METHOD(Passthrough)         \
+  METHOD(Ram)                 \
+  METHOD(RamPlusTl)           \
+  METHOD(ConsensusTa)         \
+  METHOD(MagMax)              \
+  METHOD(Sce)                 \
+  METHOD(ArceeFusion)         \
+  METHOD(Pcb)
 
 namespace braid {
 
