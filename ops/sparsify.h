@@ -1,5 +1,5 @@
 // Loops that take entries out of task vectors, over blocks of float32 lanes; see ops/kernels.h for what holds of all kernels.
-// A NaN stays whatever is asked: a NaN in a source is a NaN in the merge.
+// A NaN stays whatever is asked: a NaN in a source, or the difference of two infinities, is a NaN in the merge (mergekit's, too).
 #pragma once
 
 #include <cstddef>

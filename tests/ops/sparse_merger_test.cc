@@ -56,7 +56,9 @@ ScopeTensor TensorOf(SparseMerge* merge, const std::string& name, const std::vec
     if (method.Find("gamma") != nullptr) SetModel(method, c, m, "gamma", model.gamma);
     if (method.Find("epsilon") != nullptr) SetModel(method, c, m, "epsilon", model.epsilon);
   }
-  if (method.check != nullptr) EXPECT_EQ(method.check(method, c), "");
+  if (method.check != nullptr) {
+    EXPECT_EQ(method.check(method, c), "");
+  }
   tensor.coefficients = c;
   return tensor;
 }

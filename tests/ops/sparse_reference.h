@@ -145,8 +145,8 @@ inline std::vector<float> MergeSparse(const SparseMerge& merge, uint64_t* confli
   std::vector<float> out(n);
   for (size_t i = 0; i < n; ++i) {
     std::vector<Voter> voters;
-    for (size_t m = 0; m < task.size(); ++m)
-      if (weights[m] != 0) voters.push_back({merge.models[m].lanes[i], task[m][i], static_cast<float>(weights[m])});
+    for (size_t m = 0; m < task.size(); ++m)   // the difference of two infinities is as bad as a NaN, as in mergekit
+      if (weights[m] != 0) voters.push_back({merge.models[m].lanes[i] - merge.base[i], task[m][i], static_cast<float>(weights[m])});
     bool conflict;
     out[i] = MergeElement(rule, merge.base[i], voters, &conflict);
     *conflicts += conflict;
