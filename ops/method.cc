@@ -7,6 +7,13 @@
 #define BRAID_METHODS(METHOD) \
   METHOD(Ties)                \
   METHOD(TaskArithmetic)      \
+  METHOD(DareLinear)          \
+  METHOD(DareTies)            \
+  METHOD(Breadcrumbs)         \
+  METHOD(BreadcrumbsTies)     \
+  METHOD(Della)               \
+  METHOD(DellaLinear)         \
+  METHOD(MetaGpt)             \
   METHOD(Linear)              \
   METHOD(Average)             \
   METHOD(Slerp)               \
@@ -56,6 +63,13 @@ uint64_t MethodInfo::TileUnit(const Coefficients& c, const TensorFacts& tensor) 
   if (WorksByRows(c)) return tensor.row;
   if (by_columns != nullptr && tensor.slice > 0 && by_columns(*this, c)) return ColumnGroup(tensor);
   return 0;
+}
+
+bool MethodInfo::IsModelScope(const Coefficients& c) const {
+  const int scope = IndexOf("scope");
+  if (scope < 0) return whole_model;
+  const auto s = static_cast<size_t>(scope);
+  return whole_model || parameters[s].choices[static_cast<size_t>(c.shared[s])] == "model";
 }
 
 uint64_t ColumnGroup(const TensorFacts& tensor) {

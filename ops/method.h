@@ -56,6 +56,8 @@ struct MethodInfo {
   // The same for columns, along the first axis, of tensors with two axes or more: tiles, and the blocks that sums are of, are
   // groups of whole slices; see ColumnGroup.
   bool (*by_columns)(const MethodInfo&, const Coefficients&) = nullptr;
+  // Its statistics are of the whole model, always; see IsModelScope.
+  bool whole_model = false;
   // What is wrong with the coefficients of a tensor, as the end of a sentence about it; empty: nothing. May be null.
   std::string (*check)(const MethodInfo&, const Coefficients&) = nullptr;
   // A merger for a scope. With more than one tensor in it (scope = "model"), `scope` has the sum of their elements and
@@ -67,6 +69,8 @@ struct MethodInfo {
   uint64_t TileUnit(const Coefficients& c, const TensorFacts& tensor) const;
   const ParameterSpec* Find(std::string_view parameter) const;
   int IndexOf(std::string_view parameter) const;  // -1 when it has none of that name
+  // Whether all tensors share their statistics: whole_model, or scope = "model".
+  bool IsModelScope(const Coefficients& c) const;
 };
 
 // Elements of so many slices that they are 2^20 or more: sums per column then take 24 bytes for each column of a group, with

@@ -90,7 +90,8 @@ struct MemoryPlan {
   uint64_t least = 0;               // the smallest budget that works for this plan
   int threads = 1;
   uint64_t catalogue = 0;           // headers, plan
-  uint64_t scratch = 0;             // lane buffers of all workers
+  uint64_t workspace = 0;           // Scratch::workspace of one worker
+  uint64_t scratch = 0;             // lane buffers and workspaces of all workers
   uint64_t tile_elements = 0;
   uint32_t buffers = 0;             // output tiles in flight
   uint64_t buffer_bytes = 0;        // of one
