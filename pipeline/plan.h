@@ -46,7 +46,7 @@ struct TensorSource {
 enum class TensorAction : uint8_t {
   kMerge,
   kCopy,   // integers and booleans: equal in all sources, copied byte for byte
-  kKeep,   // unchanged: the bytes of the base, or of the only model; no other source is read; NaN and infinities stay
+  kKeep,   // unchanged: the base's bytes, and no other source is read; NaN and infinities stay as they are
 };
 
 struct PlannedTensor {

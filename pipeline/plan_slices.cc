@@ -274,10 +274,12 @@ std::vector<StackedLayers> SlicedModel::Stacks() const {
 
 uint64_t SlicedModel::LayersOf(const Checkpoint& checkpoint, std::string_view stack) const {
   const auto index = static_cast<uint32_t>(&checkpoint - plan_.checkpoints.data());
+  const auto count = [&](const LayerStacks& stacks) {
+    const LayerStacks::Layers* layers = stacks.Find(stack);
+    return layers == nullptr ? 0 : LayerStacks::Count(*layers);
+  };
   const auto known = stacks_.find(index);
-  const LayerStacks stacks = known != stacks_.end() ? *known->second : LayerStacks(checkpoint);
-  const LayerStacks::Layers* layers = stacks.Find(stack);
-  return layers == nullptr ? 0 : LayerStacks::Count(*layers);
+  return known == stacks_.end() ? count(LayerStacks(checkpoint)) : count(*known->second);
 }
 
 std::vector<RecipeWarning> SlicedModel::Differences() const {

@@ -7,8 +7,8 @@
 #include <unordered_map>
 
 #include "io/hf_cache.h"
-#include "io/os.h"
 #include "io/layer_config.h"
+#include "io/os.h"
 #include "pipeline/plan_internal.h"
 #include "pipeline/plan_slices.h"
 
@@ -21,6 +21,20 @@ uint32_t OpenOnce(Plan* plan, const std::string& reference) {
   plan->checkpoints.push_back(OpenCheckpoint(reference));
   for (const std::string& warning : plan->checkpoints.back().warnings) plan->warnings.push_back(warning);
   return static_cast<uint32_t>(plan->checkpoints.size() - 1);
+}
+
+// Each source once.
+void OpenSourcesOfSlices(Plan* plan) {
+  const auto open = [&](const RecipeModel& model) {
+    const uint32_t opened = OpenOnce(plan, model.reference);
+    const bool known = std::find(plan->models.begin(), plan->models.end(), opened) != plan->models.end();
+    if (!known && static_cast<int32_t>(opened) != plan->base) plan->models.push_back(opened);
+  };
+  for (const RecipeModule& module : plan->recipe.modules)
+    for (const RecipeSlice& slice : module.slices) {
+      if (slice.base) open(*slice.base);
+      for (const RecipeModel& model : slice.models) open(model);
+    }
 }
 
 // The directory that `tokenizer = ...` names: a path, or an id in the Hugging Face cache. It needs no weights.
@@ -75,12 +89,13 @@ class TensorPlanner {
   const std::vector<std::string_view>& AllNames();
   void PlanModels();
   void PlanSlices();
+  void RearrangeConfig(const SlicedModel& sliced);
   bool IsTiedEverywhere(std::string_view name);
   bool HasSource(const WantedTensor& wanted, const SourceGroup& group);
   void PlanOne(const WantedTensor& wanted, const SourceGroup& group);
   TensorSource Find(uint32_t checkpoint, const std::string& name, uint32_t guess);
   TensorSource LentByBase(const SourceGroup& group, const PlannedTensor& tensor);
-  bool HandleMissing(const SourceGroup& group, PlannedTensor* tensor);
+  bool HandleMissing(const WantedTensor& wanted, const SourceGroup& group, PlannedTensor* tensor);
   void CheckShapesAndTypes(PlannedTensor* tensor);
   void Resolve(const WantedTensor& wanted, const SourceGroup& group, PlannedTensor* tensor);
   uint32_t Intern(Coefficients c);
@@ -119,6 +134,7 @@ void TensorPlanner::PlanModels() {
   SourceGroup group;
   if (relative_) group.base = SourceGroup::Source{static_cast<uint32_t>(plan_.base), nullptr};
   for (size_t m = 0; m < plan_.models.size(); ++m) group.models.push_back({plan_.models[m], &plan_.recipe.models[m]});
+  plan_.most_models = group.models.size();
   for (uint32_t place = 0; place < names_.size(); ++place) {
     const std::string name(names_[place]);
     if (IsTiedEverywhere(name)) continue;
@@ -137,10 +153,16 @@ void TensorPlanner::PlanSlices() {
   });
   for (const PlannedTensor& tensor : plan_.tensors) names_.push_back(tensor.name);   // for filters on what comes out
   for (RecipeWarning& warning : sliced.Differences()) plan_.recipe.warnings.push_back(std::move(warning));
+  RearrangeConfig(sliced);
+}
+
+// The config that the merge begins with: the donor's, with the number of layers that come out.
+void TensorPlanner::RearrangeConfig(const SlicedModel& sliced) {
+  const ModelConfig donor = plan_.donor_config;
   for (const StackedLayers& stacked : sliced.Stacks()) {
     std::vector<LayerOrigin> origins;
     for (const auto& [checkpoint, layer] : stacked.layers) origins.push_back({&plan_.checkpoints[checkpoint].config, layer});
-    plan_.donor_config.text = ConfigWithLayers(plan_.Donor().config, std::move(plan_.donor_config.text), stacked.stack,
+    plan_.donor_config.text = ConfigWithLayers(donor, std::move(plan_.donor_config.text), stacked.stack,
                                                sliced.LayersOf(plan_.Donor(), stacked.stack), origins, &plan_.warnings);
   }
 }
@@ -182,14 +204,14 @@ void TensorPlanner::PlanOne(const WantedTensor& wanted, const SourceGroup& group
   if (group.base) tensor.base = find(*group.base);
   for (const SourceGroup::Source& source : group.models) tensor.models.push_back(find(source));
   skip_weight_.assign(group.models.size(), 1);
-  if (!HandleMissing(group, &tensor)) return;
+  if (!HandleMissing(wanted, group, &tensor)) return;
   CheckShapesAndTypes(&tensor);
   Resolve(wanted, group, &tensor);
   plan_.most_models = std::max(plan_.most_models, tensor.models.size());
   plan_.tensors.push_back(std::move(tensor));
 }
 
-// Of a layer that is one of a slice's sources there is no other tensor with the same meaning than those.
+// Where layers are rearranged, the base's tensor for a layer is that of its layer in the slice, if it is a source of it.
 TensorSource TensorPlanner::LentByBase(const SourceGroup& group, const PlannedTensor& tensor) {
   if (plan_.recipe.modules.empty()) return Find(static_cast<uint32_t>(plan_.base), tensor.name, 0);
   for (size_t m = 0; m < group.models.size(); ++m)
@@ -198,9 +220,11 @@ TensorSource TensorPlanner::LentByBase(const SourceGroup& group, const PlannedTe
 }
 
 // Applies on_missing. False: the tensor does not come out.
-bool TensorPlanner::HandleMissing(const SourceGroup& group, PlannedTensor* tensor) {
-  const auto missing = [&](uint32_t checkpoint, std::string hint) {
-    return Error(ErrorCode::kIncompatible, fmt::format("{} does not have it", plan_.checkpoints[checkpoint].reference))
+bool TensorPlanner::HandleMissing(const WantedTensor& wanted, const SourceGroup& group, PlannedTensor* tensor) {
+  const auto missing = [&](const SourceGroup::Source& source, std::string hint) {
+    const std::string name = wanted.NameIn(source);
+    return Error(ErrorCode::kIncompatible, fmt::format("{} does not have {}", plan_.checkpoints[source.checkpoint].reference,
+                                                       name == wanted.name ? "it" : fmt::format("its source {}", Printable(name))))
         .Tensor(tensor->name).Hint(std::move(hint));
   };
   const OnMissing policy = plan_.recipe.on_missing;
@@ -209,7 +233,7 @@ bool TensorPlanner::HandleMissing(const SourceGroup& group, PlannedTensor* tenso
       plan_.warnings.push_back(fmt::format("{} is left out: the base does not have it", Printable(tensor->name)));
       return false;
     }
-    throw missing(group.base->checkpoint,
+    throw missing(*group.base,
                   "a task vector needs the base's tensor; on_missing = \"base\" leaves such tensors out");
   }
   // Who lends a missing tensor: the base of the method, or in linear the base among the sources.
@@ -220,10 +244,10 @@ bool TensorPlanner::HandleMissing(const SourceGroup& group, PlannedTensor* tenso
     if (tensor->models[m].present()) {
       ++present;
     } else if (policy == OnMissing::kError) {
-      throw missing(group.models[m].checkpoint,
+      throw missing(group.models[m],
                     "on_missing = \"base\" takes the base's tensor for it, \"skip\" merges the others without it");
     } else if (policy == OnMissing::kBase) {
-      if (!lender.present()) throw missing(group.models[m].checkpoint, "the base does not have it either; on_missing = \"skip\" merges the others");
+      if (!lender.present()) throw missing(group.models[m], "the base does not have it either; on_missing = \"skip\" merges the others");
       tensor->models[m] = lender;
     } else {
       skip_weight_[m] = 0;
@@ -335,28 +359,10 @@ void TensorPlanner::ChooseConfigType() {
 
 }  // namespace
 
-namespace {
-
-// Each source once.
-void OpenSlices(Plan* plan) {
-  const auto open = [&](const RecipeModel& model) {
-    const uint32_t opened = OpenOnce(plan, model.reference);
-    const bool known = std::find(plan->models.begin(), plan->models.end(), opened) != plan->models.end();
-    if (!known && static_cast<int32_t>(opened) != plan->base) plan->models.push_back(opened);
-  };
-  for (const RecipeModule& module : plan->recipe.modules)
-    for (const RecipeSlice& slice : module.slices) {
-      if (slice.base) open(*slice.base);
-      for (const RecipeModel& model : slice.models) open(model);
-    }
-}
-
-}  // namespace
-
 void OpenSources(Plan* plan) {
   if (plan->recipe.base) plan->base = static_cast<int32_t>(OpenOnce(plan, *plan->recipe.base));
   for (const RecipeModel& model : plan->recipe.models) plan->models.push_back(OpenOnce(plan, model.reference));
-  OpenSlices(plan);
+  OpenSourcesOfSlices(plan);
   const Checkpoint& donor = plan->Donor();
   plan->donor_directory = donor.directory;
   plan->donor_config = donor.config;

@@ -92,17 +92,21 @@ void CheckLengths(const Recipe& recipe, const RecipeSlice& slice) {
   }
 }
 
-// What the others are compared with has to be among the sources: the recipe does not say which of its layers to take.
-void TakeBase(const MethodInfo& method, const std::string& base, Recipe* recipe, RecipeSlice* slice) {
+// The base among the sources of a slice, where it has to be: which of its layers to take is not said elsewhere. To the
+// models of a module it is added.
+std::vector<RecipeModel>::iterator FindBase(const MethodInfo& method, const std::string& base, const Recipe& recipe, RecipeSlice* slice) {
   const auto listed = std::find_if(slice->models.begin(), slice->models.end(),
                                    [&](const RecipeModel& model) { return model.reference == base; });
-  if (listed == slice->models.end()) {
-    if (slice->models.empty() || slice->models.front().layers)
-      throw RecipeError(*recipe, slice->where, fmt::format("{} needs the base {} among the sources of each slice", method.name, Quoted(base)))
-          .Hint("list it with the layers that the others are compared with");
-    slice->base = RecipeModel{.reference = base, .where = recipe->base_where, .settings = {}};
-    return;
-  }
+  if (listed != slice->models.end()) return listed;
+  if (slice->models.front().layers)
+    throw RecipeError(recipe, slice->where, fmt::format("{} needs the base {} among the sources of each slice", method.name, Quoted(base)))
+        .Hint("list it with the layers that go with those of the others");
+  return slice->models.insert(listed, RecipeModel{.reference = base, .where = recipe.base_where, .settings = {}});
+}
+
+// What the models are compared with is not one of them.
+void TakeBase(const MethodInfo& method, const std::string& base, Recipe* recipe, RecipeSlice* slice) {
+  const auto listed = FindBase(method, base, *recipe, slice);
   if (!listed->settings.empty())
     recipe->warnings.push_back({fmt::format("parameters of the base model have no effect in {}", method.name), listed->where});
   listed->settings.clear();
@@ -110,20 +114,18 @@ void TakeBase(const MethodInfo& method, const std::string& base, Recipe* recipe,
   slice->models.erase(listed);
 }
 
-void PutBaseFirst(const std::string& base, const Recipe& recipe, RecipeSlice* slice) {
-  const auto listed = std::find_if(slice->models.begin(), slice->models.end(),
-                                   [&](const RecipeModel& model) { return model.reference == base; });
-  if (listed != slice->models.end()) std::rotate(slice->models.begin(), listed, listed + 1);
-  else if (!slice->models.front().layers) slice->models.insert(slice->models.begin(), {base, recipe.base_where, {}});
-}
-
 void CompleteSlice(const MethodInfo& method, bool relative, const RecipeModule& module, Recipe* recipe, RecipeSlice* slice) {
   CheckListedOnce(*recipe, slice->models);
   CheckLengths(*recipe, *slice);
   const std::optional<std::string>& base = slice->base_reference ? slice->base_reference : recipe->base;
-  if (relative) TakeBase(method, *base, recipe, slice);
-  else if (base && method.base == BaseUse::kIsFirst) PutBaseFirst(*base, *recipe, slice);
-  else if (base && method.base == BaseUse::kIsASource && !slice->models.front().layers) AddListedBase(*base, *recipe, &slice->models);
+  if (relative) {
+    TakeBase(method, *base, recipe, slice);
+  } else if (base && method.base == BaseUse::kIsFirst) {
+    const auto listed = FindBase(method, *base, *recipe, slice);
+    std::rotate(slice->models.begin(), listed, listed + 1);
+  } else if (base && method.base == BaseUse::kIsASource && !slice->models.front().layers) {
+    AddListedBase(*base, *recipe, &slice->models);
+  }
   CheckNumberOfModels(method, *recipe, slice->models, slice->where, relative);
   CheckRequiredParameters(method, *recipe, slice->models, {&slice->settings, &module.settings});
 }
