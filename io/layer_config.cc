@@ -108,7 +108,7 @@ class LayerEditor {
       if (origin.layer >= value->size()) return std::nullopt;
       list += (list.empty() ? "" : ", ") + (*value)[origin.layer].dump();
     }
-    return "[" + list + "]";
+    return fmt::format("[{}]", list);
   }
 
   const Json donor_;

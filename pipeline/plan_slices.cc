@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <array>
 #include <set>
-#include <unordered_set>
 
 #include "io/layer_config.h"
 #include "pipeline/module_names.h"
@@ -66,8 +65,8 @@ bool IsInAnotherTower(std::string_view name, const std::vector<std::string>& sta
   return std::all_of(stacked.begin(), stacked.end(), [&](const std::string& stack) {
     const size_t common = CommonComponents(name, stack);
     const std::string_view tower = name.substr(0, std::min(name.find('.', common), name.size() - 1) + 1);
-    const auto is_in_it = [&](const auto& other) { return other.first.starts_with(tower); };
-    return !stack.starts_with(tower) && std::any_of(stacks.all().begin(), stacks.all().end(), is_in_it);
+    const auto in_it = stacks.all().lower_bound(tower);
+    return !stack.starts_with(tower) && in_it != stacks.all().end() && in_it->first.starts_with(tower);
   });
 }
 
@@ -219,7 +218,7 @@ void SlicedModel::ForEach(const std::function<void(WantedTensor)>& visit) const 
     for (const CheckpointTensor& tensor : plan_.checkpoints[c].tensors) names.push_back(tensor.info.name);
   const LayerPositions positions(names);
 
-  std::unordered_set<std::string_view> seen;   // names outside of rearranged stacks, and those stacks
+  std::set<std::string_view> seen;   // names outside of rearranged stacks, and those stacks
   for (uint32_t c : order) {
     const std::vector<CheckpointTensor>& tensors = plan_.checkpoints[c].tensors;
     for (uint32_t t = 0; t < tensors.size(); ++t) {

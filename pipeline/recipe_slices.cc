@@ -68,7 +68,8 @@ RecipeModule ReadModule(RecipeReader* reader, const RecipeEntry& entry, const Sl
     module.slices = ReadSliceList(reader, *slices, syntax);
   } else if (const RecipeNode* models = FindValue(node, "models")) {
     reader->RequireList(*models, "models");
-    RecipeSlice& all = module.slices.emplace_back(RecipeSlice{.where = models->where, .models = {}});
+    RecipeSlice& all = module.slices.emplace_back();
+    all.where = models->where;
     for (const RecipeNode& item : models->items) all.models.push_back(syntax.read_model(item, false));
     if (all.models.empty()) reader->Fail(models->where, "no models to merge", "list at least one");
   } else {
