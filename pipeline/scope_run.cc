@@ -26,7 +26,7 @@ bool ScopeRun::ReadsModel(uint32_t tensor, size_t model) const {
 
 bool ScopeRun::ReadsTensor(uint32_t tensor) const {
   if (merging() || resident_) return true;
-  for (size_t m = 0; m < plan_.models.size(); ++m)
+  for (size_t m = 0; m < plan_.tensors[tensor].models.size(); ++m)
     if (ReadsModel(tensor, m)) return true;
   return false;
 }
@@ -49,8 +49,10 @@ void ScopeRun::BeginRound() {
   next_order_ = 0;
   quota_left_.clear();
   quotas_spent_ = false;
-  if (spec_.ordered)
-    for (size_t i = 0; i < plan_.models.size() * merger_->claims_per_model(); ++i) quota_left_.push_back(merger_->Quota(i));
+  if (spec_.ordered) {
+    const size_t quotas = plan_.tensors[scope_.tensors.front()].models.size() * merger_->claims_per_model();
+    for (size_t i = 0; i < quotas; ++i) quota_left_.push_back(merger_->Quota(i));
+  }
   remaining_ = TilesInRound();
   if (merging() || drafting()) unwritten = remaining_;
   if (drafting()) drafts.resize(unwritten);
