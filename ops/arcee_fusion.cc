@@ -214,7 +214,7 @@ MethodInfo ArceeFusion() {
           .base = BaseUse::kRequired,
           .most_models = 1,
           .parameters = {LambdaParameter()},
-          .by_rows = true,
+          .by_rows = AlwaysByRows,
           .make = Make};
 }
 

@@ -313,7 +313,7 @@ void TensorPlanner::Resolve(const WantedTensor& wanted, const SourceGroup& group
     }
   }
   if (plan_.recipe.layer_scale)
-    c.shared[static_cast<size_t>(plan_.method->IndexOf("lambda"))] *= plan_.recipe.layer_scale->At(position);
+    c.shared[static_cast<size_t>(plan_.method->IndexOf("lambda"))] *= plan_.recipe.layer_scale->At(wanted.position);
   if (plan_.method->check != nullptr && tensor->action == TensorAction::kMerge)
     if (const std::string wrong = plan_.method->check(*plan_.method, c); !wrong.empty())
       throw RecipeError(plan_.recipe, plan_.recipe.method_where, fmt::format("for tensor '{}' {}", Printable(tensor->name), wrong));
