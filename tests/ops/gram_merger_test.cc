@@ -338,7 +338,7 @@ TEST(Multislerp, IsTheFormula) {
     Coefficients& coefficients = given.tensor.coefficients;
     coefficients = test::DefaultCoefficients(TheMultislerp(), num_models);
     const bool normalize = random.Chance(0.5);
-    const double eps = random.OneOf({1e-8, 1e-8, 0.1});
+    const double eps = random.OneOf({1e-8, 1e-8, 1e-3});
     SetShared(TheMultislerp(), coefficients, "normalize_weights", normalize);
     SetShared(TheMultislerp(), coefficients, "eps", eps);
     std::vector<double> weights;
