@@ -59,7 +59,7 @@ Names KeysOf(const Json& section, std::string_view stack) {
     keys.assign(kDecoderKeys.begin(), kDecoderKeys.end());
     if (std::any_of(keys.begin(), keys.end(), [&](std::string_view key) { return Find(section, key) != nullptr; })) return keys;
   }
-  keys.insert(keys.end(), kCommonKeys.begin(), kCommonKeys.end());
+  for (std::string_view key : kCommonKeys) keys.push_back(key);
   return keys;
 }
 

@@ -159,7 +159,7 @@ const BadRecipe kBadYaml[] = {
     {"models and slices", "5:1", "both 'models' and 'slices' in the recipe; keep one of them",
      LINEAR "models:\n  - model: x\nslices: []\n"},
     {"slices and modules", "4:1", "both 'slices' and 'modules'", LINEAR "slices: []\nmodules: {}\n"},
-    {"models and slices in a module", "4:27", "both 'models' and 'slices' in a module",
+    {"models and slices in a module", "4:29", "both 'models' and 'slices' in a module",
      LINEAR "modules:\n  m: {models: [{model: x}], slices: []}\n"},
     {"no slices", "3:9", "no slices to stack", LINEAR "slices: []\n"},
     {"slices as a table", "4:3", "'slices' must be a list, not a table", SLICES "  sources: []\n"},
@@ -209,7 +209,7 @@ const BadRecipe kBadToml[] = {
     {"slices as a table", "2:1", "begin each entry with [[slices]]", "method = 'linear'\n[slices]\n"},
     {"sources as a table", "3:1", "begin each entry with [[slices.sources]]", "method = 'linear'\n[[slices]]\n[slices.sources]\npath = 'x'\n"},
     {"source without layers", "3:1", "as in layer_range = [0, 16]", "method = 'linear'\n[[slices]]\n[[slices.sources]]\npath = 'x'\n"},
-    {"layers as text", "2:42", "'layer_range' must be two whole numbers", "method = 'linear'\nslices = [{sources = [{path='x', layer_range = 'all'}]}]\n"},
+    {"layers as text", "2:48", "'layer_range' must be two whole numbers", "method = 'linear'\nslices = [{sources = [{path='x', layer_range = 'all'}]}]\n"},
     {"unknown key of a slice", "3:1", "unknown key 'source' in a slice; did you mean 'sources'?", "method = 'linear'\n[[slices]]\nsource = 1\nsources = []\n"},
     {"unknown key of a source", "6:1", "did you mean 'weight'?", "method = 'linear'\n[[slices]]\n[[slices.sources]]\npath = 'x'\nlayer_range = [0, 1]\nweigth = 1\n"},
 };
