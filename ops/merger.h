@@ -48,7 +48,7 @@ struct EncodedLanes {
 
 // A range of one tensor in every source. The bytes belong to the caller.
 struct LaneTile {
-  uint64_t first = 0;  // index in the tensor; a multiple of kReductionBlock, or of the row (MethodInfo::by_rows)
+  uint64_t first = 0;  // index in the tensor; a multiple of kReductionBlock, or of the row (MethodInfo::WorksByRows)
   size_t count = 0;    // whole rows, then; otherwise whole reduction blocks but for the end of the tensor
   TensorFacts tensor;
   EncodedLanes base;
@@ -75,6 +75,7 @@ struct RoundSpec {
   bool ordered = false;          // wants grants
   bool sample = false;           // wants runs of equal length from all over the scope, each as a tile of its own
   bool draft = false;            // wants Draft instead of Accumulate, and FinishDraft instead of Finish
+  size_t scratch_bytes = 0;      // Scratch::workspace that it needs
 };
 
 // How thresholds are found, for mergers that need some. The result is the same. What a merger is asked for is a wish;
@@ -116,14 +117,18 @@ struct MergeCounts {
 // Lane buffers of one worker, reused for every tile. Not thread-safe.
 class Scratch {
  public:
-  explicit Scratch(size_t num_models);
+  // `workspace_bytes`: the most that a round asks for.
+  explicit Scratch(size_t num_models, size_t workspace_bytes = 0);
   ~Scratch();
-  static size_t Bytes(size_t num_models);
+  static size_t Bytes(size_t num_models, size_t workspace_bytes);
 
   float* base;
   std::vector<float*> models;
   float* out;
   float* room;                         // num_models * kLanePadding floats
+  uint32_t* draws;                     // as long as the lanes
+  uint32_t* limits;
+  std::byte* workspace;                // aligned as lanes are
   std::vector<size_t> voters;          // indices of the models that take part in the merge
   std::vector<const float*> present;   // their lanes, at the current position
   std::vector<const void*> sources;    // the same, or their encoded elements
@@ -178,12 +183,14 @@ class Merger {
                       DType type, std::byte* out, MergeCounts* counts) const;
 
   // --- ordered rounds
-  // Adds to claims[m] the entries of this tile that are equal to model m's threshold.
+  // How many thresholds a model may have. Claims and grants lie model by model, claim `k` of model m at m * this + k.
+  virtual size_t claims_per_model() const { return 1; }
+  // Adds to claims[i] the entries of this tile that are equal to that threshold.
   virtual void CountClaims(const Coefficients& coefficients, const LaneTile& tile, Scratch& scratch,
                            uint64_t* claims) const;
-  // How many claims of model m may be granted over the whole scope. kNoQuota: the model has no claims to count.
+  // How many of claim i may be granted over the whole scope. kNoQuota: it has none to count.
   static constexpr uint64_t kNoQuota = UINT64_MAX;
-  virtual uint64_t Quota(size_t model) const;
+  virtual uint64_t Quota(size_t claim) const;
 
   // --- the merge: writes tile.count elements of `type`. `grants`: null when the merge is not ordered.
   virtual void Merge(const Coefficients& coefficients, const LaneTile& tile, const uint64_t* grants,

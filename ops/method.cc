@@ -7,6 +7,13 @@
 #define BRAID_METHODS(METHOD) \
   METHOD(Ties)                \
   METHOD(TaskArithmetic)      \
+  METHOD(DareLinear)          \
+  METHOD(DareTies)            \
+  METHOD(Breadcrumbs)         \
+  METHOD(BreadcrumbsTies)     \
+  METHOD(Della)               \
+  METHOD(DellaLinear)         \
+  METHOD(MetaGpt)             \
   METHOD(Linear)              \
   METHOD(Average)
 
@@ -36,6 +43,13 @@ int MethodInfo::IndexOf(std::string_view parameter) const {
   for (size_t i = 0; i < parameters.size(); ++i)
     if (parameters[i].name == parameter) return static_cast<int>(i);
   return -1;
+}
+
+bool MethodInfo::IsModelScope(const Coefficients& c) const {
+  const int scope = IndexOf("scope");
+  if (scope < 0) return whole_model;
+  const auto s = static_cast<size_t>(scope);
+  return whole_model || parameters[s].choices[static_cast<size_t>(c.shared[s])] == "model";
 }
 
 const std::vector<MethodInfo>& Methods() {

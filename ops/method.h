@@ -49,8 +49,11 @@ struct MethodInfo {
   // How many models it takes, the base included where it counts as one of them (kIsFirst, kIsASource).
   size_t least_models = 1, most_models = SIZE_MAX;
   std::vector<ParameterSpec> parameters;
-  // Tiles are whole rows, so that what is found of a row needs no round of its own; see LaneTile.
-  bool by_rows = false;
+  // Whether, with these coefficients, tiles are whole rows, so that what is found of a row needs no round of its own; see
+  // LaneTile. Null: never. AlwaysByRows: always.
+  bool (*by_rows)(const MethodInfo&, const Coefficients&) = nullptr;
+  // Its statistics are of the whole model, always; see IsModelScope.
+  bool whole_model = false;
   // What is wrong with the coefficients of a tensor, as the end of a sentence about it; empty: nothing. May be null.
   std::string (*check)(const MethodInfo&, const Coefficients&) = nullptr;
   // A merger for a scope. With more than one tensor in it (scope = "model"), `scope` has the sum of their elements and
@@ -59,7 +62,12 @@ struct MethodInfo {
 
   const ParameterSpec* Find(std::string_view parameter) const;
   int IndexOf(std::string_view parameter) const;  // -1 when it has none of that name
+  bool WorksByRows(const Coefficients& c) const { return by_rows != nullptr && by_rows(*this, c); }
+  // Whether all tensors share their statistics: whole_model, or scope = "model".
+  bool IsModelScope(const Coefficients& c) const;
 };
+
+inline bool AlwaysByRows(const MethodInfo&, const Coefficients&) { return true; }
 
 // Every method, in the order of the documentation.
 const std::vector<MethodInfo>& Methods();

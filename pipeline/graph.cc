@@ -27,7 +27,7 @@ namespace flow = tbb::flow;
 
 // What a worker needs for one tile, reused.
 struct Worker {
-  explicit Worker(size_t models) : scratch(models), lanes(models) {}
+  Worker(size_t models, size_t workspace_bytes) : scratch(models, workspace_bytes), lanes(models) {}
   Scratch scratch;
   std::vector<EncodedLanes> lanes;
 };
@@ -105,7 +105,7 @@ class GraphRun {
   }
   void Fail(std::exception_ptr error);
 
-  Worker* TakeWorker() { return workers_.Take(plan_.models.size()); }
+  Worker* TakeWorker() { return workers_.Take(plan_.models.size(), plan_.memory.workspace); }
 
   const Plan& plan_;
   Progress& progress_;
@@ -397,7 +397,7 @@ void GraphRun::RouteTile(TileWork* work, Route::output_ports_type& ports) {
 void GraphRun::CountClaims(TileWork* work) {
   Guarded([&] {
     StageTimer timer(progress_.of(Stage::kStatistics));
-    work->claims.assign(plan_.models.size(), 0);
+    work->claims.assign(plan_.models.size() * work->scope->merger()->claims_per_model(), 0);
     if (work->scope->QuotasSpent()) return;
     Worker* worker = TakeWorker();
     const Coefficients& c = plan_.coefficients[plan_.tensors[work->tensor].coefficients];

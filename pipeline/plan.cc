@@ -42,13 +42,13 @@ TensorFacts PlannedTensor::Facts() const {
 }
 
 uint64_t Plan::TileElements(const PlannedTensor& tensor, uint64_t wanted) const {
-  if (!method->by_rows || tensor.elements == 0) return wanted;
+  if (tensor.elements == 0 || !IsByRows(tensor)) return wanted;
   const uint64_t row = tensor.Facts().row;
   return std::max<uint64_t>(wanted / row, 1) * row;
 }
 
 uint64_t Plan::SumBlocks(const PlannedTensor& tensor) const {
-  if (method->by_rows && tensor.elements > 0) return tensor.elements / tensor.Facts().row;
+  if (tensor.elements > 0 && IsByRows(tensor)) return tensor.elements / tensor.Facts().row;
   return (tensor.elements + kReductionBlock - 1) / kReductionBlock;
 }
 

@@ -89,7 +89,8 @@ struct MemoryPlan {
   uint64_t least = 0;               // the smallest budget that works for this plan
   int threads = 1;
   uint64_t catalogue = 0;           // headers, plan
-  uint64_t scratch = 0;             // lane buffers of all workers
+  uint64_t workspace = 0;           // Scratch::workspace of one worker
+  uint64_t scratch = 0;             // lane buffers and workspaces of all workers
   uint64_t tile_elements = 0;
   uint32_t buffers = 0;             // output tiles in flight
   uint64_t buffer_bytes = 0;        // of one
@@ -143,6 +144,9 @@ struct Plan {
   const Shard& ShardOf(const TensorSource& source) const {
     const Checkpoint& checkpoint = checkpoints[static_cast<size_t>(source.checkpoint)];
     return checkpoint.shards[checkpoint.tensors[source.tensor].shard];
+  }
+  bool IsByRows(const PlannedTensor& tensor) const {
+    return tensor.action == TensorAction::kMerge && method->WorksByRows(coefficients[tensor.coefficients]);
   }
   // Elements of a tile of this tensor when tiles are to have `wanted`; whole rows where the method asks for them.
   uint64_t TileElements(const PlannedTensor& tensor, uint64_t wanted) const;

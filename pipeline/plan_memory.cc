@@ -62,6 +62,7 @@ struct ScopeNeeds {
   uint32_t rounds = 1;
   uint64_t accumulator = 0;   // the largest
   uint64_t sums = 0;
+  uint64_t workspace = 0;     // of a worker
   bool drafts = false, samples = false;
 };
 
@@ -70,8 +71,9 @@ ScopeNeeds NeedsOf(const Plan& plan, const PlannedScope& scope, Approach approac
   ScopeNeeds needs{.rounds = static_cast<uint32_t>(merger->statistics_rounds() + 1)};
   uint64_t blocks = 0;
   for (uint32_t t : scope.tensors) blocks += plan.SumBlocks(plan.tensors[t]);
-  for (uint32_t r = 0; r + 1 < needs.rounds; ++r) {
+  for (uint32_t r = 0; r < needs.rounds; ++r) {   // the merge, too, for its workspace
     const RoundSpec spec = merger->round(r);
+    needs.workspace = std::max<uint64_t>(needs.workspace, spec.scratch_bytes);
     needs.accumulator = std::max<uint64_t>(needs.accumulator, spec.accumulator_bytes);
     needs.sums = std::max<uint64_t>(needs.sums, spec.sums * blocks * sizeof(double));
     needs.drafts |= spec.draft;
@@ -88,6 +90,7 @@ void PlanRounds(Plan* plan) {
     scope.rounds = needs.rounds;
     scope.statistics_bytes = needs.accumulator;
     scope.sums_bytes = needs.sums;
+    plan->memory.workspace = std::max(plan->memory.workspace, needs.workspace);
   }
 }
 
@@ -251,7 +254,7 @@ void PlanMemory(Plan* plan, const PlanOptions& options) {
   m.threads = options.threads > 0 ? options.threads : DefaultThreads();
   PlanRounds(plan);
   m.catalogue = CatalogueBytes(*plan);
-  m.scratch = static_cast<uint64_t>(m.threads) * (Scratch::Bytes(plan->models.size()) + kSelectionTables);
+  m.scratch = static_cast<uint64_t>(m.threads) * (Scratch::Bytes(plan->models.size(), m.workspace) + kSelectionTables);
   uint64_t accumulator = 0, sums = 0;
   for (const PlannedScope& scope : plan->scopes) {
     accumulator = std::max(accumulator, scope.statistics_bytes);

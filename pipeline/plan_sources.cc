@@ -236,6 +236,8 @@ void TensorPlanner::Resolve(PlannedTensor* tensor) {
       if (specs[p].name == "weight") c.model[m][p] *= skip_weight_[m];
     }
   }
+  if (plan_.recipe.layer_scale)
+    c.shared[static_cast<size_t>(plan_.method->IndexOf("lambda"))] *= plan_.recipe.layer_scale->At(position);
   if (plan_.method->check != nullptr && tensor->action == TensorAction::kMerge)
     if (const std::string wrong = plan_.method->check(*plan_.method, c); !wrong.empty())
       throw RecipeError(plan_.recipe, plan_.recipe.method_where, fmt::format("for tensor '{}' {}", Printable(tensor->name), wrong));
@@ -259,9 +261,7 @@ uint32_t TensorPlanner::Intern(Coefficients c) {
 
 // One threshold over the whole model needs one density, and one rescale, per model.
 void TensorPlanner::CheckModelScope() {
-  const int scope = plan_.method->IndexOf("scope");
-  plan_.model_scope = scope >= 0 && !plan_.coefficients.empty() &&
-                      plan_.coefficients.front().shared[static_cast<size_t>(scope)] != 0;
+  plan_.model_scope = !plan_.coefficients.empty() && plan_.method->IsModelScope(plan_.coefficients.front());
   if (!plan_.model_scope) return;
   const int parameter = plan_.method->IndexOf("rescale");
   if (parameter < 0) return;

@@ -43,6 +43,12 @@ struct RecipeModel {
   Settings settings;
 };
 
+// LiNeS: the merged task vector of layer l of L is scaled by alpha + beta l / (L - 1); outside of the layers by alpha.
+struct LayerScale {
+  double alpha = 1, beta = 0;
+  double At(double layer_position) const { return alpha + beta * layer_position; }
+};
+
 enum class OnMissing { kError, kBase, kSkip };
 
 struct RecipeWarning {
@@ -69,6 +75,7 @@ struct Recipe {
   std::optional<DType> dtype;      // type of the output ...
   std::optional<DType> out_dtype;  // ... which this one overrides
   OnMissing on_missing = OnMissing::kError;
+  std::optional<LayerScale> layer_scale;  // only with a method that has a lambda
   std::optional<std::string> tokenizer;  // donor of config and tokenizer, TOML only; "~/" expanded
   std::vector<RecipeWarning> warnings;
 };

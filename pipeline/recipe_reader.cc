@@ -43,12 +43,9 @@ constexpr std::array<Pair, 3> kYamlNames = {
 
 // Methods of mergekit 0.1.5 and of the literature that users may ask for by name.
 constexpr std::array kMethodsToCome = {
-    "slerp",       "nuslerp",      "multislerp",   "karcher",
-    "passthrough", "model_stock",  "arcee_fusion", "nearswap",
-    "sce",         "ram",          "ramplus_tl",   "dare_ties",
-    "dare_linear", "breadcrumbs",  "della",        "breadcrumbs_ties",
-    "pcb",         "della_linear", "consensus_ta", "magmax",
-    "metagpt",     "layer_scale",
+    "slerp",        "nuslerp",  "multislerp", "karcher",    "passthrough",  "model_stock",
+    "arcee_fusion", "nearswap", "sce",        "ram",        "ramplus_tl",   "pcb",
+    "consensus_ta", "magmax",
 };
 
 std::string Lower(std::string_view text) {
@@ -169,6 +166,21 @@ OnMissing RecipeReader::ReadOnMissing(const RecipeNode& node) const {
   Fail(node.where, fmt::format("on_missing cannot be {}", Quoted(text)), DidYouMean(text, names));
 }
 
+LayerScale RecipeReader::ReadLayerScale(const RecipeNode& node) const {
+  if (method_->Find("lambda") == nullptr)
+    Fail(node.where, fmt::format("layer_scale has nothing to scale: {} adds no task vector to a base", method_->name));
+  RequireTable(node, "layer_scale");
+  for (const RecipeEntry& entry : node.entries)
+    if (entry.key != "alpha" && entry.key != "beta") FailUnknownKey(entry, "layer_scale", {"alpha", "beta"});
+  const auto number = [&](std::string_view name, std::string hint) {
+    const RecipeNode* value = node.Find(name);
+    if (value == nullptr) Fail(node.where, fmt::format("layer_scale without '{}'", name), std::move(hint));
+    return ReadSetting({.name = name, .scope = ParameterScope::kRecipe, .help = ""}, *value).values.front();
+  };
+  return {.alpha = number("alpha", "the scale of the first layer; there is no automatic one yet"),
+          .beta = number("beta", "how much larger the scale of the last layer is")};
+}
+
 void RecipeReader::ReadMethod(const RecipeNode* node, std::string_view name) {
   std::vector<std::string_view> names;
   for (const MethodInfo& method : Methods()) names.push_back(method.name);
@@ -244,6 +256,8 @@ double RecipeReader::ReadNumber(const ParameterSpec& spec, const RecipeNode& nod
     value = ParseYamlNumber(node.text);
   if (!value) Fail(node.where, fmt::format("'{}' must be a number, not {}", spec.name, Describe(node)));
   if (!std::isfinite(*value)) Fail(node.where, fmt::format("'{}' must be a finite number", spec.name));
+  if (spec.whole && *value != std::trunc(*value))
+    Fail(node.where, fmt::format("'{}' must be a whole number, not {}", spec.name, *value));
   if (*value >= spec.min && *value <= spec.max) return *value;
   if (std::abs(*value) > kUnbounded)
     Fail(node.where, fmt::format("'{}' is too large: {}", spec.name, *value));

@@ -196,7 +196,8 @@ class TomlReader {
   void ReadTopLevel(const RecipeEntry& entry) {
     static const std::vector<std::string_view> known = {"method",    "base",       "dtype",
                                                         "out_dtype", "models",     "on_missing",
-                                                        "tokenizer", "parameters", "overrides"};
+                                                        "tokenizer", "parameters", "overrides",
+                                                        "layer_scale"};
     const RecipeNode& value = entry.value;
     if (entry.key == "base") {
       recipe_.base = reader_.ReadReference(value, entry.key);
@@ -209,6 +210,8 @@ class TomlReader {
       recipe_.on_missing = reader_.ReadOnMissing(value);
     } else if (entry.key == "tokenizer") {
       recipe_.tokenizer = reader_.ReadReference(value, entry.key);
+    } else if (entry.key == "layer_scale") {
+      recipe_.layer_scale = reader_.ReadLayerScale(value);
     } else if (std::find(known.begin(), known.end(), entry.key) == known.end()) {
       reader_.RefuseUnsupportedKey(entry);
       reader_.FailUnknownKey(entry, "the recipe", known);

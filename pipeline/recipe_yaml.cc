@@ -212,7 +212,7 @@ class YamlReader {
   void ReadTopLevel(const RecipeEntry& entry) {
     static const std::vector<std::string_view> known = {"merge_method",     "models",    "base_model",
                                                         "parameters",       "dtype",     "out_dtype",
-                                                        "tokenizer_source", "on_missing"};
+                                                        "tokenizer_source", "on_missing", "layer_scale"};
     const RecipeNode& value = entry.value;
     const bool is_known = std::find(known.begin(), known.end(), entry.key) != known.end();
     if (is_known && IsNothing(value)) return;  // `dtype:` alone is as good as no dtype
@@ -229,6 +229,8 @@ class YamlReader {
       recipe_.out_dtype = reader_.ReadType(value, entry.key);
     } else if (entry.key == "on_missing") {
       recipe_.on_missing = reader_.ReadOnMissing(value);
+    } else if (entry.key == "layer_scale") {
+      recipe_.layer_scale = reader_.ReadLayerScale(value);
     } else if (entry.key == "residual_weight") {
       WarnOfResidualWeight(entry);
     } else if (!is_known) {

@@ -50,7 +50,7 @@ void ScopeRun::BeginRound() {
   quota_left_.clear();
   quotas_spent_ = false;
   if (spec_.ordered)
-    for (size_t m = 0; m < plan_.models.size(); ++m) quota_left_.push_back(merger_->Quota(m));
+    for (size_t i = 0; i < plan_.models.size() * merger_->claims_per_model(); ++i) quota_left_.push_back(merger_->Quota(i));
   remaining_ = TilesInRound();
   if (merging() || drafting()) unwritten = remaining_;
   if (drafting()) drafts.resize(unwritten);

@@ -36,7 +36,7 @@ struct TileWork {
   uint64_t cost = 0;         // bytes taken from the budget
   uint64_t order = 0;        // place among the scope's tiles of this round
   std::vector<SourceWindow> windows;  // the base's, if any, then one per model; empty: takes no part
-  std::vector<uint64_t> claims;  // per model: entries equal to the threshold, then how many of them stay
+  std::vector<uint64_t> claims;  // per threshold: entries equal to it, then how many of them count as above it
 };
 
 // Retired once its last tile is written, perhaps while the thread that let that tile go is still inside one of its

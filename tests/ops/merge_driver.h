@@ -43,6 +43,9 @@ struct Driven {
   bool drafted = false;
 };
 
+// What the driver says of a tensor.
+TensorFacts FactsOf(const ScopeTensor& tensor);
+
 // Merges one scope.
 Driven Drive(const MethodInfo& method, const std::vector<ScopeTensor>& tensors, const DriveOptions& options,
              Random& random);

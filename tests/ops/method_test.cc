@@ -16,7 +16,8 @@ TEST(Methods, AreFoundByTheirNames) {
     EXPECT_FALSE(method.summary.empty()) << method.name;
     EXPECT_FALSE(method.source.empty()) << method.name;
   }
-  for (const char* name : {"ties", "task_arithmetic", "linear", "average"})
+  for (const char* name : {"ties", "task_arithmetic", "linear", "average", "dare_linear", "dare_ties", "breadcrumbs",
+                           "breadcrumbs_ties", "della", "della_linear", "metagpt"})
     EXPECT_TRUE(names.contains(name)) << name;
   for (const char* name : {"", "Ties", "ties ", "no_such_method"})
     EXPECT_EQ(FindMethod(name), nullptr) << name;
@@ -67,6 +68,15 @@ TEST(Methods, DefaultsAreThoseOfTheTable) {
   EXPECT_EQ(value("task_arithmetic", "normalize"), 0);
   EXPECT_EQ(value("task_arithmetic", "density"), -1);  // it has none
   EXPECT_EQ(value("linear", "normalize"), 1);
+  for (const char* method : {"dare_linear", "dare_ties", "della", "della_linear"}) EXPECT_EQ(value(method, "rescale"), 1) << method;
+  for (const char* method : {"dare_linear", "dare_ties", "della_linear", "breadcrumbs", "breadcrumbs_ties"})
+    EXPECT_EQ(value(method, "normalize"), 0) << method;
+  EXPECT_EQ(value("della", "normalize"), 1);
+  EXPECT_EQ(value("breadcrumbs", "rescale"), 0);
+  EXPECT_EQ(value("breadcrumbs_ties", "gamma"), 0.01);
+  EXPECT_EQ(value("della", "epsilon"), 0.15);
+  EXPECT_EQ(value("dare_ties", "density"), 1);
+  EXPECT_EQ(value("dare_ties", "seed"), 0);
   const MethodInfo& ties = *FindMethod("ties");
   const std::pair<const char*, std::pair<const char*, const char*>> choices[] = {
       {"scope", {"tensor", "model"}},

@@ -30,6 +30,7 @@ std::string Describe(const Recipe& recipe) {
       "{} base {} tokenizer {} on_missing {} dtype {} out_dtype {}\n", recipe.method,
       recipe.base.value_or("-"), recipe.tokenizer.value_or("-"), static_cast<int>(recipe.on_missing),
       recipe.dtype ? TorchName(*recipe.dtype) : "-", recipe.out_dtype ? TorchName(*recipe.out_dtype) : "-");
+  if (recipe.layer_scale) out += fmt::format("layer_scale {} {}\n", recipe.layer_scale->alpha, recipe.layer_scale->beta);
   out += Describe(recipe.settings);
   for (const RecipeModel& model : recipe.models) out += model.reference + "\n" + Describe(model.settings);
   return out;
@@ -49,6 +50,7 @@ base = "models/base"
 dtype = "bfloat16"
 out_dtype = "torch.float16"
 on_missing = "skip"
+layer_scale = { alpha = 0.25, beta = 0.5 }
 [parameters]
 lambda = [1, 0.5]
 normalize = false
@@ -72,6 +74,7 @@ base_model: "models/base"
 dtype: bfloat16
 out_dtype: torch.float16
 on_missing: skip
+layer_scale: {alpha: 0.25, beta: 0.5}
 tokenizer_source: base
 parameters:
   lambda: [1, 0.5]
