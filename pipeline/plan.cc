@@ -30,8 +30,8 @@ Plan MakePlan(Recipe recipe, const PlanOptions& options) {
   PlanLayout(&plan, options);
   // Every output byte has its place.
   PlanScopes(&plan);
-  if (!options.cache.empty()) LoadStatistics(&plan, options.cache, before_opening);
-  // What earlier merges found out needs no rounds.
+  if (!options.cache.empty() && plan.recipe.modules.empty()) LoadStatistics(&plan, options.cache, before_opening);
+  // What earlier merges found out needs no rounds. It is kept by model, and slices have none.
   PlanMemory(&plan, options);
   // The rounds and their memory are known.
   return plan;

@@ -56,7 +56,7 @@ struct PlannedTensor {
   DType type = DType::kF32;         // of the output
   TensorAction action = TensorAction::kMerge;
   TensorSource base;                // of a base-relative method
-  std::vector<TensorSource> models; // as many as the recipe has
+  std::vector<TensorSource> models; // as many as the recipe has, or the slice that the tensor is in
   uint32_t coefficients = 0;        // index into Plan::coefficients
   uint32_t shard = 0;               // where it goes
   uint64_t offset = 0;              // first byte, from the start of the shard file
@@ -121,7 +121,8 @@ struct Plan {
   std::vector<Checkpoint> checkpoints;
   std::vector<ReadChoice> reading;        // per checkpoint
   int32_t base = -1;                      // index into checkpoints
-  std::vector<uint32_t> models;           // the same, per recipe model
+  std::vector<uint32_t> models;           // the same, per recipe model; of slices, each source but the base once
+  size_t most_models = 0;                 // that one tensor is merged from
   std::string donor_directory;            // of config and side files; may be empty (single-file sources)
   ModelConfig donor_config;
   DType config_type = DType::kF32;        // what config.json will say: the type of most parameters
@@ -137,6 +138,8 @@ struct Plan {
   PlanTotals totals;
   std::vector<std::string> warnings;
 
+  // Whose config and order of tensors the output has.
+  const Checkpoint& Donor() const { return checkpoints[base >= 0 ? static_cast<size_t>(base) : models.front()]; }
   const TensorInfo& Info(const TensorSource& source) const {
     return checkpoints[static_cast<size_t>(source.checkpoint)].tensors[source.tensor].info;
   }

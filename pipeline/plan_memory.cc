@@ -37,7 +37,7 @@ uint64_t CatalogueBytes(const Plan& plan) {
   for (const Checkpoint& checkpoint : plan.checkpoints) bytes += checkpoint.MemoryBytes();
   for (const Coefficients& c : plan.coefficients) bytes += 96 + c.model.size() * (24 + c.shared.size() * 16);
   for (const PlannedShard& shard : plan.shards) bytes += 128 + shard.header.size();
-  const uint64_t per_tensor = sizeof(PlannedTensor) + sizeof(PlannedScope) + 256 + plan.models.size() * sizeof(TensorSource);
+  const uint64_t per_tensor = sizeof(PlannedTensor) + sizeof(PlannedScope) + 256 + plan.most_models * sizeof(TensorSource);
   for (const PlannedScope& scope : plan.scopes) bytes += scope.known.capacity() * sizeof(ModelStatistics);
   if (!plan.statistics.directory.empty()) bytes += StatisticsKeeper::MemoryBytes(plan.models.size());
   return bytes + plan.tensors.size() * per_tensor + plan.recipe.text.size() * 4;
@@ -103,7 +103,7 @@ uint64_t SourceBytes(const Plan& plan, const PlannedTensor& tensor) {
 
 // For open elements of one drafted tensor.
 uint64_t OpenBytes(const Plan& plan, const PlannedTensor& tensor) {
-  const uint64_t models = plan.models.size(), chunk = OpenChunk::Bytes(models + 1);
+  const uint64_t models = plan.most_models, chunk = OpenChunk::Bytes(models + 1);
   const double share = tensor.elements <= kFewElements ? 1.0 : std::min(1.0, kOpenShare * static_cast<double>(models));
   const auto elements = static_cast<uint64_t>(share * static_cast<double>(tensor.elements));
   const uint64_t selected = elements / std::max<uint64_t>(models, 1) * sizeof(uint64_t);   // one model at a time
@@ -251,7 +251,7 @@ void PlanMemory(Plan* plan, const PlanOptions& options) {
   m.threads = options.threads > 0 ? options.threads : DefaultThreads();
   PlanRounds(plan);
   m.catalogue = CatalogueBytes(*plan);
-  m.scratch = static_cast<uint64_t>(m.threads) * (Scratch::Bytes(plan->models.size()) + kSelectionTables);
+  m.scratch = static_cast<uint64_t>(m.threads) * (Scratch::Bytes(plan->most_models) + kSelectionTables);
   uint64_t accumulator = 0, sums = 0;
   for (const PlannedScope& scope : plan->scopes) {
     accumulator = std::max(accumulator, scope.statistics_bytes);

@@ -25,9 +25,7 @@ std::string_view Lookup(const std::array<Pair, n>& table, std::string_view key) 
   return {};
 }
 
-constexpr std::array<Pair, 5> kNotSupportedKeys = {{
-    {"slices", "list whole models under 'models'; a value can vary over the layers as a gradient"},
-    {"modules", "list whole models under 'models'"},
+constexpr std::array<Pair, 3> kNotSupportedKeys = {{
     {"tokenizer", "leave it out: the tokenizer files are the base's"},
     {"chat_template", "leave it out: the chat template is the base's"},
     {"name", "write one recipe file per merge"},
@@ -202,8 +200,10 @@ const ParameterSpec* RecipeReader::FindParameter(const RecipeEntry& entry, Param
   if (holder == ParameterHolder::kAllModels || spec->scope == ParameterScope::kModel) return spec;
   if (spec->scope == ParameterScope::kRecipe)
     Fail(entry.where,
-         fmt::format("'{}' holds for the whole recipe and cannot be set for a model", spec->name),
+         fmt::format("'{}' holds for the whole recipe and cannot be set for a {}", spec->name,
+                     holder == ParameterHolder::kOneModel ? "model" : "slice or module"),
          "write it in the recipe's own parameters");
+  if (holder == ParameterHolder::kOneSlice) return spec;
   Warn(entry.where,
        fmt::format("'{}' is one value for all models: set for a model it has no effect", spec->name));
   return nullptr;

@@ -14,7 +14,7 @@
 namespace braid {
 
 // Who a parameter is written for.
-enum class ParameterHolder { kAllModels, kOneModel };
+enum class ParameterHolder { kAllModels, kOneSlice, kOneModel };
 
 class RecipeReader {
  public:

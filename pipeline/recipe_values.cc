@@ -2,42 +2,15 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
 #include <optional>
 #include <set>
 
+#include "pipeline/layer_names.h"
 #include "pipeline/recipe.h"
 #include "pipeline/recipe_node.h"
 
 namespace braid {
 namespace {
-
-struct LayerName {
-  std::string_view stack;
-  uint64_t index = 0;
-};
-
-// Nine digits are more layers than any model has, and keep index + 1 far from overflow.
-constexpr size_t kMaxIndexDigits = 9;
-
-std::optional<uint64_t> LayerIndex(std::string_view component) {
-  if (component.empty() || component.size() > kMaxIndexDigits) return std::nullopt;
-  uint64_t index = 0;
-  const char* end = component.data() + component.size();
-  const auto parsed = std::from_chars(component.data(), end, index);
-  if (parsed.ec != std::errc() || parsed.ptr != end) return std::nullopt;
-  return index;
-}
-
-std::optional<LayerName> ParseLayerName(std::string_view tensor_name) {
-  for (size_t begin = 0; begin <= tensor_name.size();) {
-    const size_t end = std::min(tensor_name.find('.', begin), tensor_name.size());
-    if (const auto index = LayerIndex(tensor_name.substr(begin, end - begin)))
-      return LayerName{tensor_name.substr(0, begin), *index};
-    begin = end + 1;
-  }
-  return std::nullopt;
-}
 
 // Goes back to the last star only, which is enough: an earlier one could not help. O(|glob| |text|).
 bool GlobMatches(std::string_view glob, std::string_view text) {
@@ -89,6 +62,13 @@ std::vector<const Setting*> FiltersOf(const Recipe& recipe) {
   std::vector<const Setting*> filtered;
   CollectFilters(recipe.settings, &filtered);
   for (const RecipeModel& model : recipe.models) CollectFilters(model.settings, &filtered);
+  for (const RecipeModule& module : recipe.modules) {
+    CollectFilters(module.settings, &filtered);
+    for (const RecipeSlice& slice : module.slices) {
+      CollectFilters(slice.settings, &filtered);
+      for (const RecipeModel& model : slice.models) CollectFilters(model.settings, &filtered);
+    }
+  }
   std::stable_sort(filtered.begin(), filtered.end(), [](const Setting* a, const Setting* b) {
     return std::pair(a->filter_where.line, a->filter_where.column) <
            std::pair(b->filter_where.line, b->filter_where.column);
@@ -151,10 +131,13 @@ bool FilterMatches(Syntax syntax, std::string_view filter, std::string_view tens
 }
 
 double ResolveParameter(const Recipe& recipe, const RecipeModel* model, const ParameterSpec& spec,
-                        std::string_view tensor_name, double layer_position) {
+                        std::string_view tensor_name, double layer_position,
+                        std::span<const Settings* const> between) {
   const bool per_model = model != nullptr && spec.scope == ParameterScope::kModel;
   const Setting* setting = nullptr;
   if (per_model) setting = FindSetting(recipe, model->settings, spec.name, tensor_name);
+  for (const Settings* settings : between)
+    if (setting == nullptr) setting = FindSetting(recipe, *settings, spec.name, tensor_name);
   if (setting == nullptr) setting = FindSetting(recipe, recipe.settings, spec.name, tensor_name);
   if (setting != nullptr) return Interpolate(*setting, spec.kind, layer_position);
   if (per_model && spec.required_in_yaml && recipe.syntax == Syntax::kYaml)

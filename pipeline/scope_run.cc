@@ -26,7 +26,7 @@ bool ScopeRun::ReadsModel(uint32_t tensor, size_t model) const {
 
 bool ScopeRun::ReadsTensor(uint32_t tensor) const {
   if (merging() || resident_) return true;
-  for (size_t m = 0; m < plan_.models.size(); ++m)
+  for (size_t m = 0; m < plan_.tensors[tensor].models.size(); ++m)
     if (ReadsModel(tensor, m)) return true;
   return false;
 }
@@ -50,7 +50,7 @@ void ScopeRun::BeginRound() {
   quota_left_.clear();
   quotas_spent_ = false;
   if (spec_.ordered)
-    for (size_t m = 0; m < plan_.models.size(); ++m) quota_left_.push_back(merger_->Quota(m));
+    for (size_t m = 0; m < plan_.tensors[scope_.tensors.front()].models.size(); ++m) quota_left_.push_back(merger_->Quota(m));
   remaining_ = TilesInRound();
   if (merging() || drafting()) unwritten = remaining_;
   if (drafting()) drafts.resize(unwritten);
