@@ -25,11 +25,9 @@ std::string_view Lookup(const std::array<Pair, n>& table, std::string_view key) 
   return {};
 }
 
-constexpr std::array<Pair, 5> kNotSupportedKeys = {{
+constexpr std::array<Pair, 3> kNotSupportedKeys = {{
     {"slices", "list whole models under 'models'; a value can vary over the layers as a gradient"},
     {"modules", "list whole models under 'models'"},
-    {"tokenizer", "leave it out: the tokenizer files are the base's"},
-    {"chat_template", "leave it out: the chat template is the base's"},
     {"name", "write one recipe file per merge"},
 }};
 

@@ -15,6 +15,7 @@
 
 #include "pipeline/recipe_checks.h"
 #include "pipeline/recipe_reader.h"
+#include "pipeline/recipe_tokenizer.h"
 
 namespace braid {
 namespace {
@@ -190,13 +191,14 @@ class TomlReader {
     if (const RecipeNode* parameters = root.Find("parameters")) ReadParameters(*parameters);
     if (const RecipeNode* models = root.Find("models")) ReadModels(*models);
     CompleteRecipe(reader_.method(), &recipe_);
+    CheckTokenizer(&recipe_);
   }
 
  private:
   void ReadTopLevel(const RecipeEntry& entry) {
     static const std::vector<std::string_view> known = {"method",    "base",       "dtype",
                                                         "out_dtype", "models",     "on_missing",
-                                                        "tokenizer", "parameters", "overrides"};
+                                                        "tokenizer", "parameters", "overrides", "chat_template"};
     const RecipeNode& value = entry.value;
     if (entry.key == "base") {
       recipe_.base = reader_.ReadReference(value, entry.key);
@@ -208,7 +210,11 @@ class TomlReader {
     } else if (entry.key == "on_missing") {
       recipe_.on_missing = reader_.ReadOnMissing(value);
     } else if (entry.key == "tokenizer") {
-      recipe_.tokenizer = reader_.ReadReference(value, entry.key);
+      const auto reference = [this](const RecipeNode& node, std::string_view name) { return reader_.ReadReference(node, name); };
+      if (value.kind == RecipeNode::Kind::kTable) ReadTokenizerTable(&reader_, value, reference);
+      else ReadTokenizerSource(&reader_, value, entry.key, reference);
+    } else if (entry.key == "chat_template") {
+      ReadChatTemplate(&reader_, value);
     } else if (std::find(known.begin(), known.end(), entry.key) == known.end()) {
       reader_.RefuseUnsupportedKey(entry);
       reader_.FailUnknownKey(entry, "the recipe", known);
