@@ -43,6 +43,9 @@ class MappedFile : public InputFile {
   // Throws Error.
   MappedWindow Map(uint64_t offset, uint64_t bytes) const;
 
+  // Copies bytes of the file, through the page cache: for ranges too short for a map of their own. Throws Error.
+  void Read(uint64_t offset, uint64_t bytes, std::byte* to) const;
+
   // Share of the file (0 to 1) in the page cache, estimated from a few samples.
   double CachedShare() const;
 };

@@ -44,6 +44,13 @@ constexpr auto kNames = std::to_array<std::string_view>({"generation_config.json
                                                          "sentence_bert_config.json",
                                                          "config_sentence_transformers.json"});
 
+// Of those, the tokenizer's: vocabularies, and what lies around them.
+constexpr auto kVocabularies = std::to_array<std::string_view>(
+    {"added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "tekken.json", "tokenizer.model", "tokenizer.model.v3",
+     "spiece.model", "spm.model", "sentencepiece.model", "sentencepiece.bpe.model", "tiktoken.model", "source.spm", "target.spm"});
+constexpr auto kTokenizerNames = std::to_array<std::string_view>(
+    {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json"});
+
 // Where multimodal models keep the configurations of their parts.
 constexpr auto kParts = std::to_array<std::string_view>(
     {"text_config", "vision_config", "audio_config", "llm_config", "language_config"});
@@ -116,6 +123,25 @@ std::vector<std::string> SideFiles(const std::string& path) {
   }
   std::sort(files.begin(), files.end());
   return files;
+}
+
+bool IsVocabularyFile(std::string_view name) {
+  return std::find(kVocabularies.begin(), kVocabularies.end(), name) != kVocabularies.end() || name.ends_with(".tiktoken");
+}
+
+bool IsTokenizerFile(std::string_view name) {
+  return std::find(kTokenizerNames.begin(), kTokenizerNames.end(), name) != kTokenizerNames.end() || IsVocabularyFile(name) ||
+         name.starts_with("additional_chat_templates/");
+}
+
+std::string WithVocabularySize(std::string config, uint64_t size) {
+  const std::string value = std::to_string(size);
+  ReplaceIfPresent(&config, "vocab_size", value);
+  if (std::optional<std::string> part = TopLevelValue(config, "text_config"); part && part->starts_with('{')) {
+    ReplaceIfPresent(&*part, "vocab_size", value);
+    config = ReplaceTopLevelValue(config, "text_config", *part);
+  }
+  return config;
 }
 
 std::string MergedConfig(const ModelConfig& donor, DType output_type, bool untie) {

@@ -2,7 +2,9 @@
 // one edit that a merge makes to config.json. Copies are byte for byte.
 #pragma once
 
+#include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "io/model_config.h"
@@ -17,6 +19,14 @@ namespace braid {
 // files and links that leave the model are not carried. config.json and README.md are not among them: a merge
 // writes its own. Throws Error when the directory cannot be read.
 std::vector<std::string> SideFiles(const std::string& directory);
+
+// Whether a side file belongs to the tokenizer, chat templates included; and whether it holds a form of its vocabulary that
+// a client takes only where there is no tokenizer.json.
+bool IsTokenizerFile(std::string_view name);
+bool IsVocabularyFile(std::string_view name);
+
+// A config.json with another vocab_size, at the top level and in text_config, wherever there is one.
+std::string WithVocabularySize(std::string config, uint64_t size);
 
 // config.json for the merge, every byte that is not named here as the donor wrote it; "" when the donor has
 // none.

@@ -336,8 +336,8 @@ bool GraphRun::ReadTile(ScopeRun* run, uint32_t slot, uint64_t first, uint64_t o
   if (run->resident()) run->tiles.push_back(work);
   work->windows.resize(tensor.models.size() + 1);
   std::vector<SourceRange> ranges;
-  ForEachSource(*work, [&](size_t index, const TensorSource& source) {
-    ranges.push_back({source, BytesOf(source, first), BytesOf(source, work->count), &work->windows[index]});
+  ForEachSource(*work, [&](size_t index, const TensorSource&) {
+    ranges.push_back({&tensor, index, first, work->count, &work->windows[index]});
   });
   gateway.reserve_wait();
   StageTimer timer(progress_.of(Stage::kRead));
@@ -368,10 +368,10 @@ LaneTile GraphRun::LanesOf(const TileWork& work, Worker* worker) const {
   const PlannedTensor& tensor = plan_.tensors[work.tensor];
   LaneTile tile;
   tile.first = work.first, tile.count = work.count, tile.tensor = tensor.Facts();
-  if (tensor.base.present()) tile.base = {plan_.Info(tensor.base).dtype, work.windows[0].data()};
+  if (tensor.base.present()) tile.base = {plan_.TypeAt(tensor, 0), work.windows[0].data()};
   for (size_t m = 0; m < tensor.models.size(); ++m)
     worker->lanes[m] = work.windows[m + 1].size() == 0 ? EncodedLanes{}
-                                                       : EncodedLanes{plan_.Info(tensor.models[m]).dtype, work.windows[m + 1].data()};
+                                                       : EncodedLanes{plan_.TypeAt(tensor, m + 1), work.windows[m + 1].data()};
   tile.models = std::span(worker->lanes).first(tensor.models.size());
   return tile;
 }
@@ -380,8 +380,8 @@ void GraphRun::Release(TileWork* work, bool last_use) {
   for (const SourceWindow& window : work->windows) work->cost -= window.held();
   work->windows.clear();
   if (last_use)
-    ForEachSource(*work, [&](size_t, const TensorSource& source) {
-      files_.Used(source, BytesOf(source, work->first), BytesOf(source, work->count));
+    ForEachSource(*work, [&](size_t index, const TensorSource&) {
+      files_.Used(plan_.tensors[work->tensor], index, work->first, work->count);
     });
   budget_.Give(work->cost);
   works_.Give(work);

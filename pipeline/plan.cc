@@ -8,6 +8,7 @@
 #include "io/file_system.h"
 #include "pipeline/plan_internal.h"
 #include "pipeline/statistics_cache.h"
+#include "pipeline/vocabulary.h"
 
 namespace braid {
 
@@ -23,7 +24,8 @@ Plan MakePlan(Recipe recipe, const PlanOptions& options) {
   for (const Checkpoint& checkpoint : plan.checkpoints)
     plan.reading.push_back(
         ChooseReadBackend(options.read, FileSystemOf(checkpoint.shards.front().path), RunningKernel()));
-  PlanTensors(&plan);
+  const std::unique_ptr<const Vocabulary> vocabulary = Vocabulary::Make(&plan);
+  PlanTensors(&plan, vocabulary.get());
   // Each output tensor knows its sources, coefficients and type.
   MarkUnchanged(&plan);
   // What is left is read because it may change.

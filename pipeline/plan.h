@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -19,6 +20,7 @@
 #include "ops/method.h"
 #include "pipeline/read_backend.h"
 #include "pipeline/recipe.h"
+#include "pipeline/row_map.h"
 
 namespace braid {
 
@@ -43,6 +45,12 @@ struct TensorSource {
   bool present() const { return checkpoint >= 0; }
 };
 
+// A source whose rows are not where the output has them: how they get there, and the type they are in then.
+struct MappedRows {
+  std::shared_ptr<const RowMap> map;   // null: they are
+  DType type = DType::kF32;
+};
+
 enum class TensorAction : uint8_t {
   kMerge,
   kCopy,   // integers and booleans: equal in all sources, copied byte for byte
@@ -57,12 +65,26 @@ struct PlannedTensor {
   TensorAction action = TensorAction::kMerge;
   TensorSource base;                // of a base-relative method
   std::vector<TensorSource> models; // as many as the recipe has, or the slice that the tensor is in
+  std::vector<MappedRows> rows;     // of the base and the models, if any of them has another vocabulary; otherwise none
   uint32_t coefficients = 0;        // index into Plan::coefficients
   uint32_t shard = 0;               // where it goes
   uint64_t offset = 0;              // first byte, from the start of the shard file
   uint64_t bytes = 0;
 
   TensorFacts Facts() const;
+  // A source by its slot: 0 is the base, m + 1 model m.
+  const TensorSource& SourceAt(size_t slot) const { return slot == 0 ? base : models[slot - 1]; }
+  const RowMap* RowsAt(size_t slot) const { return rows.empty() ? nullptr : rows[slot].map.get(); }
+  uint64_t RowElements() const { return elements / shape.front(); }   // of a tensor with mapped rows
+};
+
+// The tokenizer files of the output.
+struct PlannedTokenizer {
+  std::string directory;                     // where they are copied from; empty: with the donor's other files
+  std::map<std::string, std::string> texts;  // those that are written instead
+  bool rewritten = false;                    // by ids that other forms of the tokenizer do not know: those are left out
+  uint64_t rows = 0;                         // vocab_size of config.json; 0: as the donor has it
+  uint64_t MemoryBytes() const;
 };
 
 struct PlannedShard {
@@ -125,6 +147,7 @@ struct Plan {
   int32_t base = -1;                      // index into checkpoints
   std::vector<uint32_t> models;           // the same, per recipe model; of slices, each source but the base once
   size_t most_models = 0;                 // that one tensor is merged from
+  PlannedTokenizer tokenizer;
   std::string donor_directory;            // of config and side files; may be empty (single-file sources)
   ModelConfig donor_config;
   DType config_type = DType::kF32;        // what config.json will say: the type of most parameters
@@ -148,6 +171,10 @@ struct Plan {
   const Shard& ShardOf(const TensorSource& source) const {
     const Checkpoint& checkpoint = checkpoints[static_cast<size_t>(source.checkpoint)];
     return checkpoint.shards[checkpoint.tensors[source.tensor].shard];
+  }
+  // How the elements of a source that is there reach the merge.
+  DType TypeAt(const PlannedTensor& tensor, size_t slot) const {
+    return tensor.RowsAt(slot) != nullptr ? tensor.rows[slot].type : Info(tensor.SourceAt(slot)).dtype;
   }
   // What its tiles are multiples of (MethodInfo::TileUnit); 0: reduction blocks.
   uint64_t TileUnit(const PlannedTensor& tensor) const;

@@ -5,9 +5,11 @@
 
 namespace braid {
 
+class Vocabulary;
+
 // plan_sources.cc: opens the checkpoints, decides which tensors come out, and finds each one's sources.
 void OpenSources(Plan* plan);
-void PlanTensors(Plan* plan);
+void PlanTensors(Plan* plan, const Vocabulary* vocabulary);  // null: the sources' vocabularies must agree
 
 // plan_unchanged.cc: finds the tensors that come out as the base has them.
 void MarkUnchanged(Plan* plan);

@@ -71,6 +71,10 @@ std::string TensorText(const Plan& plan, const PlannedTensor& tensor) {
   std::vector<std::string> sources;
   if (tensor.base.present()) sources.push_back(SourceText(plan, tensor.base));
   for (const TensorSource& source : tensor.models) sources.push_back(SourceText(plan, source));
+  std::vector<std::string> rows;
+  for (const MappedRows& mapped : tensor.rows)
+    rows.push_back(mapped.map == nullptr ? "null" : fmt::format("\"{}\"", SumText(mapped.map->Sum())));
+  if (!rows.empty()) text += fmt::format(",\"rows\":[{}]", fmt::join(rows, ","));
   return fmt::format("{},\"sources\":[{}]}}", text, fmt::join(sources, ","));
 }
 

@@ -14,6 +14,7 @@
 
 #include "pipeline/budget.h"
 #include "pipeline/plan_internal.h"
+#include "pipeline/row_reader.h"
 #include "pipeline/statistics_cache.h"
 
 namespace braid {
@@ -40,6 +41,9 @@ uint64_t CatalogueBytes(const Plan& plan) {
   const uint64_t per_tensor = sizeof(PlannedTensor) + sizeof(PlannedScope) + 256 + plan.most_models * sizeof(TensorSource);
   for (const PlannedScope& scope : plan.scopes) bytes += scope.known.capacity() * sizeof(ModelStatistics);
   if (!plan.statistics.directory.empty()) bytes += StatisticsKeeper::MemoryBytes(plan.models.size());
+  for (const PlannedTensor& tensor : plan.tensors)
+    for (const MappedRows& rows : tensor.rows) bytes += sizeof(MappedRows) + (rows.map != nullptr ? rows.map->MemoryBytes() : 0);
+  bytes += plan.tokenizer.MemoryBytes() + RowReader::MemoryBytes(plan);
   return bytes + plan.tensors.size() * per_tensor + plan.recipe.text.size() * 4;
 }
 
@@ -96,13 +100,16 @@ void PlanRounds(Plan* plan) {
   }
 }
 
-uint64_t BytesOf(const Plan& plan, const TensorSource& source) {
-  return source.present() ? plan.Info(source).bytes : 0;
+// Of a source, as the merge sees it.
+uint64_t BytesOf(const Plan& plan, const PlannedTensor& tensor, size_t slot) {
+  if (!tensor.SourceAt(slot).present()) return 0;
+  if (tensor.RowsAt(slot) == nullptr) return plan.Info(tensor.SourceAt(slot)).bytes;
+  return tensor.elements * static_cast<uint64_t>(LaneBytes(plan.TypeAt(tensor, slot)));
 }
 
 uint64_t SourceBytes(const Plan& plan, const PlannedTensor& tensor) {
-  uint64_t bytes = BytesOf(plan, tensor.base);
-  for (const TensorSource& source : tensor.models) bytes += BytesOf(plan, source);
+  uint64_t bytes = 0;
+  for (size_t slot = 0; slot <= tensor.models.size(); ++slot) bytes += BytesOf(plan, tensor, slot);
   return bytes;
 }
 
@@ -171,7 +178,8 @@ void ChooseApproaches(Plan* plan, const PlanOptions& options, const std::vector<
     return needed <= m.pool / 3 * 2;
   };
   const auto spread_sample_pays = [&](const PlannedScope& scope) {
-    return SourceBytes(*plan, plan->tensors[scope.tensors.front()]) >= options.least_spread_sample;
+    const PlannedTensor& tensor = plan->tensors[scope.tensors.front()];
+    return tensor.rows.empty() && SourceBytes(*plan, tensor) >= options.least_spread_sample;
   };
   for (PlannedScope* scope : draftable) {
     const PlannedTensor& tensor = plan->tensors[scope->tensors.front()];
@@ -205,8 +213,8 @@ void CountBytes(Plan* plan) {
       for (uint32_t i = 0; i < reads; ++i) {
         uint64_t bytes = 0;
         for (size_t m = 0; m < tensor.models.size(); ++m)
-          if (copy || merger->Reads(rounds[i], m, plan->coefficients[tensor.coefficients])) bytes += BytesOf(*plan, tensor.models[m]);
-        if (bytes > 0 || i + 1 == reads) bytes += BytesOf(*plan, tensor.base);
+          if (copy || merger->Reads(rounds[i], m, plan->coefficients[tensor.coefficients])) bytes += BytesOf(*plan, tensor, m + 1);
+        if (bytes > 0 || i + 1 == reads) bytes += BytesOf(*plan, tensor, 0);
         if (!scope.resident) totals.read_per_round[i + totals.read_per_round.size() - reads] += bytes;
         largest_round = std::max(largest_round, bytes);
         all_rounds += bytes;
@@ -221,14 +229,12 @@ void CountBytes(Plan* plan) {
 
 uint64_t TileCost(const Plan& plan, const PlannedTensor& tensor, uint64_t elements) {
   uint64_t cost = 0;
-  const auto add = [&](const TensorSource& source) {
-    if (!source.present()) return;
-    const uint64_t bits = static_cast<uint64_t>(DTypeBits(plan.Info(source).dtype));
+  for (size_t slot = 0; slot <= tensor.models.size(); ++slot) {
+    if (!tensor.SourceAt(slot).present()) continue;
+    const uint64_t bits = static_cast<uint64_t>(DTypeBits(plan.TypeAt(tensor, slot)));
     // Whole pages; and never so little that the pool holds more maps than a process may have (65,530).
     cost += std::max(elements * bits / 8 + 2 * kPage, plan.memory.budget / kMostMaps);
-  };
-  add(tensor.base);
-  for (const TensorSource& source : tensor.models) add(source);
+  }
   return cost;
 }
 

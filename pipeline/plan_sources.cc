@@ -6,11 +6,11 @@
 #include <array>
 #include <unordered_map>
 
-#include "io/hf_cache.h"
 #include "io/layer_config.h"
-#include "io/os.h"
 #include "pipeline/plan_internal.h"
 #include "pipeline/plan_slices.h"
+#include "pipeline/vocabulary.h"
+#include "pipeline/vocabulary_tensors.h"
 
 namespace braid {
 namespace {
@@ -37,45 +37,31 @@ void OpenSourcesOfSlices(Plan* plan) {
     }
 }
 
-// The directory that `tokenizer = ...` names: a path, or an id in the Hugging Face cache. It needs no weights.
-std::string DirectoryOf(const std::string& reference) {
-  if (FileExists(reference)) return reference;
-  const std::optional<ModelId> id = ParseModelId(reference);
-  if (id)
-    if (const auto snapshot = FindSnapshot(*id)) return snapshot->directory;
-  Error error(ErrorCode::kUsage, "the donor of the tokenizer does not exist");
-  error.Path(reference);
-  if (id) error.Hint("if it is a model's id, download it first: " + DownloadCommand(*id));
-  throw error;
-}
-
 // --- tied output heads ------------------------------------------------------------------------------------
-
-bool IsOutputHead(std::string_view name) { return name == "lm_head.weight" || name.ends_with(".lm_head.weight"); }
-
-// The embedding that a tied head shares, by the names that architectures give it.
-std::optional<uint32_t> FindEmbedding(const Checkpoint& checkpoint) {
-  constexpr std::array kEndings = {"embed_tokens.weight", "wte.weight", "word_embeddings.weight",
-                                   "tok_embeddings.weight", "embed_in.weight", "shared.weight"};
-  for (std::string_view ending : kEndings)
-    for (uint32_t i = 0; i < checkpoint.tensors.size(); ++i) {
-      const std::string_view name = checkpoint.tensors[i].info.name;
-      if (name == ending || (name.ends_with(ending) && name[name.size() - ending.size() - 1] == '.')) return i;
-    }
-  return std::nullopt;
-}
 
 // A head of its own: stored, and not declared tied (a client ties whatever the config declares tied).
 bool HasOwnHead(const Checkpoint& checkpoint, std::string_view head) {
   return checkpoint.Find(head) && checkpoint.config.tie_word_embeddings != true;
 }
 
+// Whether two shapes are the same but for the number of rows.
+bool DifferInRowsOnly(const std::vector<uint64_t>& a, const std::vector<uint64_t>& b) {
+  return !a.empty() && !b.empty() && std::equal(a.begin() + 1, a.end(), b.begin() + 1, b.end());
+}
+
+std::string ShapeHint(std::string_view name, const std::vector<uint64_t>& a, const std::vector<uint64_t>& b) {
+  if ((IsEmbedding(name) || IsOutputHead(name)) && DifferInRowsOnly(a, b))
+    return "the models have different vocabularies: align them with 'tokenizer_source' (in TOML 'tokenizer'), the base's "
+           "with \"base\", all of them with \"union\"";
+  return "only models of one architecture can be merged";
+}
+
 // --- finding sources --------------------------------------------------------------------------------------
 
 class TensorPlanner {
  public:
-  explicit TensorPlanner(Plan* plan)
-      : plan_(*plan), relative_(plan->relative), layers_(AllNames()) {}
+  TensorPlanner(Plan* plan, const Vocabulary* vocabulary)
+      : plan_(*plan), vocabulary_(vocabulary), relative_(plan->relative), layers_(AllNames()) {}
 
   void Run() {
     if (plan_.recipe.modules.empty()) PlanModels();
@@ -106,6 +92,7 @@ class TensorPlanner {
   }
 
   Plan& plan_;
+  const Vocabulary* vocabulary_;
   bool relative_;
   std::vector<std::string_view> names_;
   LayerPositions layers_;
@@ -206,6 +193,7 @@ void TensorPlanner::PlanOne(const WantedTensor& wanted, const SourceGroup& group
   skip_weight_.assign(group.models.size(), 1);
   if (!HandleMissing(wanted, group, &tensor)) return;
   CheckShapesAndTypes(&tensor);
+  if (vocabulary_ != nullptr) vocabulary_->Align(&tensor);
   Resolve(wanted, group, &tensor);
   plan_.most_models = std::max(plan_.most_models, tensor.models.size());
   plan_.tensors.push_back(std::move(tensor));
@@ -267,14 +255,14 @@ void TensorPlanner::CheckShapesAndTypes(PlannedTensor* tensor) {
   tensor->elements = first.elements;
   bool all_lanes = true;
   std::optional<DType> promoted;
+  const bool by_token = vocabulary_ != nullptr && vocabulary_->Covers(*tensor);
   for (const TensorSource& source : sources) {
     const TensorInfo& info = plan_.Info(source);
-    if (info.shape != first.shape)
+    if (by_token ? !DifferInRowsOnly(info.shape, first.shape) : info.shape != first.shape)
       throw Error(ErrorCode::kIncompatible,
                   fmt::format("its shape is {} in {} but {} in {}", ShapeText(first.shape), ReferenceOf(sources.front()),
                               ShapeText(info.shape), ReferenceOf(source)))
-          .Tensor(tensor->name)
-          .Hint("only models of one architecture and one vocabulary can be merged");
+          .Tensor(tensor->name).Hint(ShapeHint(tensor->name, info.shape, first.shape));
     if (IsLaneType(info.dtype)) promoted = promoted ? PromoteLaneTypes(*promoted, info.dtype) : info.dtype;
     else all_lanes = false;
   }
@@ -366,14 +354,10 @@ void OpenSources(Plan* plan) {
   const Checkpoint& donor = plan->Donor();
   plan->donor_directory = donor.directory;
   plan->donor_config = donor.config;
-  if (!plan->recipe.tokenizer) return;
-  plan->donor_directory = DirectoryOf(*plan->recipe.tokenizer);
-  const std::string config = plan->donor_directory + "/config.json";
-  if (FileExists(config)) plan->donor_config = ReadModelConfig(config);
 }
 
-void PlanTensors(Plan* plan) {
-  TensorPlanner(plan).Run();
+void PlanTensors(Plan* plan, const Vocabulary* vocabulary) {
+  TensorPlanner(plan, vocabulary).Run();
   // The head only comes loose where the donor's config says that it is tied, or leaves it to the default.
   if (plan->donor_config.tie_word_embeddings == false) plan->untie_head = false;
 }

@@ -5,6 +5,7 @@
 // varies where one number is needed) only show once the checkpoints are known.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <optional>
 #include <span>
@@ -80,6 +81,33 @@ struct LayerScale {
   double At(double layer_position) const { return alpha + beta * layer_position; }
 };
 
+// Where the row of one token comes from in a model that does not have it, or in every model.
+struct TokenRule {
+  enum class Kind { kModel, kZero, kModelToken };
+  std::string token;
+  Kind kind = Kind::kZero;
+  std::string model;                   // kModel, kModelToken; one of the recipe's
+  std::optional<std::string> of;       // kModelToken: the row of this token there ...
+  std::optional<uint32_t> id;          // ... or of this id
+  bool force = false;                  // also where a model has a row of its own
+  Location where;
+};
+
+// The vocabulary of the output. Without it the sources must agree.
+struct RecipeTokenizer {
+  enum class Source { kBase, kUnion, kModel };   // without a base, the first model stands for it
+  Source source = Source::kUnion;
+  std::string model;                   // kModel; need not be one of the recipe's, nor have weights; "~/" expanded
+  Location where;
+  std::vector<TokenRule> tokens;       // no two with one token
+  uint64_t pad_to_multiple_of = 1;     // rows of the output
+};
+
+struct ChatTemplate {
+  std::string text;                    // Jinja, never looked into; empty: the one that most models have
+  Location where;
+};
+
 enum class OnMissing { kError, kBase, kSkip };
 
 struct RecipeWarning {
@@ -109,7 +137,8 @@ struct Recipe {
   std::optional<DType> out_dtype;  // ... which this one overrides
   OnMissing on_missing = OnMissing::kError;
   std::optional<LayerScale> layer_scale;  // only with a method that has a lambda
-  std::optional<std::string> tokenizer;  // donor of config and tokenizer, TOML only; "~/" expanded
+  std::optional<RecipeTokenizer> tokenizer;
+  std::optional<ChatTemplate> chat_template;
   std::vector<RecipeWarning> warnings;
 };
 

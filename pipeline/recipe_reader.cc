@@ -25,9 +25,7 @@ std::string_view Lookup(const std::array<Pair, n>& table, std::string_view key) 
   return {};
 }
 
-constexpr std::array<Pair, 3> kNotSupportedKeys = {{
-    {"tokenizer", "leave it out: the tokenizer files are the base's"},
-    {"chat_template", "leave it out: the chat template is the base's"},
+constexpr std::array<Pair, 1> kNotSupportedKeys = {{
     {"name", "write one recipe file per merge"},
 }};
 

@@ -16,6 +16,7 @@
 #include "pipeline/recipe_checks.h"
 #include "pipeline/recipe_reader.h"
 #include "pipeline/recipe_slices.h"
+#include "pipeline/recipe_tokenizer.h"
 
 namespace braid {
 namespace {
@@ -194,6 +195,7 @@ class TomlReader {
     if (const RecipeNode* slices = root.Find("slices")) ReadSlices(&reader_, *slices, SyntaxOfSlices());
     if (const RecipeNode* modules = root.Find("modules")) ReadModules(&reader_, *modules, SyntaxOfSlices());
     CompleteRecipe(reader_.method(), &recipe_);
+    CheckTokenizer(&recipe_);
   }
 
  private:
@@ -201,7 +203,8 @@ class TomlReader {
     static const std::vector<std::string_view> known = {"method",    "base",       "dtype",
                                                         "out_dtype", "models",     "on_missing",
                                                         "tokenizer", "parameters", "overrides",
-                                                        "slices",    "modules",    "layer_scale"};
+                                                        "slices",    "modules",    "layer_scale",
+                                                        "chat_template"};
     const RecipeNode& value = entry.value;
     if (entry.key == "base") {
       recipe_.base = reader_.ReadReference(value, entry.key);
@@ -213,7 +216,11 @@ class TomlReader {
     } else if (entry.key == "on_missing") {
       recipe_.on_missing = reader_.ReadOnMissing(value);
     } else if (entry.key == "tokenizer") {
-      recipe_.tokenizer = reader_.ReadReference(value, entry.key);
+      const auto reference = [this](const RecipeNode& node, std::string_view name) { return reader_.ReadReference(node, name); };
+      if (value.kind == RecipeNode::Kind::kTable) ReadTokenizerTable(&reader_, value, reference);
+      else ReadTokenizerSource(&reader_, value, entry.key, reference);
+    } else if (entry.key == "chat_template") {
+      ReadChatTemplate(&reader_, value);
     } else if (entry.key == "layer_scale") {
       recipe_.layer_scale = reader_.ReadLayerScale(value);
     } else if (std::find(known.begin(), known.end(), entry.key) == known.end()) {

@@ -11,6 +11,7 @@
 #include "pipeline/recipe_checks.h"
 #include "pipeline/recipe_reader.h"
 #include "pipeline/recipe_slices.h"
+#include "pipeline/recipe_tokenizer.h"
 
 namespace braid {
 namespace {
@@ -205,17 +206,18 @@ class YamlReader {
     reader_.ReadMethod(root.Find("merge_method"), "merge_method");
     CheckOneOfModelsSlicesModules(reader_, root, "the recipe");
     for (const RecipeEntry& entry : root.entries) ReadTopLevel(entry);
-    if (const RecipeNode* source = root.Find("tokenizer_source"); source != nullptr && !IsNothing(*source))
-      CheckTokenizerSource(*source);
     CompleteRecipe(reader_.method(), &recipe_);
+    CheckTokenizer(&recipe_);
   }
 
  private:
   void ReadTopLevel(const RecipeEntry& entry) {
-    static const std::vector<std::string_view> known = {"merge_method", "models",     "slices",
-                                                        "modules",      "base_model", "parameters",
-                                                        "dtype",        "out_dtype",  "tokenizer_source",
-                                                        "on_missing",   "layer_scale"};
+    static const std::vector<std::string_view> known = {"merge_method", "models",        "slices",
+                                                        "modules",      "base_model",    "parameters",
+                                                        "dtype",        "out_dtype",     "tokenizer_source",
+                                                        "on_missing",   "layer_scale",   "tokenizer",
+                                                        "chat_template"};
+    const auto reference = [this](const RecipeNode& node, std::string_view name) { return ReadModelReference(node, name); };
     const RecipeNode& value = entry.value;
     const bool is_known = std::find(known.begin(), known.end(), entry.key) != known.end();
     if (is_known && IsNothing(value)) return;  // `dtype:` alone is as good as no dtype
@@ -238,6 +240,12 @@ class YamlReader {
       recipe_.on_missing = reader_.ReadOnMissing(value);
     } else if (entry.key == "layer_scale") {
       recipe_.layer_scale = reader_.ReadLayerScale(value);
+    } else if (entry.key == "tokenizer") {
+      ReadTokenizerTable(&reader_, value, reference);
+    } else if (entry.key == "tokenizer_source") {
+      ReadTokenizerSource(&reader_, value, entry.key, reference);
+    } else if (entry.key == "chat_template") {
+      ReadChatTemplate(&reader_, value);
     } else if (entry.key == "residual_weight") {
       WarnOfResidualWeight(entry);
     } else if (!is_known) {
@@ -249,14 +257,6 @@ class YamlReader {
   // mergekit parses it and never uses it.
   void WarnOfResidualWeight(const RecipeEntry& entry) {
     reader_.Warn(entry.where, "'residual_weight' has no effect, in mergekit too");
-  }
-
-  void CheckTokenizerSource(const RecipeNode& node) {
-    const std::string source = reader_.ReadText(node, "tokenizer_source");
-    if (source != "base")
-      reader_.Fail(node.where, fmt::format("tokenizer_source {} is not supported yet", Quoted(source)),
-                   "use 'base', for models that share one vocabulary");
-    if (!recipe_.base) reader_.Fail(node.where, "tokenizer_source 'base' without a base_model");
   }
 
   std::string ReadModelReference(const RecipeNode& node, std::string_view name) const {

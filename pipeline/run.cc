@@ -17,6 +17,7 @@
 #include "pipeline/interrupt.h"
 #include "pipeline/manifest.h"
 #include "pipeline/model_card.h"
+#include "pipeline/tokenizer_files.h"
 
 namespace braid {
 namespace {
@@ -33,6 +34,7 @@ std::vector<std::string> InputsOf(const Plan& plan) {
     for (const Shard& shard : checkpoint.shards) inputs.push_back(shard.path);
   }
   if (!plan.donor_directory.empty()) inputs.push_back(plan.donor_directory);
+  if (!plan.tokenizer.directory.empty()) inputs.push_back(plan.tokenizer.directory);
   return inputs;
 }
 
@@ -55,10 +57,11 @@ std::string IndexText(const Plan& plan) {
 // Everything in a checkpoint directory that is not weights.
 void WriteSideFiles(const Plan& plan, const GraphResult& result, const std::string& fingerprint, Staging* staging) {
   const auto write = [&](const std::string& name, std::string_view text) { WriteDurably(staging->PathFor(name), text); };
-  if (!plan.donor_directory.empty())
-    for (const std::string& name : SideFiles(plan.donor_directory))
-      CopyDurably(plan.donor_directory + "/" + name, staging->PathFor(name));
-  if (!plan.donor_config.path.empty()) write("config.json", MergedConfig(plan.donor_config, plan.config_type, plan.untie_head));
+  WriteDonorFiles(plan, staging);
+  if (!plan.donor_config.path.empty()) {
+    const std::string config = MergedConfig(plan.donor_config, plan.config_type, plan.untie_head);
+    write("config.json", plan.tokenizer.rows > 0 ? WithVocabularySize(config, plan.tokenizer.rows) : config);
+  }
   if (plan.shards.size() > 1) write(kIndexName, IndexText(plan));
   write(plan.recipe.syntax == Syntax::kYaml ? "mergekit_config.yml" : "braid_recipe.toml", plan.recipe.text);
   write("README.md", ModelCard(plan, fs::path(staging->out()).filename().string()));

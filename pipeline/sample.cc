@@ -30,7 +30,8 @@ struct Run {
   uint64_t first = 0;
 };
 
-// Evenly over the elements of all tensors, one after the other; those too short for a run are passed over.
+// Evenly over the elements of all tensors, one after the other; those too short for a run are passed over, and those
+// whose rows come from here and there: a sample decides about speed alone.
 std::vector<Run> RunsOf(const Plan& plan, const ScopeRun& scope) {
   std::vector<Run> runs;
   const std::vector<uint32_t>& tensors = scope.scope().tensors;
@@ -43,7 +44,7 @@ std::vector<Run> RunsOf(const Plan& plan, const ScopeRun& scope) {
     const auto at = static_cast<uint64_t>(static_cast<double>(i) * static_cast<double>(all) / static_cast<double>(count));
     while (at >= begin + plan.tensors[tensors[slot]].elements) begin += plan.tensors[tensors[slot++]].elements;
     const uint64_t elements = plan.tensors[tensors[slot]].elements;
-    if (elements < kRunLanes || !scope.ReadsTensor(tensors[slot])) continue;
+    if (elements < kRunLanes || !plan.tensors[tensors[slot]].rows.empty() || !scope.ReadsTensor(tensors[slot])) continue;
     runs.push_back({tensors[slot], std::min(at - begin, elements - kRunLanes)});
   }
   return runs;

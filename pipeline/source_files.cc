@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 
 #include "io/direct_file.h"
 
@@ -50,7 +51,9 @@ size_t MostOpenFiles(size_t output_shards) {
 }  // namespace
 
 SourceFiles::SourceFiles(const Plan& plan, Budget* budget, StageCounters* counters)
-    : plan_(plan), buffers_(budget), files_(plan.checkpoints.size()), most_open_(MostOpenFiles(plan.shards.size())) {
+    : plan_(plan), buffers_(budget), files_(plan.checkpoints.size()),
+      rows_(plan, [this](const TensorSource& source, uint64_t begin, uint64_t bytes, std::byte* to) { ReadBytes(source, begin, bytes, to); }),
+      most_open_(MostOpenFiles(plan.shards.size())) {
   const auto is_direct = [](const ReadChoice& choice) { return choice.backend == ReadBackend::kDirect; };
   if (std::any_of(plan.reading.begin(), plan.reading.end(), is_direct)) queue_ = std::make_unique<ReadQueue>(counters);
   for (size_t c = 0; c < files_.size(); ++c)
@@ -60,16 +63,13 @@ SourceFiles::SourceFiles(const Plan& plan, Budget* budget, StageCounters* counte
       file->unread = std::vector<std::atomic<int64_t>>(shard.identity.size / MappedFile::kEvictWindow + 1);
       files_[c].push_back(std::move(file));
     }
-  for (const PlannedTensor& tensor : plan.tensors) {
-    const auto count = [&](const TensorSource& source) {
-      if (!source.present()) return;
-      File& file = FileOf(source);
-      const TensorInfo& info = plan.Info(source);
-      ForEachWindow(info.offset, info.bytes, [&](uint64_t window, int64_t bytes) { file.unread[window] += bytes; });
-    };
-    count(tensor.base);
-    for (const TensorSource& source : tensor.models) count(source);
-  }
+  const auto count = [&](const TensorSource& source, uint64_t begin, uint64_t bytes) {
+    File& file = FileOf(source);
+    ForEachWindow(plan.Info(source).offset + begin, bytes, [&](uint64_t window, int64_t here) { file.unread[window] += here; });
+  };
+  for (const PlannedTensor& tensor : plan.tensors)
+    for (size_t slot = 0; slot <= tensor.models.size(); ++slot)
+      if (tensor.SourceAt(slot).present()) ForEachFileRange(plan, tensor, slot, 0, tensor.elements, count);
 }
 
 SourceFiles::~SourceFiles() = default;
@@ -117,34 +117,66 @@ void SourceFiles::Read(const std::vector<SourceRange>& ranges, ReadQueue::Done d
   queue_->Submit(std::move(reads), std::move(done));
 }
 
-// Mapped windows are made resident; of the others, what is still to be read.
+// Mapped windows are made resident, rows of another vocabulary gathered; of the others, what is still to be read.
 std::vector<DirectRange> SourceFiles::MakeWindows(const std::vector<SourceRange>& ranges) {
+  const auto bytes_of = [&](const SourceRange& range, uint64_t elements) {
+    return elements * static_cast<uint64_t>(DTypeBits(plan_.TypeAt(*range.tensor, range.slot))) / 8;
+  };
+  const auto is_gathered = [](const SourceRange& range) { return range.tensor->RowsAt(range.slot) != nullptr; };
   size_t buffer_bytes = 0, taken = 0;
   for (const SourceRange& range : ranges)
-    if (IsDirect(range.source)) buffer_bytes += BufferBytes(range.bytes);
+    if (is_gathered(range) || IsDirect(range.tensor->SourceAt(range.slot))) buffer_bytes += BufferBytes(bytes_of(range, range.count));
   const auto buffer = std::make_shared<ReadBuffer>(buffers_.Take(buffer_bytes));
   std::vector<DirectRange> reads;
   for (const SourceRange& range : ranges) {
-    File& file = FileOf(range.source);
-    Open(&file, IsDirect(range.source));
-    const uint64_t offset = plan_.Info(range.source).offset + range.begin;
+    const uint64_t bytes = bytes_of(range, range.count);
+    std::byte* const to = buffer->data() + taken;
+    if (is_gathered(range)) {
+      rows_.Gather(*range.tensor, range.slot, range.first, range.count, to);
+      *range.window = SourceWindow(buffer, BufferBytes(bytes), to, bytes);
+      taken += BufferBytes(bytes);
+      continue;
+    }
+    const TensorSource& source = range.tensor->SourceAt(range.slot);
+    File& file = FileOf(source);
+    Open(&file, IsDirect(source));
+    const uint64_t offset = plan_.Info(source).offset + bytes_of(range, range.first);
     if (file.map != nullptr) {
-      MappedWindow map = file.map->Map(offset, range.bytes);
+      MappedWindow map = file.map->Map(offset, bytes);
       map.Touch(file.cached);
       *range.window = SourceWindow(std::move(map));
-    } else if (range.bytes > 0) {
-      const DirectFile::Superset superset = DirectFile::SupersetOf(offset, range.bytes);
-      std::byte* const to = buffer->data() + taken;
-      reads.push_back({file.direct, superset.begin, superset.bytes, superset.skip + range.bytes, to});
-      *range.window = SourceWindow(buffer, BufferBytes(range.bytes), to + superset.skip, range.bytes);
-      taken += BufferBytes(range.bytes);
+    } else if (bytes > 0) {
+      const DirectFile::Superset superset = DirectFile::SupersetOf(offset, bytes);
+      reads.push_back({file.direct, superset.begin, superset.bytes, superset.skip + bytes, to});
+      *range.window = SourceWindow(buffer, BufferBytes(bytes), to + superset.skip, bytes);
+      taken += BufferBytes(bytes);
     }
   }
   return reads;
 }
 
+// On this thread, into memory of any alignment.
+void SourceFiles::ReadBytes(const TensorSource& source, uint64_t begin, uint64_t bytes, std::byte* to) {
+  File& file = FileOf(source);
+  Open(&file, IsDirect(source));
+  const uint64_t offset = plan_.Info(source).offset + begin;
+  if (file.map != nullptr) return file.map->Read(offset, bytes, to);
+  for (uint64_t at = 0; at < bytes; at += kBounceBytes) {
+    const uint64_t here = std::min(kBounceBytes, bytes - at);
+    const DirectFile::Superset superset = DirectFile::SupersetOf(offset + at, here);
+    if (bounce_.size() == 0) bounce_ = HugePages(kBounceBytes + 2 * DirectFile::kBlock);
+    file.direct->Read(superset.begin, superset.bytes, superset.skip + here, bounce_.data());
+    std::memcpy(to + at, bounce_.data() + superset.skip, here);
+  }
+}
+
+void SourceFiles::Used(const PlannedTensor& tensor, size_t slot, uint64_t first, uint64_t count) {
+  ForEachFileRange(plan_, tensor, slot, first, count,
+                   [&](const TensorSource& source, uint64_t begin, uint64_t bytes) { UsedBytes(source, begin, bytes); });
+}
+
 // What is in the page cache of a file that had to be closed stays there.
-void SourceFiles::Used(const TensorSource& source, uint64_t begin, uint64_t bytes) {
+void SourceFiles::UsedBytes(const TensorSource& source, uint64_t begin, uint64_t bytes) {
   File& file = FileOf(source);
   std::shared_ptr<const InputFile> input;
   {

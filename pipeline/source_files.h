@@ -1,7 +1,7 @@
 // The sources of a plan as memory, tile by tile. A window is either mapped, and the page cache of what nobody reads
 // again is given back, unless the file was in the cache before the merge began: then somebody wants it there; or a
 // buffer that direct reads fill, which leave the page cache alone. Which of them is decided in the plan, per
-// checkpoint. Files are opened when they are needed; when there are more than the process may have open, those that were
+// checkpoint. Rows of another vocabulary are gathered into such a buffer. Files are opened when they are needed; when there are more than the process may have open, those that were
 // not used for longest are closed, and must be the same when they are opened again.
 //
 // Read is for the I/O thread; everything else for any thread.
@@ -20,6 +20,7 @@
 #include "pipeline/progress.h"
 #include "pipeline/read_buffers.h"
 #include "pipeline/read_queue.h"
+#include "pipeline/row_reader.h"
 
 namespace braid {
 
@@ -44,10 +45,11 @@ class SourceWindow {
   size_t size_ = 0;
 };
 
-// Bytes [begin, begin + bytes) of a source's tensor, and where they are wanted.
+// Elements [first, first + count) of an output tensor as the source in a slot has them, and where they are wanted.
 struct SourceRange {
-  TensorSource source;
-  uint64_t begin = 0, bytes = 0;
+  const PlannedTensor* tensor = nullptr;
+  size_t slot = 0;
+  uint64_t first = 0, count = 0;
   SourceWindow* window = nullptr;
 };
 
@@ -62,8 +64,8 @@ class SourceFiles {
   // flight at once and may end in any order. Never throws.
   void Read(const std::vector<SourceRange>& ranges, ReadQueue::Done done);
 
-  // The merge round has used these bytes: no later round reads them.
-  void Used(const TensorSource& source, uint64_t begin, uint64_t bytes);
+  // The merge round has used these elements: no later round reads them.
+  void Used(const PlannedTensor& tensor, size_t slot, uint64_t first, uint64_t count);
 
   // Reads that have not begun end with an error.
   void Cancel();
@@ -72,17 +74,24 @@ class SourceFiles {
   void CheckUnchanged() const;
 
  private:
+  // Gathered rows come past the page cache in pieces of this size.
+  static constexpr uint64_t kBounceBytes = 256 << 10;
+
   struct File;
   File& FileOf(const TensorSource& source) const;
   bool IsDirect(const TensorSource& source) const;
   void Open(File* file, bool direct);
   void CloseOne();
+  void UsedBytes(const TensorSource& source, uint64_t begin, uint64_t bytes);
+  void ReadBytes(const TensorSource& source, uint64_t begin, uint64_t bytes, std::byte* to);
   std::vector<DirectRange> MakeWindows(const std::vector<SourceRange>& ranges);
 
   const Plan& plan_;
   ReadBuffers buffers_;
   std::vector<std::vector<std::unique_ptr<File>>> files_;  // [checkpoint][shard]
   std::unique_ptr<ReadQueue> queue_;                       // if anything is read directly
+  HugePages bounce_;                                       // of kBounceBytes and two blocks, once it is needed
+  RowReader rows_;                                         // of sources with another vocabulary; the I/O thread's
 
   const size_t most_open_;
   mutable std::mutex mutex_;   // of what opens and closes files; only the I/O thread does that

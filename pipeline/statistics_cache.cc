@@ -96,12 +96,30 @@ class ScopeKeys {
     for (uint32_t t : scope.tensors) {
       const PlannedTensor& tensor = plan_.tensors[t];
       hash_.Add(tensor.elements);
-      if (!AddSource(tensor.base) || !AddSource(tensor.models[model])) return std::nullopt;
+      if (!AddRows(tensor, 0) || !AddRows(tensor, model + 1)) return std::nullopt;
     }
     return hash_.Result();
   }
 
  private:
+  // A source, or every source that the rows of one come from.
+  bool AddRows(const PlannedTensor& tensor, size_t slot) {
+    const RowMap* rows = tensor.RowsAt(slot);
+    if (rows == nullptr) return AddSource(tensor.SourceAt(slot));
+    hash_.Add("rows"), hash_.Add(slot), hash_.Add(rows->Sum());
+    std::vector<bool> used(tensor.models.size() + 1);
+    for (const RowRun& run : rows->runs()) {
+      if (run.kind == RowRun::Kind::kCopy) used[run.slot] = true;
+      for (uint64_t i = 0; run.kind == RowRun::Kind::kMean && i < run.count; ++i)
+        for (const SourceRow& row : rows->mean(run.row + i)) used[row.slot] = true;
+    }
+    for (size_t s = 0; s < used.size(); ++s) {
+      hash_.Add(used[s]);
+      if (used[s] && !AddSource(tensor.SourceAt(s))) return false;
+    }
+    return true;
+  }
+
   bool AddSource(const TensorSource& source) {
     hash_.Add(source.present());
     if (!source.present()) return true;

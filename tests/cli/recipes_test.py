@@ -40,12 +40,16 @@ class Recipes(CliTest):
                 self.assertEqual(result.json()["warnings"], [])
                 self.assert_ok(self.run_braid("verify", "out"))
                 weights[recipe] = read_weights(self.path("out"))
+                # A tokenizer of 259 tokens, where the synthetic models have 512 rows.
+                by_token = ("model.embed_tokens.weight", "lm_head.weight") if "tokenizer" in recipe else ()
                 if "frankenmerge" in recipe:
                     self.assertEqual(layers_of(weights[recipe]), set(range(12)))
                 else:
                     self.assertEqual(
-                        {n: w[:2] for n, w in weights[recipe].items()}, {n: w[:2] for n, w in base.items()}
+                        {n: w[:2] for n, w in weights[recipe].items() if n not in by_token},
+                        {n: w[:2] for n, w in base.items() if n not in by_token},
                     )
+                    self.assertEqual(weights[recipe].keys(), base.keys())
                 self.assertNotEqual(weights[recipe], base)
                 kept = "mergekit_config.yml" if recipe.endswith("yml") else "braid_recipe.toml"
                 with open(self.path("out", kept)) as copy, open(self.path(recipe)) as original:

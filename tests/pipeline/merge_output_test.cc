@@ -121,26 +121,34 @@ TEST_F(MergeOutput, ConfigNamesTheTypeOfTheOutput) {
   EXPECT_EQ(fixture::ReadTensors(out()).at(0).type, DType::kBF16);
 }
 
-TEST_F(MergeOutput, SideFilesComeFromTheBaseOrTheDonor) {
+TEST_F(MergeOutput, SideFilesComeFromTheBase) {
   place_.Write("base/tokenizer.json", "base\n");
   place_.Write("base/1_Pooling/config.json", "{}\n");
   place_.Write("base/modeling_x.py", "evil()");
   place_.Write("a/tokenizer.json", "a\n");
-  place_.Write("donor/tokenizer.json", "donor\n");
-  place_.Write("donor/config.json", "{\"model_type\": \"mistral\"}");
   fixture::Merge(Recipe(), out());
   EXPECT_EQ(Text("tokenizer.json"), "base\n");
   EXPECT_EQ(Text("1_Pooling/config.json"), "{}\n");
   EXPECT_FALSE(std::filesystem::exists(out() + "/modeling_x.py"));
-  fixture::Merge(Recipe("tokenizer = '" + place_ / "donor" + "'\n"), out(), {}, true);
-  EXPECT_EQ(Text("tokenizer.json"), "donor\n");
-  EXPECT_EQ(Parsed("config.json")["model_type"], "mistral");
-  EXPECT_FALSE(std::filesystem::exists(out() + "/1_Pooling"));
+}
+
+TEST_F(MergeOutput, TokenizerFilesComeFromTheModelThatTheRecipeNames) {
+  const auto write = [&](const std::string& directory, const std::string& token) {
+    place_.Write(directory + "/tokenizer.json", "{\"model\": {\"vocab\": {\"" + token + "\": 0}}}");
+    place_.Write(directory + "/generation_config.json", "{\"of\": \"" + directory + "\"}");
+  };
+  write("base", "x"), write("donor", "y");
+  place_.Write("donor/config.json", "{\"model_type\": \"mistral\"}");
+  fixture::Merge(Recipe("tokenizer = '" + place_ / "donor" + "'\n"), out());   // it needs no weights
+  EXPECT_EQ(Parsed("tokenizer.json")["model"]["vocab"].size(), 1u);
+  EXPECT_TRUE(Parsed("tokenizer.json")["model"]["vocab"].contains("y"));
+  EXPECT_EQ(Parsed("config.json")["model_type"], "llama");
+  EXPECT_EQ(Parsed("generation_config.json")["of"], "base");
   EXPECT_EQ(fixture::ErrorOf([&] {
               fixture::Merge(Recipe("tokenizer = '" + place_ / "nowhere" + "'\n"), out(), {}, true);
             }).code(),
             ErrorCode::kUsage);
-  EXPECT_EQ(Text("tokenizer.json"), "donor\n") << "what was there stays";
+  EXPECT_TRUE(Parsed("tokenizer.json")["model"]["vocab"].contains("y")) << "what was there stays";
 }
 
 TEST_F(MergeOutput, TheRecipeIsKept) {

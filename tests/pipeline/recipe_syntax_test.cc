@@ -24,11 +24,20 @@ std::string Describe(const Settings& settings) {
   return out;
 }
 
+std::string Describe(const std::optional<RecipeTokenizer>& tokenizer) {
+  if (!tokenizer) return "-";
+  std::string out = fmt::format("{} {} {}", static_cast<int>(tokenizer->source), tokenizer->model, tokenizer->pad_to_multiple_of);
+  for (const TokenRule& rule : tokenizer->tokens)
+    out += fmt::format(" [{} {} {} {} {} {}]", rule.token, static_cast<int>(rule.kind), rule.model, rule.of.value_or("-"),
+                       rule.id.value_or(0), rule.force);
+  return out;
+}
+
 // All that a recipe asks for, but not where in which file it did.
 std::string Describe(const Recipe& recipe) {
   std::string out = fmt::format(
       "{} base {} tokenizer {} on_missing {} dtype {} out_dtype {}\n", recipe.method,
-      recipe.base.value_or("-"), recipe.tokenizer.value_or("-"), static_cast<int>(recipe.on_missing),
+      recipe.base.value_or("-"), Describe(recipe.tokenizer), static_cast<int>(recipe.on_missing),
       recipe.dtype ? TorchName(*recipe.dtype) : "-", recipe.out_dtype ? TorchName(*recipe.out_dtype) : "-");
   if (recipe.layer_scale) out += fmt::format("layer_scale {} {}\n", recipe.layer_scale->alpha, recipe.layer_scale->beta);
   out += Describe(recipe.settings);
@@ -51,6 +60,7 @@ dtype = "bfloat16"
 out_dtype = "torch.float16"
 on_missing = "skip"
 layer_scale = { alpha = 0.25, beta = 0.5 }
+tokenizer = "base"
 [parameters]
 lambda = [1, 0.5]
 normalize = false
@@ -100,6 +110,47 @@ models:
   EXPECT_EQ(toml.on_missing, OnMissing::kSkip);
   EXPECT_TRUE(toml.warnings.empty());
   EXPECT_TRUE(yaml.warnings.empty());
+}
+
+TEST(RecipeSyntax, TokenizersInBothSyntaxes) {
+  const std::string models = "method = 'ties'\nbase = 'b'\nmodels = [{path = 'x'}]\n";
+  const Recipe toml = Toml(models + R"(
+chat_template = "{{ messages[0]['content'] }}"
+[tokenizer]
+source = "x"
+pad_to_multiple_of = 64
+[tokenizer.tokens]
+"<a>" = {source = "b"}
+"<b>" = {source = {kind = "zero"}, force = true}
+"<c>" = {source = {kind = "model_token", model = "x", token = "y"}}
+"<d>" = {source = {kind = "model_token", model = "x", token_id = 7}, force = false}
+)");
+  const Recipe yaml = Yaml(R"(
+merge_method: ties
+base_model: b
+models:
+  - model: x
+    parameters: {weight: 1}
+chat_template: "{{ messages[0]['content'] }}"
+tokenizer:
+  source: x
+  pad_to_multiple_of: 64
+  tokens:
+    <a>: {source: b}
+    <b>: {source: {kind: zero}, force: true}
+    <c>: {source: {kind: model_token, model: x, token: y}}
+    <d>: {source: {kind: model_token, model: x, token_id: 7}, force: no}
+)");
+  EXPECT_EQ(Describe(toml.tokenizer), "2 x 64 [<a> 0 b - 0 false] [<b> 1  - 0 true] [<c> 2 x y 0 false] [<d> 2 x - 7 false]");
+  EXPECT_EQ(Describe(yaml.tokenizer), Describe(toml.tokenizer));
+  EXPECT_EQ(yaml.chat_template->text, toml.chat_template->text);
+  EXPECT_EQ(yaml.chat_template->where.line, 7);
+  EXPECT_EQ(Describe(Toml("tokenizer = 'union'\n" + models).tokenizer), "1  1");
+  EXPECT_EQ(Describe(Yaml("merge_method: linear\nmodels: [{model: x, parameters: {weight: 1}}]\ntokenizer: {}\n").tokenizer), "1  1");
+  const Recipe no_base = Yaml("merge_method: linear\nmodels: [{model: x, parameters: {weight: 1}}]\ntokenizer_source: base\n");
+  EXPECT_EQ(Describe(no_base.tokenizer), "0  1");
+  EXPECT_EQ(no_base.warnings.size(), 1u);
+  EXPECT_EQ(Toml("chat_template = 'auto'\n" + models).chat_template->text, "");
 }
 
 TEST(RecipeSyntax, EveryValueKnowsItsPlace) {

@@ -1,0 +1,318 @@
+#include "pipeline/vocabulary.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <limits>
+#include <set>
+
+#include "io/hf_cache.h"
+#include "io/tokenizer_writer.h"
+#include "pipeline/recipe_node.h"
+#include "pipeline/tokenizer_files.h"
+#include "pipeline/vocabulary_tensors.h"
+
+namespace braid {
+namespace {
+
+// The directory of a model that need not have weights: a path, or an id in the Hugging Face cache.
+std::string DirectoryOf(const std::string& reference) {
+  if (FileExists(reference)) return reference;
+  const std::optional<ModelId> id = ParseModelId(reference);
+  if (id)
+    if (const auto snapshot = FindSnapshot(*id)) return snapshot->directory;
+  Error error(ErrorCode::kUsage, "the model whose tokenizer is asked for does not exist");
+  error.Path(reference);
+  if (id) error.Hint("if it is a model's id, download it first: " + DownloadCommand(*id));
+  throw error;
+}
+
+Error NoTokenizer(const std::string& reference) {
+  return Error(ErrorCode::kIncompatible, "it has no tokenizer").Path(reference)
+      .Hint("add its tokenizer.json, or name another model as the tokenizer's source");
+}
+
+// Tokens that have a row. Of others a client must not make ids.
+void DropBeyond(uint64_t rows, std::vector<Token>* tokens, std::vector<AddedToken>* added) {
+  std::erase_if(*tokens, [&](const Token& token) { return token.id >= rows; });
+  std::erase_if(*added, [&](const AddedToken& token) { return token.id >= rows; });
+}
+
+}  // namespace
+
+std::unique_ptr<const Vocabulary> Vocabulary::Make(Plan* plan) {
+  if (!plan->recipe.tokenizer) {
+    PlanTokenizerFiles(plan, nullptr, nullptr);
+    return nullptr;
+  }
+  std::unique_ptr<Vocabulary> vocabulary(new Vocabulary(plan));
+  vocabulary->ReadTokenizers();
+  vocabulary->ChooseTokens();
+  PlanTokenizerFiles(plan, &vocabulary->from_, &vocabulary->out_);
+  plan->tokenizer.rows = vocabulary->rows_;
+  return vocabulary;
+}
+
+std::vector<uint32_t> Vocabulary::Order() const {
+  std::vector<uint32_t> order;
+  if (plan_.base >= 0) order.push_back(static_cast<uint32_t>(plan_.base));
+  for (uint32_t model : plan_.models)
+    if (std::find(order.begin(), order.end(), model) == order.end()) order.push_back(model);
+  return order;
+}
+
+// A model without a tokenizer is taken to have the base's, as mergekit does.
+void Vocabulary::ReadTokenizers() {
+  tokenizers_.resize(plan_.checkpoints.size());
+  embedding_rows_.resize(plan_.checkpoints.size());
+  const std::vector<uint32_t> order = Order();
+  for (uint32_t c : order) {
+    const Checkpoint& checkpoint = plan_.checkpoints[c];
+    embedding_rows_[c] = VocabularyRows(checkpoint);
+    std::optional<Tokenizer> tokenizer;
+    if (!checkpoint.directory.empty()) tokenizer = ReadTokenizer(checkpoint.directory);
+    if (tokenizer) {
+      tokenizers_[c] = std::make_shared<const Tokenizer>(std::move(*tokenizer));
+    } else if (c == order.front()) {
+      throw NoTokenizer(checkpoint.reference);
+    } else {
+      tokenizers_[c] = tokenizers_[order.front()];
+      plan_.warnings.push_back(fmt::format("{} has no tokenizer: it is taken to have that of {}", checkpoint.reference,
+                                           plan_.checkpoints[order.front()].reference));
+    }
+  }
+}
+
+Tokenizer Vocabulary::TokenizerOf(const std::string& reference) const {
+  for (uint32_t c : Order())
+    if (plan_.checkpoints[c].reference == reference) return Of(c);
+  if (auto tokenizer = ReadTokenizer(DirectoryOf(reference))) return std::move(*tokenizer);
+  throw NoTokenizer(reference);
+}
+
+// Which tokens the output has, with which ids.
+void Vocabulary::ChooseTokens() {
+  const RecipeTokenizer& recipe = *plan_.recipe.tokenizer;
+  const uint32_t base = Order().front();
+  const bool of_model = recipe.source == RecipeTokenizer::Source::kModel;
+  from_ = of_model ? TokenizerOf(recipe.model) : Of(base);
+  std::vector<Token> tokens = from_.tokens;
+  std::vector<AddedToken> added = from_.added;
+  for (uint32_t c : Order())
+    if (embedding_rows_[c] > 0 && (of_model ? plan_.checkpoints[c].reference == recipe.model : c == base))
+      DropBeyond(embedding_rows_[c], &tokens, &added);
+  if (tokens.size() < from_.tokens.size())
+    plan_.warnings.push_back(fmt::format("{} tokens of {} have no row and are left out",
+                                         from_.tokens.size() - tokens.size(), from_.directory));
+  if (recipe.source == RecipeTokenizer::Source::kUnion) Unite(&tokens, &added);
+  AddRuleTokens(&tokens, &added);
+  out_ = MakeTokenizer(std::move(tokens), std::move(added), from_.directory);
+  out_.directory = from_.directory, out_.format = from_.format, out_.model = from_.model, out_.listed = from_.listed;
+  if (out_.tokens.empty()) throw Error(ErrorCode::kBadInput, "its tokenizer has no tokens").Path(from_.directory);
+  for (const TokenRule& rule : recipe.tokens) rules_[out_.tokens[*out_.Find(rule.token)].id] = &rule;
+  const uint64_t pad = recipe.pad_to_multiple_of;
+  rows_ = (out_.Ids() + pad - 1) / pad * pad;
+  const auto stays = [&](uint32_t c) { return embedding_rows_[c] == rows_ && SameTokens(Of(c), out_); };
+  const std::vector<uint32_t> order = Order();
+  moves_rows_ = !std::all_of(order.begin(), order.end(), stays);
+}
+
+// What the other models have beyond the base: first their plain tokens, then their added tokens, in the order of models
+// and ids. What is an added token in any model is one in the output, as the first model has it.
+void Vocabulary::Unite(std::vector<Token>* tokens, std::vector<AddedToken>* added) const {
+  const std::vector<uint32_t> order = Order();
+  const auto has_row = [&](uint32_t c, uint32_t id) { return embedding_rows_[c] == 0 || id < embedding_rows_[c]; };
+  std::map<std::string_view, uint32_t> ids;
+  std::set<std::string_view> added_somewhere;
+  std::vector<std::pair<uint32_t, const AddedToken*>> all_added;
+  uint32_t next = 0;
+  double least_score = 0;
+  for (const Token& token : *tokens) {
+    ids.emplace(token.text, token.id);
+    next = std::max(next, token.id + 1), least_score = std::min(least_score, token.score);
+  }
+  for (uint32_t c : order)
+    for (const AddedToken& token : Of(c).added)
+      if (has_row(c, token.id) && added_somewhere.insert(token.content).second) all_added.emplace_back(c, &token);
+
+  std::vector<Token> new_tokens;
+  const auto append = [&](const std::string& text, double score) {
+    if (next >= Tokenizer::kMostTokens)
+      throw Error(ErrorCode::kIncompatible, "the vocabularies together are too large");
+    new_tokens.push_back({text, next, score});
+    return next++;
+  };
+  for (size_t i = 1; i < order.size(); ++i)
+    for (const Token& token : Of(order[i]).tokens)
+      if (has_row(order[i], token.id) && !added_somewhere.contains(token.text) && !ids.contains(token.text))
+        ids.emplace(token.text, append(token.text, Of(order[i]).listed ? token.score : least_score));
+  for (const auto& [c, token] : all_added) {
+    if (c == order.front()) continue;   // it is there already
+    const auto known = ids.find(token->content);
+    added->push_back(*token);
+    added->back().id = known != ids.end() ? known->second : append(token->content, 0);
+  }
+  tokens->insert(tokens->end(), new_tokens.begin(), new_tokens.end());
+}
+
+// Tokens that only the recipe knows.
+void Vocabulary::AddRuleTokens(std::vector<Token>* tokens, std::vector<AddedToken>* added) const {
+  std::set<std::string_view> known;
+  uint32_t next = 0;
+  std::vector<std::string> missing;
+  for (const Token& token : *tokens) known.insert(token.text), next = std::max(next, token.id + 1);
+  for (const TokenRule& rule : plan_.recipe.tokenizer->tokens)
+    if (known.insert(rule.token).second) missing.push_back(rule.token);
+  for (std::string& text : missing) {
+    tokens->push_back({text, next, 0});
+    added->push_back({.content = std::move(text), .id = next++, .normalized = true});
+  }
+}
+
+// --- rows -------------------------------------------------------------------------------------------------
+
+bool Vocabulary::Covers(const PlannedTensor& tensor) const {
+  const bool by_name = IsEmbedding(tensor.name) || IsOutputHead(tensor.name);
+  if (!by_name && !MayBeOutputHead(tensor.name)) return false;
+  for (size_t slot = 0; slot <= tensor.models.size(); ++slot) {
+    const TensorSource& source = tensor.SourceAt(slot);
+    if (!source.present()) continue;
+    const TensorInfo& info = plan_.Info(source);
+    if (info.shape.empty() || info.elements == 0) return false;
+    if (!by_name && info.shape.front() != embedding_rows_[static_cast<size_t>(source.checkpoint)]) return false;
+  }
+  return true;
+}
+
+// A tensor that has as many rows as the vocabulary, and none of the names.
+void Vocabulary::WarnOfLookalike(const PlannedTensor& tensor) const {
+  if (!moves_rows_) return;
+  for (size_t slot = 0; slot <= tensor.models.size(); ++slot) {
+    const TensorSource& source = tensor.SourceAt(slot);
+    if (!source.present()) continue;
+    const auto c = static_cast<size_t>(source.checkpoint);
+    const auto embedding = FindEmbedding(plan_.checkpoints[c]);
+    if (!embedding || tensor.shape.empty() || tensor.shape.front() != embedding_rows_[c]) return;
+    if (plan_.checkpoints[c].tensors[*embedding].info.shape.back() == embedding_rows_[c]) return;
+    plan_.warnings.push_back(fmt::format("{} has as many rows as the vocabulary, but its name does not say that they "
+                                         "are tokens: it is merged row by row as it is", Printable(tensor.name)));
+    return;
+  }
+}
+
+std::vector<Vocabulary::Source> Vocabulary::SourcesOf(const PlannedTensor& tensor) const {
+  std::vector<Source> sources;
+  for (size_t slot = 0; slot <= tensor.models.size(); ++slot) {
+    const TensorSource& source = tensor.SourceAt(slot);
+    if (!source.present()) continue;
+    const auto c = static_cast<uint32_t>(source.checkpoint);
+    if (std::none_of(sources.begin(), sources.end(), [&](const Source& known) { return known.checkpoint == c; }))
+      sources.push_back({static_cast<uint32_t>(slot), c, plan_.Info(source).shape.front()});
+  }
+  return sources;
+}
+
+std::optional<uint32_t> Vocabulary::IdIn(uint32_t checkpoint, uint64_t rows, std::string_view token) const {
+  const Tokenizer& tokenizer = Of(checkpoint);
+  const auto place = tokenizer.Find(token);
+  if (!place || tokenizer.tokens[*place].id >= rows) return std::nullopt;
+  return tokenizer.tokens[*place].id;
+}
+
+SourceRow Vocabulary::RowOfRule(const TokenRule& rule, const PlannedTensor& tensor,
+                                const std::vector<Source>& sources) const {
+  const auto fail = [&](const std::string& why) {
+    return RecipeError(plan_.recipe, rule.where,
+                       fmt::format("the row of {} in {}: {}", Quoted(rule.token), Printable(tensor.name), why));
+  };
+  const auto source = std::find_if(sources.begin(), sources.end(), [&](const Source& s) {
+    return plan_.checkpoints[s.checkpoint].reference == rule.model;
+  });
+  if (source == sources.end()) throw fail(fmt::format("{} takes no part in this tensor", Quoted(rule.model)));
+  if (rule.id) {
+    if (*rule.id >= source->rows)
+      throw fail(fmt::format("{} has {} rows, and none of the id {}", Quoted(rule.model), source->rows, *rule.id));
+    return {source->slot, *rule.id};
+  }
+  const std::string& wanted = rule.of ? *rule.of : rule.token;
+  const auto id = IdIn(source->checkpoint, source->rows, wanted);
+  if (!id) throw fail(fmt::format("{} has no token {}", Quoted(rule.model), Quoted(wanted)));
+  return {source->slot, *id};
+}
+
+Vocabulary::Maps Vocabulary::MakeMaps(const PlannedTensor& tensor, const std::vector<Source>& sources) const {
+  std::vector<RowMap> maps(sources.size());
+  std::vector<SourceRow> own(sources.size());
+  constexpr uint64_t kNone = std::numeric_limits<uint64_t>::max();
+  size_t next = 0;   // among the tokens
+  for (uint64_t row = 0; row < rows_; ++row) {
+    if (next == out_.tokens.size() || out_.tokens[next].id != row) {
+      for (RowMap& map : maps) map.AppendPadding();
+      continue;
+    }
+    const Token& token = out_.tokens[next++];
+    const auto found = rules_.find(token.id);
+    const TokenRule* rule = found == rules_.end() ? nullptr : found->second;
+    std::vector<SourceRow> present;
+    const SourceRow* of_base = nullptr;
+    for (size_t s = 0; s < sources.size(); ++s) {
+      const std::optional<uint32_t> id = IdIn(sources[s].checkpoint, sources[s].rows, token.text);
+      own[s] = {sources[s].slot, id ? *id : kNone};
+      if (!id) continue;
+      present.push_back(own[s]);
+      if (static_cast<int32_t>(sources[s].checkpoint) == plan_.base) of_base = &own[s];
+    }
+    for (size_t s = 0; s < sources.size(); ++s) {
+      if (own[s].row != kNone && (rule == nullptr || !rule->force)) maps[s].AppendCopy(own[s]);
+      else if (rule != nullptr && rule->kind == TokenRule::Kind::kZero) maps[s].AppendZero();
+      else if (rule != nullptr) maps[s].AppendCopy(RowOfRule(*rule, tensor, sources));
+      else if (present.empty()) maps[s].AppendZero();
+      else if (present.size() == 1) maps[s].AppendCopy(present.front());
+      else if (of_base != nullptr) maps[s].AppendCopy(*of_base);
+      else maps[s].AppendMean(present);
+    }
+  }
+  Maps shared;
+  for (size_t s = 0; s < sources.size(); ++s) {
+    const bool in_place = maps[s].IsIdentity(sources[s].slot, sources[s].rows);
+    shared.push_back(in_place ? nullptr : std::make_shared<const RowMap>(std::move(maps[s])));
+  }
+  return shared;
+}
+
+const Vocabulary::Maps& Vocabulary::MapsOf(const PlannedTensor& tensor, const std::vector<Source>& sources) const {
+  const auto known = maps_.find(sources);
+  if (known != maps_.end()) return known->second;
+  return maps_[sources] = MakeMaps(tensor, sources);
+}
+
+void Vocabulary::Align(PlannedTensor* tensor) const {
+  if (!Covers(*tensor)) return WarnOfLookalike(*tensor);
+  const std::vector<Source> sources = SourcesOf(*tensor);
+  const Maps& maps = MapsOf(*tensor, sources);
+  if (std::all_of(maps.begin(), maps.end(), [](const auto& map) { return map == nullptr; })) return;
+  if (tensor->action == TensorAction::kCopy)
+    throw Error(ErrorCode::kIncompatible, "its rows belong to tokens, but it is not of a floating-point type")
+        .Tensor(tensor->name);
+  tensor->elements = tensor->elements / tensor->shape.front() * rows_;
+  tensor->shape.front() = rows_;
+  tensor->bytes = tensor->elements * static_cast<uint64_t>(LaneBytes(tensor->type));
+  tensor->rows.resize(tensor->models.size() + 1);
+  for (size_t slot = 0; slot < tensor->rows.size(); ++slot) {
+    const TensorSource& source = tensor->SourceAt(slot);
+    if (!source.present()) continue;
+    size_t s = 0;
+    while (sources[s].checkpoint != static_cast<uint32_t>(source.checkpoint)) ++s;
+    if (maps[s] == nullptr) continue;
+    // Rows of one type stay in it; what has to be computed, or comes from a file of another type, is float32.
+    DType type = plan_.Info(source).dtype;
+    for (const RowRun& run : maps[s]->runs()) {
+      const bool same = run.kind == RowRun::Kind::kZero ||
+                        (run.kind == RowRun::Kind::kCopy && plan_.Info(tensor->SourceAt(run.slot)).dtype == type);
+      if (!same) type = DType::kF32;
+    }
+    tensor->rows[slot] = {maps[s], type};
+  }
+}
+
+}  // namespace braid
