@@ -3,6 +3,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "io/model_config.h"
@@ -17,6 +18,9 @@ namespace braid {
 // files and links that leave the model are not carried. config.json and README.md are not among them: a merge
 // writes its own. Throws Error when the directory cannot be read.
 std::vector<std::string> SideFiles(const std::string& directory);
+
+// Whether a side file is a tokenizer's, or a chat template.
+bool IsTokenizerFile(std::string_view name);
 
 // config.json for the merge, every byte that is not named here as the donor wrote it; "" when the donor has
 // none.

@@ -42,7 +42,7 @@ TensorFacts PlannedTensor::Facts() const {
 }
 
 uint64_t Plan::TileElements(const PlannedTensor& tensor, uint64_t wanted) const {
-  if (!method->by_rows || tensor.elements == 0) return wanted;
+  if (!method->by_rows || tensor.action != TensorAction::kMerge || tensor.elements == 0) return wanted;
   const uint64_t row = tensor.Facts().row;
   return std::max<uint64_t>(wanted / row, 1) * row;
 }

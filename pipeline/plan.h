@@ -47,6 +47,7 @@ enum class TensorAction : uint8_t {
   kMerge,
   kCopy,   // integers and booleans: equal in all sources, copied byte for byte
   kKeep,   // unchanged: the base's bytes, and no other source is read; NaN and infinities stay as they are
+  kExclude,  // left out of the merge by `only` or `exclude`: as kKeep, from the base or else the first model, of any type
 };
 
 struct PlannedTensor {
@@ -55,7 +56,7 @@ struct PlannedTensor {
   uint64_t elements = 0;
   DType type = DType::kF32;         // of the output
   TensorAction action = TensorAction::kMerge;
-  TensorSource base;                // of a base-relative method
+  TensorSource base;                // of a base-relative method; of a kExclude, where the bytes come from
   std::vector<TensorSource> models; // as many as the recipe has
   uint32_t coefficients = 0;        // index into Plan::coefficients
   uint32_t shard = 0;               // where it goes

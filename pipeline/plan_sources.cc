@@ -65,6 +65,7 @@ class TensorPlanner {
     for (place_ = 0; place_ < names_.size(); ++place_)
       if (!IsTiedEverywhere(names_[place_])) PlanOne(std::string(names_[place_]));
     CheckFilters(plan_.recipe, names_, &plan_.recipe.warnings);
+    CheckSomethingIsMerged();
     CheckModelScope();
     ChooseConfigType();
   }
@@ -73,6 +74,8 @@ class TensorPlanner {
   const std::vector<std::string_view>& AllNames();
   bool IsTiedEverywhere(std::string_view name);
   void PlanOne(const std::string& name);
+  void PlanExcluded(const std::string& name);
+  void CheckSomethingIsMerged() const;
   TensorSource Find(uint32_t checkpoint, const std::string& name);
   bool HandleMissing(PlannedTensor* tensor);
   void CheckShapesAndTypes(PlannedTensor* tensor);
@@ -133,7 +136,32 @@ TensorSource TensorPlanner::Find(uint32_t index, const std::string& name) {
   return {static_cast<int32_t>(index), *found};
 }
 
+// Copied byte for byte, so that its type stays, whatever `dtype` says.
+void TensorPlanner::PlanExcluded(const std::string& name) {
+  const uint32_t lender = plan_.base >= 0 ? static_cast<uint32_t>(plan_.base) : plan_.models.front();
+  const TensorSource source = Find(lender, name);
+  if (!source.present()) {
+    plan_.warnings.push_back(fmt::format("{} is left out: the recipe excludes it, and {} does not have it", Printable(name),
+                                         Printable(plan_.checkpoints[lender].reference)));
+    return;
+  }
+  const TensorInfo& info = plan_.Info(source);
+  plan_.tensors.push_back({.name = name, .shape = info.shape, .elements = info.elements, .type = info.dtype,
+                           .action = TensorAction::kExclude, .base = source,
+                           .models = std::vector<TensorSource>(plan_.models.size()), .bytes = info.bytes});
+}
+
+void TensorPlanner::CheckSomethingIsMerged() const {
+  const Recipe& recipe = plan_.recipe;
+  if (recipe.only.empty() && recipe.exclude.empty()) return;
+  const auto takes_part = [](const PlannedTensor& tensor) { return tensor.action != TensorAction::kExclude; };
+  if (std::any_of(plan_.tensors.begin(), plan_.tensors.end(), takes_part)) return;
+  throw RecipeError(recipe, (recipe.only.empty() ? recipe.exclude : recipe.only).front().where,
+                    "only and exclude leave no tensor to merge");
+}
+
 void TensorPlanner::PlanOne(const std::string& name) {
+  if (!IsMerged(plan_.recipe, name)) return PlanExcluded(name);
   PlannedTensor tensor;
   tensor.name = name;
   if (relative_) tensor.base = Find(static_cast<uint32_t>(plan_.base), name);
@@ -276,7 +304,8 @@ void TensorPlanner::CheckModelScope() {
 void TensorPlanner::ChooseConfigType() {
   std::array<uint64_t, 32> parameters{};
   for (const PlannedTensor& tensor : plan_.tensors)
-    if (tensor.action == TensorAction::kMerge) parameters[static_cast<size_t>(tensor.type)] += tensor.elements;
+    if (tensor.action == TensorAction::kMerge || (tensor.action == TensorAction::kExclude && IsLaneType(tensor.type)))
+      parameters[static_cast<size_t>(tensor.type)] += tensor.elements;
   const auto most = std::max_element(parameters.begin(), parameters.end());
   if (*most > 0) plan_.config_type = static_cast<DType>(most - parameters.begin());
 }

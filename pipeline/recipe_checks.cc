@@ -34,6 +34,19 @@ void CheckNumberOfModels(const MethodInfo& method, const Recipe& recipe) {
                                 beside ? " beside the base" : "", models));
 }
 
+// Behind a value for all tensors no other is ever asked for.
+void DropUnreachable(Settings* settings, Recipe* recipe) {
+  for (auto& [parameter, list] : *settings) {
+    const auto last = std::find_if(list.begin(), list.end(), [](const Setting& setting) { return setting.filter.empty(); });
+    if (last == list.end()) continue;
+    for (auto setting = last + 1; setting != list.end(); ++setting)
+      recipe->warnings.push_back(
+          {fmt::format("this value of '{}' is never used: the one in line {} is for all tensors", parameter, last->where.line),
+           setting->where});
+    list.erase(last + 1, list.end());
+  }
+}
+
 void CheckListedOnce(const Recipe& recipe) {
   std::map<std::string_view, Location> first;
   for (const RecipeModel& model : recipe.models) {
@@ -97,7 +110,7 @@ void CheckOneNumber(const Recipe& recipe, const Settings& settings, std::string_
     const std::string rule = fmt::format("with scope 'model' a {} is one number per model", parameter);
     if (!setting.filter.empty())
       throw RecipeError(recipe, setting.where,
-                        fmt::format("{}, and cannot depend on the filter {}", rule, Quoted(setting.filter)));
+                        fmt::format("{}, and cannot depend on the filter {}", rule, FilterText(recipe, setting.filter)));
     if (setting.values.size() > 1)
       throw RecipeError(recipe, setting.where, fmt::format("{}, not a gradient", rule));
   }
@@ -113,6 +126,8 @@ void CheckModelScope(const MethodInfo& method, const Recipe& recipe) {
 }  // namespace
 
 void CompleteRecipe(const MethodInfo& method, Recipe* recipe) {
+  for (RecipeModel& model : recipe->models) DropUnreachable(&model.settings, recipe);
+  DropUnreachable(&recipe->settings, recipe);
   CheckBase(method, *recipe);
   CheckListedOnce(*recipe);
   const bool relative = method.base == BaseUse::kRequired || (method.base == BaseUse::kOptional && recipe->base);

@@ -169,6 +169,14 @@ OnMissing RecipeReader::ReadOnMissing(const RecipeNode& node) const {
   Fail(node.where, fmt::format("on_missing cannot be {}", Quoted(text)), DidYouMean(text, names));
 }
 
+std::vector<NameFilter> RecipeReader::ReadGlobs(const RecipeNode& node, std::string_view name) const {
+  std::vector<NameFilter> globs;
+  if (node.kind != RecipeNode::Kind::kList) globs.push_back({ReadText(node, name), node.where});
+  for (const RecipeNode& item : node.items) globs.push_back({ReadText(item, name), item.where});
+  if (globs.empty()) Fail(node.where, fmt::format("'{}' names no tensors", name));
+  return globs;
+}
+
 void RecipeReader::ReadMethod(const RecipeNode* node, std::string_view name) {
   std::vector<std::string_view> names;
   for (const MethodInfo& method : Methods()) names.push_back(method.name);

@@ -8,8 +8,10 @@
 #include <sstream>
 #include <utility>
 
+#include "pipeline/glob.h"
 #include "pipeline/recipe_checks.h"
 #include "pipeline/recipe_reader.h"
+#include "pipeline/recipe_reference.h"
 
 namespace braid {
 namespace {
@@ -212,14 +214,15 @@ class YamlReader {
   void ReadTopLevel(const RecipeEntry& entry) {
     static const std::vector<std::string_view> known = {"merge_method",     "models",    "base_model",
                                                         "parameters",       "dtype",     "out_dtype",
-                                                        "tokenizer_source", "on_missing"};
+                                                        "tokenizer_source", "on_missing", "only",
+                                                        "exclude"};
     const RecipeNode& value = entry.value;
     const bool is_known = std::find(known.begin(), known.end(), entry.key) != known.end();
     if (is_known && IsNothing(value)) return;  // `dtype:` alone is as good as no dtype
     if (entry.key == "models") {
       ReadModels(value);
     } else if (entry.key == "base_model") {
-      recipe_.base = ReadModelReference(value, entry.key);
+      recipe_.base = ReadYamlReference(&reader_, value, entry.key);
       recipe_.base_where = value.where;
     } else if (entry.key == "parameters") {
       ReadParameters(value, ParameterHolder::kAllModels, &recipe_.settings);
@@ -229,6 +232,8 @@ class YamlReader {
       recipe_.out_dtype = reader_.ReadType(value, entry.key);
     } else if (entry.key == "on_missing") {
       recipe_.on_missing = reader_.ReadOnMissing(value);
+    } else if (entry.key == "only" || entry.key == "exclude") {
+      (entry.key == "only" ? recipe_.only : recipe_.exclude) = reader_.ReadGlobs(value, entry.key);
     } else if (entry.key == "residual_weight") {
       WarnOfResidualWeight(entry);
     } else if (!is_known) {
@@ -248,18 +253,6 @@ class YamlReader {
       reader_.Fail(node.where, fmt::format("tokenizer_source {} is not supported yet", Quoted(source)),
                    "use 'base', for models that share one vocabulary");
     if (!recipe_.base) reader_.Fail(node.where, "tokenizer_source 'base' without a base_model");
-  }
-
-  std::string ReadModelReference(const RecipeNode& node, std::string_view name) const {
-    if (node.kind == RecipeNode::Kind::kTable)
-      reader_.Fail(node.where, fmt::format("'{}' as a table is not supported yet", name),
-                   "write the model as path or org/name@revision");
-    std::string reference = reader_.ReadReference(node, name);
-    if (reference.find('+') != std::string::npos)
-      reader_.Fail(node.where,
-                   fmt::format("adapters (model+lora) are not supported yet: {}", Quoted(reference)),
-                   "merge the adapter into its model first");
-    return reference;
   }
 
   void ReadModels(const RecipeNode& node) {
@@ -282,7 +275,7 @@ class YamlReader {
         reader_.FailUnknownKey(entry, "a model", known);
     }
     if (reference == nullptr) reader_.Fail(node.where, "an entry of 'models' without a 'model'");
-    model.reference = ReadModelReference(*reference, "model");
+    model.reference = ReadYamlReference(&reader_, *reference, "model");
     model.where = reference->where;
     return model;
   }
@@ -312,7 +305,7 @@ class YamlReader {
   }
 
   Setting ReadFiltered(const ParameterSpec& spec, const RecipeNode& node) const {
-    static const std::vector<std::string_view> known = {"filter", "value"};
+    static const std::vector<std::string_view> known = {"filter", "glob", "value"};
     for (const RecipeEntry& entry : node.entries)
       if (std::find(known.begin(), known.end(), entry.key) == known.end())
         reader_.FailUnknownKey(entry, fmt::format("a value of '{}'", spec.name), known);
@@ -325,13 +318,24 @@ class YamlReader {
       reader_.Fail(node.where, fmt::format("a filter of '{}' without a 'value'", spec.name));
 
     Setting setting = reader_.ReadSetting(spec, *value);
-    const RecipeNode* filter = node.Find("filter");
-    if (filter == nullptr || IsNothing(*filter)) return setting;
-    const std::string text = reader_.ReadText(*filter, "filter");
-    if (text == "*") return setting;
-    setting.filter = text;
-    setting.filter_where = filter->where;
+    ReadFilter(node, &setting);
     return setting;
+  }
+
+  // mergekit's `filter`, a substring, or our `glob`. "*" and none are for all tensors in both.
+  void ReadFilter(const RecipeNode& node, Setting* setting) const {
+    const RecipeNode* filter = node.Find("filter");
+    const RecipeNode* glob = node.Find("glob");
+    if (filter != nullptr && IsNothing(*filter)) filter = nullptr;
+    if (glob != nullptr && IsNothing(*glob)) glob = nullptr;
+    if (filter != nullptr && glob != nullptr)
+      reader_.Fail(glob->where, "a value with both a 'filter' and a 'glob'", "a filter is a substring of the name, a glob the whole");
+    const RecipeNode* given = filter != nullptr ? filter : glob;
+    if (given == nullptr) return;
+    const std::string text = reader_.ReadText(*given, filter != nullptr ? "filter" : "glob");
+    if (text == "*") return;
+    setting->filter = filter != nullptr ? GlobOfSubstring(text) : text;
+    setting->filter_where = given->where;
   }
 
   RecipeReader reader_;

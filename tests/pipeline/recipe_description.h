@@ -1,0 +1,35 @@
+// All that a recipe asks for as text, but not where in which file it did: for comparing recipes.
+#pragma once
+
+#include <fmt/format.h>
+
+#include <string>
+
+#include "pipeline/recipe.h"
+
+namespace braid::fixture {
+
+inline std::string Describe(const Settings& settings) {
+  std::string out;
+  for (const auto& [name, list] : settings)
+    for (const Setting& setting : list) {
+      out += fmt::format("  {} [{}]", name, setting.filter);
+      for (double value : setting.values) out += fmt::format(" {}", value);
+      out += "\n";
+    }
+  return out;
+}
+
+inline std::string Describe(const Recipe& recipe) {
+  std::string out = fmt::format("{} base {} tokenizer {} on_missing {} dtype {} out_dtype {}\n", recipe.method,
+                                recipe.base.value_or("-"), recipe.tokenizer.value_or("-"),
+                                static_cast<int>(recipe.on_missing), recipe.dtype ? TorchName(*recipe.dtype) : "-",
+                                recipe.out_dtype ? TorchName(*recipe.out_dtype) : "-");
+  for (const NameFilter& filter : recipe.only) out += fmt::format("only {}\n", filter.glob);
+  for (const NameFilter& filter : recipe.exclude) out += fmt::format("exclude {}\n", filter.glob);
+  out += Describe(recipe.settings);
+  for (const RecipeModel& model : recipe.models) out += model.reference + "\n" + Describe(model.settings);
+  return out;
+}
+
+}  // namespace braid::fixture
