@@ -40,7 +40,7 @@ std::optional<LayerName> ParseLayerName(std::string_view tensor_name) {
   return std::nullopt;
 }
 
-const Setting* FindSetting(const Recipe& recipe, const Settings& settings, std::string_view parameter,
+const Setting* FindSetting(const Settings& settings, std::string_view parameter,
                            std::string_view tensor_name) {
   const auto found = settings.find(parameter);
   if (found == settings.end()) return nullptr;
@@ -141,8 +141,8 @@ double ResolveParameter(const Recipe& recipe, const RecipeModel* model, const Pa
                         std::string_view tensor_name, double layer_position) {
   const bool per_model = model != nullptr && spec.scope == ParameterScope::kModel;
   const Setting* setting = nullptr;
-  if (per_model) setting = FindSetting(recipe, model->settings, spec.name, tensor_name);
-  if (setting == nullptr) setting = FindSetting(recipe, recipe.settings, spec.name, tensor_name);
+  if (per_model) setting = FindSetting(model->settings, spec.name, tensor_name);
+  if (setting == nullptr) setting = FindSetting(recipe.settings, spec.name, tensor_name);
   if (setting != nullptr) return Interpolate(*setting, spec.kind, layer_position);
   if (per_model && spec.required_in_yaml && recipe.syntax == Syntax::kYaml)
     throw RecipeError(
