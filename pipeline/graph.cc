@@ -544,7 +544,7 @@ void GraphRun::MergeTile(TileWork* work, OutputTile* out) {
   Release(work, true);
 }
 
-// Integers and booleans: equal everywhere, or there is no right answer. Unchanged and excluded tensors: from one source.
+// Integers and booleans: equal everywhere, or there is no right answer. Unchanged and excluded tensors have one source.
 void GraphRun::CopyTile(const TileWork& work, std::byte* out) {
   const PlannedTensor& tensor = plan_.tensors[work.tensor];
   const TensorSource* first = nullptr;

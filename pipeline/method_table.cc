@@ -39,7 +39,8 @@ Json ParameterToJson(const ParameterSpec& spec) {
               {"required_in_yaml", spec.required_in_yaml},
               {"one_value_per", ScopeName(spec.scope)},
               {"help", spec.help}};
-  if (spec.kind == ParameterKind::kNumber) out["min"] = ValueToJson(spec, spec.min), out["max"] = ValueToJson(spec, spec.max);
+  if (spec.kind == ParameterKind::kNumber)
+    out["min"] = ValueToJson(spec, spec.min), out["max"] = ValueToJson(spec, spec.max);
   if (spec.kind == ParameterKind::kChoice) out["choices"] = spec.choices;
   return out;
 }
@@ -111,7 +112,8 @@ std::string RangeText(const ParameterSpec& spec) {
 std::string DefaultText(const ParameterSpec& spec) {
   const Json value = ValueToJson(spec, spec.default_value);
   if (value.is_null()) return "none";
-  return value.is_number() ? fmt::format("{}", spec.default_value) : value.is_string() ? value.get<std::string>() : value.dump();
+  if (value.is_number()) return fmt::format("{}", spec.default_value);
+  return value.is_string() ? value.get<std::string>() : value.dump();
 }
 
 std::string_view ScopeName(ParameterScope scope) {

@@ -47,7 +47,8 @@ enum class TensorAction : uint8_t {
   kMerge,
   kCopy,   // integers and booleans: equal in all sources, copied byte for byte
   kKeep,   // unchanged: the base's bytes, and no other source is read; NaN and infinities stay as they are
-  kExclude,  // left out of the merge by `only` or `exclude`: as kKeep, from the base or else the first model, of any type
+  // Left out of the merge by `only` or `exclude`: the bytes of the base, or else of the first model, of any type.
+  kExclude,
 };
 
 struct PlannedTensor {

@@ -109,7 +109,8 @@ Syntax SyntaxOf(const std::string& path) {
 
 Recipe ReadRecipe(const std::string& path) {
   std::string text = ReadSmallFile(path);
-  return SyntaxOf(path) == Syntax::kYaml ? ParseYamlRecipe(std::move(text), path) : ParseTomlRecipe(std::move(text), path);
+  if (SyntaxOf(path) == Syntax::kYaml) return ParseYamlRecipe(std::move(text), path);
+  return ParseTomlRecipe(std::move(text), path);
 }
 
 }  // namespace braid

@@ -130,8 +130,8 @@ std::string FilterText(const Recipe& recipe, std::string_view glob);
 double ResolveParameter(const Recipe& recipe, const RecipeModel* model, const ParameterSpec& spec,
                         std::string_view tensor_name, double layer_position);
 
-// Looks for filters, `only` and `exclude` included, that match none of the tensors. In TOML the first one throws RecipeError with the nearest
-// name; in YAML, as mergekit lets them pass, each is added to `warnings`.
+// Looks for filters, `only` and `exclude` included, that match none of the tensors. In TOML the first one throws
+// RecipeError with the nearest name; in YAML, as mergekit lets them pass, each is added to `warnings`.
 void CheckFilters(const Recipe& recipe, const std::vector<std::string_view>& tensor_names,
                   std::vector<RecipeWarning>* warnings);
 

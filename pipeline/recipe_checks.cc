@@ -37,11 +37,13 @@ void CheckNumberOfModels(const MethodInfo& method, const Recipe& recipe) {
 // Behind a value for all tensors no other is ever asked for.
 void DropUnreachable(Settings* settings, Recipe* recipe) {
   for (auto& [parameter, list] : *settings) {
-    const auto last = std::find_if(list.begin(), list.end(), [](const Setting& setting) { return setting.filter.empty(); });
+    const auto last =
+        std::find_if(list.begin(), list.end(), [](const Setting& setting) { return setting.filter.empty(); });
     if (last == list.end()) continue;
     for (auto setting = last + 1; setting != list.end(); ++setting)
       recipe->warnings.push_back(
-          {fmt::format("this value of '{}' is never used: the one in line {} is for all tensors", parameter, last->where.line),
+          {fmt::format("this value of '{}' is never used: the one in line {} is for all tensors", parameter,
+                       last->where.line),
            setting->where});
     list.erase(last + 1, list.end());
   }

@@ -74,7 +74,8 @@ std::string TomlValue(const RecipeNode& node) {
 
 bool IsListOfTables(const RecipeNode& node) {
   return node.kind == Kind::kList && !node.items.empty() &&
-         std::all_of(node.items.begin(), node.items.end(), [](const RecipeNode& item) { return item.kind == Kind::kTable; });
+         std::all_of(node.items.begin(), node.items.end(),
+                     [](const RecipeNode& item) { return item.kind == Kind::kTable; });
 }
 
 // The keys of a table whose header, if it needs one, is written; `path` leads to it.
@@ -105,7 +106,8 @@ std::string YamlText(std::string_view text) {
   for (char& c : lower)
     if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
   const auto is_plain = [](char c) { return IsWordCharacter(c) || c == '.' || c == '/' || c == '@'; };
-  const bool plain = !text.empty() && (IsLetter(text[0]) || text[0] == '/') && std::all_of(text.begin(), text.end(), is_plain) &&
+  const bool plain = !text.empty() && (IsLetter(text[0]) || text[0] == '/') &&
+                     std::all_of(text.begin(), text.end(), is_plain) &&
                      std::find(kOtherThings.begin(), kOtherThings.end(), lower) == kOtherThings.end();
   return plain ? std::string(text) : QuotedText(text);
 }

@@ -34,7 +34,8 @@ std::string ReadTextReference(const RecipeReader& reader, const RecipeNode& node
       reader.Fail(node.where, fmt::format("more than one '@' in the model {}", Quoted(text)),
                   "write it as path or org/name@revision");
     if (part.empty() || part.front() == '@' || part.back() == '@')
-      reader.Fail(node.where, fmt::format("the model {} is incomplete", Quoted(text)), "write it as path or org/name@revision");
+      reader.Fail(node.where, fmt::format("the model {} is incomplete", Quoted(text)),
+                  "write it as path or org/name@revision");
     begin = end + 1;
   }
   if (adapters == 1) FailAdapter(reader, node, text);
@@ -72,8 +73,8 @@ std::string ReadYamlReference(RecipeReader* reader, const RecipeNode& node, std:
 }
 
 RecipeNode YamlReferenceNode(const std::string& reference) {
-  const bool plain = reference.find('+') == std::string::npos && std::count(reference.begin(), reference.end(), '@') <= 1 &&
-                     !reference.starts_with('@') && !reference.ends_with('@');
+  const bool plain = reference.find('+') == std::string::npos &&
+                     std::count(reference.begin(), reference.end(), '@') <= 1 && !reference.starts_with('@') && !reference.ends_with('@');
   if (plain) return TextNode(reference);
   RecipeNode path = TableNode(), model = TableNode();
   Add(&path, "path", TextNode(reference));

@@ -163,7 +163,8 @@ class RecipeWriter {
   void AddYamlParameters(const Settings& settings, RecipeNode* table) {
     RecipeNode parameters = TableNode();
     for (const auto& [parameter, list] : settings)
-      Add(&parameters, parameter, list.size() == 1 && list[0].filter.empty() ? Value(parameter, list[0]) : Filtered(parameter, list));
+      Add(&parameters, parameter,
+          list.size() == 1 && list[0].filter.empty() ? Value(parameter, list[0]) : Filtered(parameter, list));
     if (!parameters.entries.empty()) Add(table, "parameters", std::move(parameters));
   }
 

@@ -329,7 +329,8 @@ class YamlReader {
     if (filter != nullptr && IsNothing(*filter)) filter = nullptr;
     if (glob != nullptr && IsNothing(*glob)) glob = nullptr;
     if (filter != nullptr && glob != nullptr)
-      reader_.Fail(glob->where, "a value with both a 'filter' and a 'glob'", "a filter is a substring of the name, a glob the whole");
+      reader_.Fail(glob->where, "a value with both a 'filter' and a 'glob'",
+                   "a filter is a substring of the name, a glob the whole");
     const RecipeNode* given = filter != nullptr ? filter : glob;
     if (given == nullptr) return;
     const std::string text = reader_.ReadText(*given, filter != nullptr ? "filter" : "glob");

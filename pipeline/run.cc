@@ -56,15 +56,15 @@ std::string IndexText(const Plan& plan) {
 // The recipe as it was given, and the same in the other syntax where that can say it.
 void WriteRecipes(const Recipe& recipe, Staging* staging) {
   for (const Syntax syntax : {Syntax::kToml, Syntax::kYaml}) {
-    const std::string path = staging->PathFor(syntax == Syntax::kYaml ? "mergekit_config.yml" : "braid_recipe.toml");
-    if (syntax == recipe.syntax) WriteDurably(path, recipe.text);
-    else if (const auto text = TryWriteRecipe(recipe, syntax)) WriteDurably(path, *text);
+    const auto text = syntax == recipe.syntax ? recipe.text : TryWriteRecipe(recipe, syntax);
+    const char* name = syntax == Syntax::kYaml ? "mergekit_config.yml" : "braid_recipe.toml";
+    if (text) WriteDurably(staging->PathFor(name), *text);
   }
 }
 
 // Everything in a checkpoint directory that is not weights.
-void WriteSideFiles(const Plan& plan, const MergeOptions& options, const GraphResult& result, const std::string& fingerprint,
-                    Staging* staging) {
+void WriteSideFiles(const Plan& plan, const MergeOptions& options, const GraphResult& result,
+                    const std::string& fingerprint, Staging* staging) {
   const auto write = [&](const std::string& name, std::string_view text) { WriteDurably(staging->PathFor(name), text); };
   if (!plan.donor_directory.empty())
     for (const std::string& name : SideFiles(plan.donor_directory))

@@ -147,15 +147,16 @@ TEST_F(MergeOutput, TheRecipeIsKeptInBothForms) {
   const std::string toml = Recipe("only = 't?'\n");
   fixture::Merge(toml, out());
   EXPECT_EQ(Text("braid_recipe.toml"), fixture::FileText(toml));
-  EXPECT_EQ(Text("mergekit_config.yml"), "merge_method: ties\nbase_model: " + place_ / "base" + "\nonly: [\"t?\"]\nmodels:\n  - model: " +
-                                             place_ / "a" + "\nparameters:\n  weight: 1\n");
+  EXPECT_EQ(Text("mergekit_config.yml"), "merge_method: ties\nbase_model: " + place_ / "base" +
+                                             "\nonly: [\"t?\"]\nmodels:\n  - model: " + place_ / "a" +
+                                             "\nparameters:\n  weight: 1\n");
   const std::string yaml =
       place_.Write("r.yaml", "# mine\nmerge_method: ties\nbase_model: " + place_ / "base" + "\nmodels:\n  - model: " +
                                  place_ / "a" + "\n    parameters: {weight: 1}\n");
   fixture::Merge(yaml, out(), {}, true);
   EXPECT_EQ(Text("mergekit_config.yml"), fixture::FileText(yaml));
-  EXPECT_EQ(Text("braid_recipe.toml"), "# mine\nmethod = \"ties\"\nbase = \"" + place_ / "base" + "\"\n\n[[models]]\npath = \"" +
-                                           place_ / "a" + "\"\nweight = 1\n");
+  EXPECT_EQ(Text("braid_recipe.toml"), "# mine\nmethod = \"ties\"\nbase = \"" + place_ / "base" +
+                                           "\"\n\n[[models]]\npath = \"" + place_ / "a" + "\"\nweight = 1\n");
   EXPECT_NE(Text("README.md").find("# mine\nmerge_method: ties"), std::string::npos);
 }
 

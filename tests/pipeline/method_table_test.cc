@@ -9,7 +9,7 @@ TEST(MethodTable, EveryMethodIsDocumented) {
   for (const MethodInfo& method : Methods()) {
     SCOPED_TRACE(method.name);
     const Json json = MethodToJson(method);
-    EXPECT_EQ(json["name"], method.name);
+    EXPECT_EQ(json["name"], std::string(method.name));
     for (const char* text : {"summary", "source", "base"}) EXPECT_FALSE(json[text].get<std::string>().empty()) << text;
     EXPECT_GE(json["least_models"], 1);
     EXPECT_GE(json["most_rounds"], json["rounds"]);

@@ -170,7 +170,8 @@ TEST(RecipeSyntax, WhatIsNeverAskedForIsAWarning) {
   ASSERT_EQ(yaml.warnings.size(), 1u);
   EXPECT_EQ(yaml.warnings[0].message, "this value of 'weight' is never used: the one in line 5 is for all tensors");
   EXPECT_EQ(yaml.warnings[0].where.line, 6);
-  const Recipe toml = Toml("method = 'linear'\n[[models]]\npath = 'x'\nweight = 2\n[[models.overrides]]\ntensors = '*'\nweight = 1\n");
+  const Recipe toml = Toml(
+      "method = 'linear'\n[[models]]\npath = 'x'\nweight = 2\n[[models.overrides]]\ntensors = '*'\nweight = 1\n");
   EXPECT_EQ(toml.models[0].settings.at("weight").front().values.front(), 1);
   ASSERT_EQ(toml.warnings.size(), 1u);
   EXPECT_EQ(toml.warnings[0].where.line, 4);

@@ -35,11 +35,13 @@ Recipe Convert(const Recipe& recipe, Syntax syntax) {
 std::string Values(const Recipe& recipe) {
   const MethodInfo& method = *FindMethod(recipe.method);
   std::string out;
-  for (const char* tensor : {"model.layers.1.mlp.up_proj.weight", "model.layers.2.self_attn.q_proj.weight", "lm_head.weight", "a*b\\c"})
+  for (const char* tensor :
+       {"model.layers.1.mlp.up_proj.weight", "model.layers.2.self_attn.q_proj.weight", "lm_head.weight", "a*b\\c"})
     for (double t : {0.0, 0.3, 1.0})
       for (const ParameterSpec& spec : method.parameters)
         for (const RecipeModel& model : recipe.models)
-          out += fmt::format("{} {} {} {}: {}\n", tensor, t, spec.name, model.reference, ResolveParameter(recipe, &model, spec, tensor, t));
+          out += fmt::format("{} {} {} {}: {}\n", tensor, t, spec.name, model.reference,
+                             ResolveParameter(recipe, &model, spec, tensor, t));
   return out;
 }
 
@@ -182,8 +184,9 @@ TEST(RecipeWriter, WhatHasNoFormIsSaid) {
   EXPECT_EQ(TryWriteRecipe(donor, Syntax::kYaml), std::nullopt);
   EXPECT_TRUE(TryWriteRecipe(donor, Syntax::kToml).has_value());
   std::vector<std::string> notes;
-  WriteRecipe(ParseYamlRecipe("merge_method: linear\nmodels:\n  - model: x\n    parameters: {weight: {filter: a, value: 2}}\n", "r.yml"),
-              Syntax::kToml, &notes);
+  const Recipe filtered = ParseYamlRecipe(
+      "merge_method: linear\nmodels:\n  - model: x\n    parameters: {weight: {filter: a, value: 2}}\n", "r.yml");
+  WriteRecipe(filtered, Syntax::kToml, &notes);
   ASSERT_EQ(notes.size(), 1u);
   EXPECT_EQ(notes[0], "where no filter gives model 'x' a weight, it is an error in YAML and 1 in TOML");
 }
@@ -217,16 +220,17 @@ class Generator {
 
   // Anything that a name can hold, and what the syntaxes take for something else.
   std::string Text() {
-    const char* pieces[] = {"a",  "null", "true", "0x1", "1e5", "~",  ".",        "/",      " ",        "\"",          "'",      "\\",   "#",
-                            ": ", "- ",   "[",    "}",   ",",   "&x", "*",        "?",      "@",        "+",           "\n",     "\t",   "\r",
-                            "=",  "%",    "|",    ">",   "!",   "é",  "\xc2\x85", "\xe2\x80\xa8", "\xef\xbb\xbf", "\xf0\x9f\x8e\xbc", "\x7f", "\x01", "<<"};
+    const char* pieces[] = {"a", "null", "true", "0x1", "1e5", "~", ".", "/", " ", "\"", "'", "\\", "#", ": ", "- ",
+                            "[", "}", ",", "&x", "*", "?", "@", "+", "\n", "\t", "\r", "=", "%", "|", ">", "!", "<<",
+                            "é", "\xc2\x85", "\xe2\x80\xa8", "\xef\xbb\xbf", "\xf0\x9f\x8e\xbc", "\x7f", "\x01"};
     std::string text;
     for (size_t n = 1 + random_() % 4; n > 0; --n) text += pieces[random_() % std::size(pieces)];
     return text;
   }
 
   std::string Filter() {
-    const char* globs[] = {"*mlp*", "*.mlp.*", "*self_attn*", "lm_head.weight", "model.layers.?.*", "*a\\*b*", "*a\\*", "**", "\\"};
+    const char* globs[] = {"*mlp*", "*.mlp.*", "*self_attn*", "lm_head.weight", "model.layers.?.*",
+                           "*a\\*b*", "*a\\*", "**", "\\"};
     return Sometimes() ? Text() + "x" : globs[random_() % std::size(globs)];
   }
 
@@ -245,8 +249,8 @@ class Generator {
       std::vector<Setting> list;
       for (size_t n = spec.scope == ParameterScope::kRecipe ? 0 : random_() % 3; n > 0; --n)
         list.push_back({.filter = Filter(), .values = Values(spec)});
-      if (spec.scope == ParameterScope::kRecipe || Sometimes() || list.empty())
-        list.push_back({.filter = "", .values = spec.scope == ParameterScope::kRecipe ? std::vector{Value(spec)} : Values(spec)});
+      if (spec.scope == ParameterScope::kRecipe) list.push_back({.filter = "", .values = {Value(spec)}});
+      else if (Sometimes() || list.empty()) list.push_back({.filter = "", .values = Values(spec)});
       settings[std::string(spec.name)] = std::move(list);
     }
     return settings;

@@ -1,9 +1,8 @@
-// braid mergekit-yaml CONFIG OUT: `merge` with the command line of mergekit-yaml, as of mergekit 0.1.5. What has a meaning
-// here is done; what has none is accepted, and named in one note.
+// braid mergekit-yaml CONFIG OUT: `merge` with the command line of mergekit-yaml, as of mergekit 0.1.5. What has a
+// meaning here is done; what has none is accepted, and named in one note.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <cctype>
 #include <charconv>
 #include <cstdlib>
 #include <memory>
@@ -32,8 +31,8 @@ uint64_t ParseShardSize(const std::string& text) {
   uint64_t number = 0;
   const char* end = text.data() + text.size();
   const auto parsed = std::from_chars(text.data(), end, number);
-  const char unit = parsed.ptr + 1 == end ? static_cast<char>(std::tolower(static_cast<unsigned char>(*parsed.ptr))) : '\0';
-  if (parsed.ec == std::errc() && unit == 'b' && number > 0 && number < 1'000'000'000) return number * 1'000'000'000;
+  const bool billions = parsed.ec == std::errc() && parsed.ptr + 1 == end && (*parsed.ptr == 'b' || *parsed.ptr == 'B');
+  if (billions && number > 0 && number < 1'000'000'000) return number * 1'000'000'000;
   return ParseSize(text, "--out-shard-size");
 }
 
@@ -66,8 +65,8 @@ void Run(MergekitArguments& arguments) {
   MergeAndReport(std::move(recipe), options, arguments.verbosity > 0);
 }
 
-// Flags about GPUs, pickles and remote code, of which this program has none; about memory, which it bounds by itself; and
-// about models that do not fit together, which are always an error. Written --no-..., they ask for what is so anyway.
+// Flags about GPUs, pickles and remote code, of which this program has none; about memory, which it bounds by itself;
+// and about models that do not fit together, which are always an error. As --no-... they ask for what is so anyway.
 void AddIgnored(CLI::App* command, MergekitArguments* arguments) {
   constexpr const char* kFlags[] = {"allow-crimes",   "unsafe-truncate-embeddings", "cuda",          "low-cpu-memory",
                                     "clone-tensors",  "trust-remote-code",          "lazy-unpickle", "read-to-gpu",
@@ -75,13 +74,14 @@ void AddIgnored(CLI::App* command, MergekitArguments* arguments) {
   constexpr const char* kValues[] = {"lora-merge-cache", "lora-merge-dtype", "device", "write-threads"};
   constexpr const char* kGroup = "Accepted, without a meaning here";
   for (const std::string name : kFlags) {
-    command->add_flag_callback("--" + name, [arguments, name] { arguments->ignored.push_back("--" + name); })->group(kGroup);
+    const std::string option = "--" + name;
+    command->add_flag_callback(option, [arguments, option] { arguments->ignored.push_back(option); })->group(kGroup);
     command->add_flag_callback("--no-" + name, [] {})->group("");
   }
   command->add_flag_callback("--gpu-rich", [arguments] { arguments->ignored.push_back("--gpu-rich"); })->group(kGroup);
   command->add_flag_callback("--safe-serialization", [] {}, "Always so")->group(kGroup);
-  command->add_flag_callback("--no-safe-serialization", [arguments] { arguments->ignored.push_back("--no-safe-serialization"); })
-      ->group("");
+  const auto no_pickles = [arguments] { arguments->ignored.push_back("--no-safe-serialization"); };
+  command->add_flag_callback("--no-safe-serialization", no_pickles)->group("");
   for (const std::string name : kValues)
     command
         ->add_option_function<std::string>(
@@ -100,12 +100,17 @@ void AddMergekitYamlCommand(CLI::App& app) {
   MergeArguments& merge = arguments->merge;
   command->add_option("CONFIG", merge.recipe, "mergekit's YAML")->required();
   command->add_option("OUT", merge.out, "Directory to write")->required();
-  command->add_option("--out-shard-size", arguments->shard_size, "Largest output shard in bytes, as 500M or 1B. Default: 5B");
-  command->add_flag("--copy-tokenizer,!--no-copy-tokenizer", arguments->copy_tokenizer, "Copy the tokenizer's files. Default: yes");
-  command->add_flag("--write-model-card,!--no-write-model-card", arguments->write_model_card, "Write README.md. Default: yes");
+  command->add_option("--out-shard-size", arguments->shard_size,
+                      "Largest output shard in bytes, as 500M or 1B. Default: 5B");
+  command->add_flag("--copy-tokenizer,!--no-copy-tokenizer", arguments->copy_tokenizer,
+                    "Copy the tokenizer's files. Default: yes");
+  command->add_flag("--write-model-card,!--no-write-model-card", arguments->write_model_card,
+                    "Write README.md. Default: yes");
   command->add_option("--random-seed", arguments->seed, "Seed of the random methods, before the recipe's own");
-  command->add_option("-j,--num-threads", merge.threads, "Worker threads. Default: one per core")->check(CLI::Range(1, 1024));
-  command->add_option("--transformers-cache", arguments->cache, "Where ids of models are looked up. Default: the Hugging Face cache");
+  command->add_option("-j,--num-threads", merge.threads, "Worker threads. Default: one per core")
+      ->check(CLI::Range(1, 1024));
+  command->add_option("--transformers-cache", arguments->cache,
+                      "Where ids of models are looked up. Default: the Hugging Face cache");
   command->add_flag("-v", arguments->verbosity, "Print bytes and times per stage");
   command->add_flag("--quiet,!--no-quiet", merge.quiet, "Print nothing but errors");
   command->add_option("--memory", merge.memory, "Braid's own: most memory to use, as 512MiB or 4GB");

@@ -77,7 +77,8 @@ void Run(const std::string& name) {
 
 void AddMethodsCommand(CLI::App& app) {
   auto name = std::make_shared<std::string>();
-  CLI::App* command = app.add_subcommand("methods", "Show the merge methods, or one with its parameters\n\n  braid methods ties\n");
+  CLI::App* command = app.add_subcommand(
+      "methods", "Show the merge methods, or one with its parameters\n\n  braid methods ties\n");
   command->add_option("NAME", *name, "Method. Default: all of them");
   AddJsonFlag(command);
   command->callback([name] { Run(*name); });

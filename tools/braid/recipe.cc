@@ -22,7 +22,8 @@ struct RecipeArguments {
 };
 
 void PrintWarnings(const std::vector<std::string>& warnings) {
-  for (const std::string& warning : warnings) std::fputs(fmt::format("warning: {}\n", Printable(warning)).c_str(), stderr);
+  for (const std::string& warning : warnings)
+    std::fputs(fmt::format("warning: {}\n", Printable(warning)).c_str(), stderr);
 }
 
 void Check(const RecipeArguments& arguments) {
@@ -47,7 +48,9 @@ void Check(const RecipeArguments& arguments) {
 
 void Convert(const RecipeArguments& arguments) {
   if (FileExists(arguments.to) && !arguments.force)
-    throw Error(ErrorCode::kUsage, "it exists already").Path(arguments.to).Hint("choose another name, or --force to replace it");
+    throw Error(ErrorCode::kUsage, "it exists already")
+        .Path(arguments.to)
+        .Hint("choose another name, or --force to replace it");
   const Recipe recipe = ReadRecipe(arguments.from);
   std::vector<std::string> warnings = WarningTexts(recipe);
   const std::string text = WriteRecipe(recipe, SyntaxOf(arguments.to), &warnings);
@@ -67,7 +70,8 @@ void Convert(const RecipeArguments& arguments) {
 
 void AddRecipeCommand(CLI::App& app) {
   CLI::App* recipe = app.add_subcommand(
-      "recipe", "Check a recipe, or convert it between TOML and mergekit's YAML\n\n  braid recipe convert merge.yml merge.toml\n");
+      "recipe",
+      "Check a recipe, or convert it between TOML and mergekit's YAML\n\n  braid recipe convert merge.yml merge.toml\n");
   recipe->require_subcommand(1);
   auto arguments = std::make_shared<RecipeArguments>();
 
@@ -82,7 +86,8 @@ void AddRecipeCommand(CLI::App& app) {
   CLI::App* convert = recipe->add_subcommand(
       "convert",
       "Write a recipe in the other syntax, or tidily in the same\n\n  braid recipe convert merge.yml merge.toml\n\n"
-      "The names decide: .yml and .yaml are mergekit's YAML, everything else is TOML. Of the comments, the first is kept.\n");
+      "The names decide: .yml and .yaml are mergekit's YAML, everything else is TOML. Of the comments only the one at the\n"
+      "top is kept.\n");
   convert->add_option("FROM", arguments->from, "Recipe to read")->required();
   convert->add_option("TO", arguments->to, "Recipe to write")->required();
   convert->add_flag("--force", arguments->force, "Replace TO");
