@@ -26,6 +26,12 @@ bool HasUnfiltered(const Settings& settings, std::string_view parameter) {
   return found != settings.end() && FindUnfiltered(found->second) != nullptr;
 }
 
+Setting Unfiltered(double value) {
+  Setting setting;
+  setting.values = {value};
+  return setting;
+}
+
 class RecipeWriter {
  public:
   RecipeWriter(const Recipe& recipe, Syntax syntax, std::vector<std::string>* notes)
@@ -194,7 +200,7 @@ class RecipeWriter {
         return !HasUnfiltered(model.settings, spec.name);
       });
       if (spec.required_in_yaml && relied_on && !HasUnfiltered(settings, spec.name) && HasDefault(spec))
-        settings[std::string(spec.name)].push_back({.values = {spec.default_value}});
+        settings[std::string(spec.name)].push_back(Unfiltered(spec.default_value));
     }
     return settings;
   }
@@ -246,7 +252,7 @@ bool SetSeed(Recipe* recipe, double seed) {
   if (!(seed >= spec->min && seed <= spec->max))
     throw RecipeError(*recipe, recipe->method_where,
                       fmt::format("the seed must be between {} and {}, not {}", spec->min, spec->max, seed));
-  recipe->settings["seed"] = {Setting{.values = {seed}}};
+  recipe->settings["seed"] = {Unfiltered(seed)};
   return true;
 }
 

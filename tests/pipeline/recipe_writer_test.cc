@@ -195,7 +195,7 @@ TEST(RecipeWriter, WhatHasNoFormIsSaid) {
 
 class Generator {
  public:
-  Recipe Make() {
+  Recipe MakeRecipe() {
     Recipe recipe;
     recipe.syntax = Syntax::kToml;
     const char* methods[] = {"ties", "task_arithmetic", "linear", "average"};
@@ -234,6 +234,12 @@ class Generator {
     return Sometimes() ? Text() + "x" : globs[random_() % std::size(globs)];
   }
 
+  static Setting Make(std::string filter, std::vector<double> values) {
+    Setting setting;
+    setting.filter = std::move(filter), setting.values = std::move(values);
+    return setting;
+  }
+
   double Value(const ParameterSpec& spec) {
     if (spec.kind == ParameterKind::kFlag) return static_cast<double>(random_() % 2);
     if (spec.kind == ParameterKind::kChoice) return static_cast<double>(random_() % spec.choices.size());
@@ -248,9 +254,9 @@ class Generator {
       if (spec.name == "scope" || Sometimes()) continue;  // with scope = "model" densities are single numbers
       std::vector<Setting> list;
       for (size_t n = spec.scope == ParameterScope::kRecipe ? 0 : random_() % 3; n > 0; --n)
-        list.push_back({.filter = Filter(), .values = Values(spec)});
-      if (spec.scope == ParameterScope::kRecipe) list.push_back({.filter = "", .values = {Value(spec)}});
-      else if (Sometimes() || list.empty()) list.push_back({.filter = "", .values = Values(spec)});
+        list.push_back(Make(Filter(), Values(spec)));
+      if (spec.scope == ParameterScope::kRecipe) list.push_back(Make("", {Value(spec)}));
+      else if (Sometimes() || list.empty()) list.push_back(Make("", Values(spec)));
       settings[std::string(spec.name)] = std::move(list);
     }
     return settings;
@@ -268,7 +274,7 @@ class Generator {
 TEST(RecipeWriter, GeneratedRecipes) {
   Generator generator;
   for (int i = 0; i < 2'000 && !testing::Test::HasFailure(); ++i) {
-    const Recipe recipe = generator.Make();
+    const Recipe recipe = generator.MakeRecipe();
     SCOPED_TRACE(WriteRecipe(recipe, Syntax::kToml));
     ExpectKept(recipe);
   }

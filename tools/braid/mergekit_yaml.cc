@@ -10,6 +10,7 @@
 
 #include "io/error.h"
 #include "io/os.h"
+#include "pipeline/budget.h"
 #include "pipeline/recipe_writer.h"
 #include "tools/braid/command.h"
 #include "tools/braid/merge_options.h"
