@@ -44,7 +44,7 @@ class MergekitYaml(CliTest):
         line = "--cuda --copy-tokenizer --allow-crimes --out-shard-size 1B --lazy-unpickle"
         result = self.assert_ok(self.mergekit_yaml(*line.split()))
         self.assertEqual(
-            result.stderr, "note: without a meaning here: --cuda, --allow-crimes, --lazy-unpickle\n"
+            result.stderr, "note: without a meaning here: --allow-crimes, --cuda, --lazy-unpickle\n"
         )
         self.assertIn("output: out", result.stdout)
         self.assertTrue(os.path.exists(self.path("out", "tokenizer.json")))
