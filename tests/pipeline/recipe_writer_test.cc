@@ -50,7 +50,9 @@ void ExpectKept(const Recipe& recipe) {
   const Recipe same = Convert(recipe, recipe.syntax);
   EXPECT_EQ(Describe(same), Describe(recipe));
   const Recipe yaml = Convert(recipe, Syntax::kYaml);
-  if (recipe.syntax == Syntax::kYaml) EXPECT_EQ(Describe(yaml), Describe(recipe));
+  if (recipe.syntax == Syntax::kYaml) {
+    EXPECT_EQ(Describe(yaml), Describe(recipe));
+  }
   EXPECT_EQ(Values(yaml), Values(recipe));
   const Recipe toml = Convert(yaml, Syntax::kToml);
   EXPECT_EQ(Describe(toml), Describe(yaml));
