@@ -1,7 +1,7 @@
 // The inner loops, over blocks of a thousand float32 lanes that lie in scratch which fits L1.
 //
 // Written once with Highway and compiled for each instruction set; the best one is chosen at run time (kernels_codec.cc,
-// kernels_select.cc, kernels_merge.cc). Every
+// kernels_select.cc, kernels_merge.cc, kernels_combine.cc). Every
 // lane is computed independently with separately rounded float32 steps, and every sum in a fixed order, so all
 // targets give the same bits. Thread-safe: functions of their arguments. None allocates.
 //
@@ -123,5 +123,28 @@ void CountElectedSigns(const TaskVectorBlock& block, size_t n, VoteCounts* count
 // out = sum of weight[i] models[i], divided by `divisor` when `divide`.
 void WeightedSum(const float* const* models, size_t num_models, const float* weight, bool divide, float divisor,
                  size_t n, float* out);
+
+// --- linear combinations in float64 -----------------------------------------------------------------------
+// Of lanes x of a source, or of x - base: products and differences of float32 numbers are exact in float64 (differences
+// unless one is 2^29 times the other).
+
+// wide = x, or x - base (nullptr: no base), for n lanes; up to a multiple of kSumLanes it is filled up with zeros.
+void WidenLanes(const float* x, const float* base, size_t n, double* wide);
+
+// sums[i % 16] += x[i] y[i] for n lanes that WidenLanes wrote.
+void AddProducts(const double* x, const double* y, size_t n, double* sums);
+
+// Lane by lane, for n lanes: sums[i] += x[i] y[i], and x[i] *= y[i].
+void AddLaneProducts(const double* x, const double* y, size_t n, double* sums);
+void MultiplyLanes(const double* y, size_t n, double* x);
+
+// How float64 becomes float32 lanes: to nearest even; or, where EncodeLanes rounds on to a narrower type, to odd (what is
+// not exact gets the neighbour with an odd last bit), so that both steps together round once.
+enum class LaneRounding { kNearest, kOdd };
+
+// out = base + sum of share[i] terms[i], in this order, rounded once; a term whose share is 0 is not read. Where the sum is
+// 0, the base keeps its bits. Without a base (nullptr) the sum alone.
+void CombineLanes(const double* const* terms, size_t num_terms, const double* share, const float* base, size_t n,
+                  LaneRounding rounding, float* out);
 
 }  // namespace braid

@@ -10,14 +10,20 @@ namespace braid {
 
 struct Scratch::Storage {
   hwy::AlignedFreeUniquePtr<float[]> lanes;
+  hwy::AlignedFreeUniquePtr<double[]> wide;
+  hwy::AlignedFreeUniquePtr<uint32_t[]> draws;
+  hwy::AlignedFreeUniquePtr<std::byte[]> workspace;
 };
 
 namespace {
 constexpr size_t kStride = kBlockLanes + kLanePadding;
 size_t LanesNeeded(size_t num_models) { return kStride * (num_models + 2) + num_models * kLanePadding; }
+// Of products of every two models, with and without interleaved sums.
+size_t ProductsNeeded(size_t num_models) { return num_models * num_models * (kSumLanes + 2); }
 }  // namespace
 
-Scratch::Scratch(size_t num_models) : models(num_models), storage_(std::make_unique<Storage>()) {
+Scratch::Scratch(size_t num_models, size_t workspace_bytes)
+    : models(num_models), wide(num_models), storage_(std::make_unique<Storage>()) {
   storage_->lanes = hwy::AllocateAligned<float>(LanesNeeded(num_models));
   float* next = storage_->lanes.get();
   base = next;
@@ -25,12 +31,21 @@ Scratch::Scratch(size_t num_models) : models(num_models), storage_(std::make_uni
   for (size_t m = 0; m < num_models; ++m) models[m] = out + kStride * (m + 1);
   room = out + kStride * (num_models + 1);
   std::fill_n(next, LanesNeeded(num_models), 0.0f);
+  storage_->wide = hwy::AllocateAligned<double>(num_models * kBlockLanes);
+  for (size_t m = 0; m < num_models; ++m) wide[m] = storage_->wide.get() + kBlockLanes * m;
+  storage_->draws = hwy::AllocateAligned<uint32_t>(2 * kStride);
+  draws = storage_->draws.get();
+  limits = draws + kStride;
+  std::fill_n(draws, 2 * kStride, 0u);
+  if (workspace_bytes > 0) storage_->workspace = hwy::AllocateAligned<std::byte>(workspace_bytes);
+  workspace = storage_->workspace.get();
 }
 
 Scratch::~Scratch() = default;
 
-size_t Scratch::Bytes(size_t num_models) {
-  return LanesNeeded(num_models) * sizeof(float) + num_models * 64 + 4096;
+size_t Scratch::Bytes(size_t num_models, size_t workspace_bytes) {
+  return LanesNeeded(num_models) * sizeof(float) + (num_models * kBlockLanes + ProductsNeeded(num_models)) * sizeof(double) +
+         3 * kBlockLanes * sizeof(double) + 2 * kStride * sizeof(uint32_t) + num_models * 512 + workspace_bytes + 4096;
 }
 
 std::unique_ptr<Accumulator> Merger::NewAccumulator(size_t) const { return nullptr; }

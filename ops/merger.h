@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <stdexcept>
 #include <string_view>
 #include <vector>
 
@@ -48,8 +49,8 @@ struct EncodedLanes {
 
 // A range of one tensor in every source. The bytes belong to the caller.
 struct LaneTile {
-  uint64_t first = 0;  // index in the tensor; a multiple of kReductionBlock, or of the row (MethodInfo::by_rows)
-  size_t count = 0;    // whole rows, then; otherwise whole reduction blocks but for the end of the tensor
+  uint64_t first = 0;  // index in the tensor; a multiple of kReductionBlock, or of MethodInfo::TileUnit
+  size_t count = 0;    // whole units, too, but for the end of the tensor
   TensorFacts tensor;
   EncodedLanes base;
   std::span<const EncodedLanes> models;
@@ -62,7 +63,7 @@ class Accumulator {
   virtual void Add(Accumulator* other) = 0;  // may empty the other
 };
 
-// Where a round leaves its sums: data[quantity * stride + block index in the tensor]; of a method by rows, the row's index.
+// Where a round leaves its sums: data[quantity * stride + block index in the tensor], of reduction blocks or of tile units.
 struct BlockSums {
   double* data = nullptr;
   size_t stride = 0;
@@ -72,9 +73,11 @@ struct RoundSpec {
   std::string_view name;
   size_t accumulator_bytes = 0;  // 0: the round has no accumulator
   size_t sums = 0;               // quantities summed per reduction block
+  size_t kept_bytes = 0;         // of what Finish keeps for the merge, where that is much
   bool ordered = false;          // wants grants
   bool sample = false;           // wants runs of equal length from all over the scope, each as a tile of its own
   bool draft = false;            // wants Draft instead of Accumulate, and FinishDraft instead of Finish
+  size_t scratch_bytes = 0;      // Scratch::workspace that it needs
 };
 
 // How thresholds are found, for mergers that need some. The result is the same. What a merger is asked for is a wish;
@@ -113,24 +116,41 @@ struct MergeCounts {
   uint64_t conflicts = 0;    // elements whose entries disagreed in sign
 };
 
+// Thrown by Finish and Merge where these elements have no merge; the end of a sentence about the tensor.
+class NoMerge : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
 // Lane buffers of one worker, reused for every tile. Not thread-safe.
 class Scratch {
  public:
-  explicit Scratch(size_t num_models);
+  // `workspace_bytes`: the most that a round asks for.
+  explicit Scratch(size_t num_models, size_t workspace_bytes = 0);
   ~Scratch();
-  static size_t Bytes(size_t num_models);
+  static size_t Bytes(size_t num_models, size_t workspace_bytes);
 
   float* base;
   std::vector<float*> models;
   float* out;
   float* room;                         // num_models * kLanePadding floats
+  uint32_t* draws;                     // as long as the lanes
+  uint32_t* limits;
+  std::byte* workspace;                // aligned as lanes are
   std::vector<size_t> voters;          // indices of the models that take part in the merge
   std::vector<const float*> present;   // their lanes, at the current position
+  std::vector<float*> deltas;          // the same, to be changed in place (ops/delta_blocks.h)
+  std::vector<double> sums;            // in the making: kSumLanes each
   std::vector<const void*> sources;    // the same, or their encoded elements
   std::vector<float> weights, factors;
   std::vector<uint32_t> min_keys, sure_keys;
   std::vector<uint64_t> sure;
   std::vector<Cut> cuts;
+  // In float64, for linear combinations: lanes per model, and what is found of a row.
+  std::vector<double*> wide;
+  std::vector<const double*> terms;
+  std::vector<double> partial, products, shares;
+  std::vector<size_t> places;
 
  private:
   struct Storage;
@@ -178,12 +198,14 @@ class Merger {
                       DType type, std::byte* out, MergeCounts* counts) const;
 
   // --- ordered rounds
-  // Adds to claims[m] the entries of this tile that are equal to model m's threshold.
+  // How many thresholds a model may have. Claims and grants lie model by model, claim `k` of model m at m * this + k.
+  virtual size_t claims_per_model() const { return 1; }
+  // Adds to claims[i] the entries of this tile that are equal to that threshold.
   virtual void CountClaims(const Coefficients& coefficients, const LaneTile& tile, Scratch& scratch,
                            uint64_t* claims) const;
-  // How many claims of model m may be granted over the whole scope. kNoQuota: the model has no claims to count.
+  // How many of claim i may be granted over the whole scope. kNoQuota: it has none to count.
   static constexpr uint64_t kNoQuota = UINT64_MAX;
-  virtual uint64_t Quota(size_t model) const;
+  virtual uint64_t Quota(size_t claim) const;
 
   // --- the merge: writes tile.count elements of `type`. `grants`: null when the merge is not ordered.
   virtual void Merge(const Coefficients& coefficients, const LaneTile& tile, const uint64_t* grants,

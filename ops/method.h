@@ -38,6 +38,7 @@ struct Coefficients {
 struct TensorFacts {
   uint64_t elements = 0;
   uint64_t row = 0;     // elements of its last axis; all of them when it has fewer than two axes
+  uint64_t slice = 0;   // elements that share an index of its first axis; 0 when it has fewer than two axes
   uint64_t key = 0;     // XXH3-64 of its name; random draws depend on it
 };
 
@@ -48,18 +49,35 @@ struct MethodInfo {
   BaseUse base = BaseUse::kRequired;
   // How many models it takes, the base included where it counts as one of them (kIsFirst, kIsASource).
   size_t least_models = 1, most_models = SIZE_MAX;
-  std::vector<ParameterSpec> parameters;
-  // Tiles are whole rows, so that what is found of a row needs no round of its own; see LaneTile.
-  bool by_rows = false;
+  std::vector<ParameterSpec> parameters = {};
+  // Whether, with these coefficients, tiles are whole rows, so that what is found of a row needs no round of its own; see
+  // LaneTile. Null: never. AlwaysByRows: always.
+  bool (*by_rows)(const MethodInfo&, const Coefficients&) = nullptr;
+  // The same for columns, along the first axis, of tensors with two axes or more: tiles, and the blocks that sums are of, are
+  // groups of whole slices; see ColumnGroup.
+  bool (*by_columns)(const MethodInfo&, const Coefficients&) = nullptr;
+  // Its statistics are of the whole model, always; see IsModelScope.
+  bool whole_model = false;
   // What is wrong with the coefficients of a tensor, as the end of a sentence about it; empty: nothing. May be null.
   std::string (*check)(const MethodInfo&, const Coefficients&) = nullptr;
   // A merger for a scope. With more than one tensor in it (scope = "model"), `scope` has the sum of their elements and
   // no row, and those coefficients that decide statistics are the same in all tensors.
   std::unique_ptr<Merger> (*make)(const MethodInfo&, const Coefficients&, const TensorFacts& scope, Approach) = nullptr;
 
+  bool WorksByRows(const Coefficients& c) const { return by_rows != nullptr && by_rows(*this, c); }
+  // The elements that tiles are multiples of, and that sums are of; 0: reduction blocks.
+  uint64_t TileUnit(const Coefficients& c, const TensorFacts& tensor) const;
   const ParameterSpec* Find(std::string_view parameter) const;
   int IndexOf(std::string_view parameter) const;  // -1 when it has none of that name
+  // Whether all tensors share their statistics: whole_model, or scope = "model".
+  bool IsModelScope(const Coefficients& c) const;
 };
+
+// Elements of so many slices that they are 2^20 or more: sums per column then take 24 bytes for each column of a group, with
+// columns of 4,096 elements a fortieth of two bf16 sources.
+uint64_t ColumnGroup(const TensorFacts& tensor);
+
+inline bool AlwaysByRows(const MethodInfo&, const Coefficients&) { return true; }
 
 // Every method, in the order of the documentation.
 const std::vector<MethodInfo>& Methods();

@@ -20,14 +20,18 @@ enum class ParameterScope : uint8_t {
   kRecipe,  // one value for the whole recipe: scope, ties_at_threshold
 };
 
+// Default of a number that has none: whoever needs it must set it, and what does without it can tell.
+inline constexpr double kNoDefault = -1e300;
+
 struct ParameterSpec {
   std::string_view name;
   ParameterKind kind = ParameterKind::kNumber;
   ParameterScope scope = ParameterScope::kTensor;
-  double default_value = 0;
+  double default_value = 0;                     // or kNoDefault
   double min = -1e30, max = 1e30;               // of a kNumber, inclusive
+  bool whole = false;                           // of a kNumber: no fractions
   std::vector<std::string_view> choices = {};   // of a kChoice
-  bool required_in_yaml = false;                // mergekit has no default for it
+  bool required_in_yaml = false;                // mergekit has no default for it; without one of ours, in TOML too
   std::string_view help;
 };
 
@@ -42,6 +46,17 @@ inline ParameterSpec NormalizeParameter(bool by_default) {
 }
 inline ParameterSpec LambdaParameter() {
   return {.name = "lambda", .default_value = 1, .help = "scale of the merged task vector"};
+}
+inline ParameterSpec DensityParameter(std::string_view help) {
+  return {.name = "density", .scope = ParameterScope::kModel, .default_value = 1, .min = 0, .max = 1, .help = help};
+}
+inline ParameterSpec RescaleParameter(bool by_default) {
+  return {.name = "rescale", .kind = ParameterKind::kFlag, .default_value = by_default ? 1.0 : 0.0,
+          .help = "restore the l1 norm of a task vector that lost entries"};
+}
+inline ParameterSpec SeedParameter() {
+  return {.name = "seed", .scope = ParameterScope::kRecipe, .min = 0, .max = 9007199254740991, .whole = true,
+          .help = "of the random draws; the same seed gives the same model"};
 }
 inline ParameterSpec Int8MaskParameter() {
   return {.name = "int8_mask", .kind = ParameterKind::kFlag, .help = "accepted for mergekit's sake; changes nothing"};

@@ -1,17 +1,11 @@
 #include "ops/task_vector_merger.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 #include "ops/non_finite.h"
 
 namespace braid {
-namespace {
-
-constexpr float kLeastWeightSum = 1e-8f;   // below it, normalize does nothing (without an election)
-
-}  // namespace
 
 const float* TaskVectorAt(const LaneTile& tile, size_t m, size_t start, size_t n, Scratch& scratch) {
   const EncodedLanes& source = tile.models[m];
@@ -22,13 +16,10 @@ const float* TaskVectorAt(const LaneTile& tile, size_t m, size_t start, size_t n
 }
 
 TaskVectorMerger::TaskVectorMerger(const MethodInfo& method, const Coefficients& c, uint64_t elements, Approach approach)
-    : weight_(method.IndexOf("weight")), density_(method.IndexOf("density")), lambda_(method.IndexOf("lambda")),
-      normalize_(method.IndexOf("normalize")), rescale_param_(method.IndexOf("rescale")),
-      elect_(method.name == "ties"), rescale_(Shared(c, rescale_param_, 0) != 0),
+    : rule_(method, method.name == "ties", c), density_(method.IndexOf("density")),
+      rescale_(Shared(c, method.IndexOf("rescale"), 0) != 0),
       keep_equals_(Shared(c, method.IndexOf("ties_at_threshold"), 0) != 0),
-      by_count_(Shared(c, method.IndexOf("elect"), 0) != 0),
-      weighted_vote_(Shared(c, method.IndexOf("elect_weighted"), 1) != 0),
-      signs_(elect_ && Shared(c, method.IndexOf("zero_sign"), 0) != 0), approach_(approach), elements_(elements),
+      signs_(rule_.elects() && Shared(c, method.IndexOf("zero_sign"), 0) != 0), approach_(approach), elements_(elements),
       trims_(c.model.size()) {
   for (size_t m = 0; m < trims_.size(); ++m) {
     Trim& trim = trims_[m];
@@ -101,7 +92,7 @@ void TaskVectorMerger::UseStatistics(std::span<const ModelStatistics> known) {
     if (!answers(m) || (approach_ == Approach::kDraft && !all)) continue;
     trim.found = true, trim.all_zero = its.all_zero;
     trim.keep = its.kept, trim.cut = its.cut, trim.quota = its.quota, trim.kept_norm = its.kept_norm;
-    if (rescale_) UseNorms(&trim);
+    if (rescale_) trim.factor = RescaleFactor(trim.norm, trim.kept_norm);
   }
   ChooseSteps();
 }
@@ -157,35 +148,14 @@ void TaskVectorMerger::DecodeBlock(const LaneTile& tile, size_t start, size_t n,
   for (size_t m : scratch.voters) DecodeLanesAt(tile.models[m], start, n, scratch.models[m]);
 }
 
-// The parameters of a block. Who votes: the models with a weight that are there (no tile: that have a weight).
 TaskVectorBlock TaskVectorMerger::BlockFor(const Coefficients& c, const LaneTile* tile, Scratch& scratch) const {
-  scratch.weights.clear();
-  for (size_t m = 0; m < trims_.size(); ++m) scratch.weights.push_back(static_cast<float>(WeightOf(c, m)));
-  const float sum = SumOfWeights(scratch.weights);
-  scratch.weights.clear();
+  TaskVectorBlock block = rule_.BlockFor(c, tile, scratch);
+  block.zero_elects_minus = zero_elects_minus_;
+  if (!rescale_) return block;
   scratch.factors.clear();
-  scratch.voters.clear();
-  for (size_t m = 0; m < trims_.size(); ++m) {
-    if ((tile != nullptr && tile->models[m].bytes == nullptr) || WeightOf(c, m) == 0) continue;
-    scratch.voters.push_back(m);
-    scratch.weights.push_back(static_cast<float>(WeightOf(c, m)));
-    scratch.factors.push_back(trims_[m].factor);
-  }
-  scratch.sources.resize(scratch.weights.size());
-  scratch.min_keys.resize(scratch.weights.size());
-  return {.base = nullptr,
-          .models = scratch.sources.data(),
-          .num_models = scratch.weights.size(),
-          .weight = scratch.weights.data(),
-          .factor = rescale_ ? scratch.factors.data() : nullptr,
-          .min_key = scratch.min_keys.data(),
-          .elect = elect_,
-          .elect_by_count = by_count_,
-          .elect_weighted = weighted_vote_,
-          .zero_elects_minus = zero_elects_minus_,
-          .divide = Shared(c, normalize_, 0) != 0,
-          .divisor = std::fabs(sum) < kLeastWeightSum ? 1.0f : sum,
-          .lambda = static_cast<float>(Shared(c, lambda_, 1))};
+  for (size_t m : scratch.voters) scratch.factors.push_back(trims_[m].factor);
+  block.factor = scratch.factors.data();
+  return block;
 }
 
 void TaskVectorMerger::UseEncoded(const LaneTile& tile, size_t start, Scratch& scratch, TaskVectorBlock* block) const {

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "ops/magnitude_selection.h"
-#include "ops/mergers_internal.h"
+#include "ops/task_vector_rule.h"
 
 namespace braid {
 
@@ -66,7 +66,7 @@ class TaskVectorMerger : public Merger {
   double Shared(const Coefficients& c, int index, double otherwise) const {
     return index < 0 ? otherwise : c.shared[static_cast<size_t>(index)];
   }
-  double WeightOf(const Coefficients& c, size_t m) const { return c.model[m][static_cast<size_t>(weight_)]; }
+  double WeightOf(const Coefficients& c, size_t m) const { return rule_.WeightOf(c, m); }
 
   void ChooseSteps();
 
@@ -79,7 +79,6 @@ class TaskVectorMerger : public Merger {
   void FinishHigh(const Histograms& histograms, std::span<const double> sums);
   void FinishLow(const Histograms& histograms, std::span<const double> sums);
   uint64_t UseThreshold(const Threshold& threshold, Trim* trim) const;
-  void UseNorms(Trim* trim) const;
   void FallBackAfter(Step step);
 
   // Drafts.
@@ -101,8 +100,9 @@ class TaskVectorMerger : public Merger {
   template <typename Visit>
   void ForEachSegment(const LaneTile& tile, size_t start, size_t n, Scratch& scratch, Visit visit) const;
 
-  int weight_, density_, lambda_, normalize_, rescale_param_;
-  bool elect_, rescale_, keep_equals_, by_count_, weighted_vote_;
+  TaskVectorRule rule_;
+  int density_;
+  bool rescale_, keep_equals_;
   bool signs_;                      // what a drawn vote elects is found in a round of its own
   bool zero_elects_minus_ = false;
   bool sampled_by_index_ = false;   // equal entries of the sample are told apart by their index

@@ -11,11 +11,6 @@ std::unique_ptr<Merger> Make(const MethodInfo& method, const Coefficients& c, co
   return std::make_unique<TaskVectorMerger>(method, c, scope.elements, approach);
 }
 
-// What the whole family shares.
-std::vector<ParameterSpec> Parameters(bool normalize) {
-  return {WeightParameter(), NormalizeParameter(normalize), LambdaParameter(), Int8MaskParameter()};
-}
-
 }  // namespace
 
 MethodInfo Ties() {
@@ -23,12 +18,11 @@ MethodInfo Ties() {
                   .summary = "trim task vectors, elect signs, merge what agrees",
                   .source = "Yadav et al., TIES-Merging, NeurIPS 2023, arXiv 2306.01708, Algorithm 1",
                   .base = BaseUse::kRequired,
-                  .parameters = Parameters(true),
+                  .parameters = TaskVectorParameters(true),
                   .make = Make};
   const std::vector<ParameterSpec> own = {
-      {.name = "density", .scope = kModel, .default_value = 1, .min = 0, .max = 1,
-       .help = "share of each task vector's entries to keep, by magnitude"},
-      {.name = "rescale", .kind = kFlag, .help = "restore the l1 norm of a trimmed task vector"},
+      DensityParameter("share of each task vector's entries to keep, by magnitude"),
+      RescaleParameter(false),
       {.name = "scope", .kind = kChoice, .scope = kRecipe, .choices = {"tensor", "model"},
        .help = "one threshold per tensor, or one over the model's whole task vector (the paper's code)"},
       {.name = "ties_at_threshold", .kind = kChoice, .scope = kRecipe, .choices = {"index", "keep"},
@@ -50,7 +44,7 @@ MethodInfo TaskArithmetic() {
           .summary = "add the weighted task vectors to the base",
           .source = "Ilharco et al., Editing Models with Task Arithmetic, ICLR 2023, arXiv 2212.04089",
           .base = BaseUse::kRequired,
-          .parameters = Parameters(false),
+          .parameters = TaskVectorParameters(false),
           .make = Make};
 }
 

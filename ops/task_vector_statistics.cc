@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cmath>
 #include <mutex>
 
 #include "ops/task_vector_merger.h"
@@ -11,7 +10,6 @@
 namespace braid {
 namespace {
 
-constexpr double kLeastNorm = 1e-7;   // below it, rescale does nothing (mergekit sparsify.py)
 // A kept bin takes 8 bytes: the histograms of a model take at most a sixteenth of its size (in bf16).
 constexpr uint64_t kElementsPerKeptBin = 64;
 
@@ -306,15 +304,8 @@ void TaskVectorMerger::FinishLow(const Histograms& histograms, std::span<const d
     for (uint32_t low = kLowBins - 1; low > threshold_low; --low)
       if (bins[low] != 0) trim.kept_norm += static_cast<double>(bins[low]) * magnitude(low);
     trim.kept_norm += static_cast<double>(equals_kept) * magnitude(threshold_low);
-    UseNorms(&trim);
+    trim.factor = RescaleFactor(trim.norm, trim.kept_norm);
   }
-}
-
-void TaskVectorMerger::UseNorms(Trim* trim) const {
-  // An infinite entry (norm infinite, their quotient NaN) must not spoil the others, nor a NaN.
-  const bool finite = std::isfinite(trim->norm) && std::isfinite(trim->kept_norm);
-  if (finite && trim->norm >= kLeastNorm && trim->kept_norm >= kLeastNorm)
-    trim->factor = static_cast<float>(trim->norm / trim->kept_norm);
 }
 
 }  // namespace braid

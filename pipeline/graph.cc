@@ -27,7 +27,7 @@ namespace flow = tbb::flow;
 
 // What a worker needs for one tile, reused.
 struct Worker {
-  explicit Worker(size_t models) : scratch(models), lanes(models) {}
+  Worker(size_t models, size_t workspace_bytes) : scratch(models, workspace_bytes), lanes(models) {}
   Scratch scratch;
   std::vector<EncodedLanes> lanes;
 };
@@ -42,7 +42,7 @@ class GraphRun {
  public:
   GraphRun(const Plan& plan, const std::vector<std::string>& shard_paths, Progress* progress, StatisticsKeeper* keeper)
       : plan_(plan), progress_(*progress), keeper_(*keeper), budget_(plan.memory.pool), draft_tokens_(plan.memory.drafts),
-        files_(plan, &budget_, &progress_.of(Stage::kRead)), open_(plan.models.size() + 1, plan.memory.open),
+        files_(plan, &budget_, &progress_.of(Stage::kRead)), open_(plan.most_models + 1, plan.memory.open),
         writer_(plan, shard_paths, progress) {}
 
   GraphResult Run(const std::string& fingerprint, const std::atomic<int>& interrupt, ProgressReporter* reporter);
@@ -105,7 +105,7 @@ class GraphRun {
   }
   void Fail(std::exception_ptr error);
 
-  Worker* TakeWorker() { return workers_.Take(plan_.models.size()); }
+  Worker* TakeWorker() { return workers_.Take(plan_.most_models, plan_.memory.workspace); }
 
   const Plan& plan_;
   Progress& progress_;
@@ -334,7 +334,7 @@ bool GraphRun::ReadTile(ScopeRun* run, uint32_t slot, uint64_t first, uint64_t o
     if (!budget_.Take(work->cost)) return false;
   }
   if (run->resident()) run->tiles.push_back(work);
-  work->windows.resize(plan_.models.size() + 1);
+  work->windows.resize(tensor.models.size() + 1);
   std::vector<SourceRange> ranges;
   ForEachSource(*work, [&](size_t index, const TensorSource& source) {
     ranges.push_back({source, BytesOf(source, first), BytesOf(source, work->count), &work->windows[index]});
@@ -372,7 +372,7 @@ LaneTile GraphRun::LanesOf(const TileWork& work, Worker* worker) const {
   for (size_t m = 0; m < tensor.models.size(); ++m)
     worker->lanes[m] = work.windows[m + 1].size() == 0 ? EncodedLanes{}
                                                        : EncodedLanes{plan_.Info(tensor.models[m]).dtype, work.windows[m + 1].data()};
-  tile.models = worker->lanes;
+  tile.models = std::span(worker->lanes).first(tensor.models.size());
   return tile;
 }
 
@@ -397,7 +397,7 @@ void GraphRun::RouteTile(TileWork* work, Route::output_ports_type& ports) {
 void GraphRun::CountClaims(TileWork* work) {
   Guarded([&] {
     StageTimer timer(progress_.of(Stage::kStatistics));
-    work->claims.assign(plan_.models.size(), 0);
+    work->claims.assign(plan_.tensors[work->tensor].models.size() * work->scope->merger()->claims_per_model(), 0);
     if (work->scope->QuotasSpent()) return;
     Worker* worker = TakeWorker();
     const Coefficients& c = plan_.coefficients[plan_.tensors[work->tensor].coefficients];
@@ -433,7 +433,9 @@ void GraphRun::AccumulateTile(TileWork* work, Accumulate::output_ports_type& por
 void GraphRun::FinishStatistics(ScopeRun* run) {
   StageTimer timer(progress_.of(Stage::kStatistics));
   run->FinishRound();
-  if (run->merging() || run->drafting()) budget_.Give(std::exchange(run->taken, 0));
+  if (!run->merging() && !run->drafting()) return;
+  const uint64_t kept = std::min(run->taken, run->scope().kept_bytes);
+  budget_.Give(std::exchange(run->taken, kept) - kept);
 }
 
 // --- drafts -----------------------------------------------------------------------------------------------
@@ -463,7 +465,7 @@ void GraphRun::DraftTile(TileWork* work, Draft::output_ports_type& ports) {
     {
       StageTimer timer(progress_.of(Stage::kMerge));
       Worker* worker = TakeWorker();
-      drafted.open = OpenElements(&open_, plan_.models.size());
+      drafted.open = OpenElements(&open_, tensor.models.size());
       if (!run->merger()->Draft(plan_.coefficients[tensor.coefficients], LanesOf(*work, worker), worker->scratch,
                                 tensor.type, drafted.output->data, &drafted.open, &drafted.counts))
         run->DraftFailed();
@@ -534,8 +536,10 @@ void GraphRun::MergeTile(TileWork* work, OutputTile* out) {
         CountNonFinite(tensor.type, out->data, work->count, &counts.non_finite);
     } else {
       Worker* worker = TakeWorker();
-      work->scope->merger()->Merge(plan_.coefficients[tensor.coefficients], LanesOf(*work, worker), work->claims.data(),
-                                   worker->scratch, tensor.type, out->data, &counts);
+      NamingTensor(tensor.name, [&] {
+        work->scope->merger()->Merge(plan_.coefficients[tensor.coefficients], LanesOf(*work, worker), work->claims.data(),
+                                     worker->scratch, tensor.type, out->data, &counts);
+      });
       workers_.Give(worker);
     }
     Count(counts);
@@ -567,6 +571,7 @@ void GraphRun::CopyTile(const TileWork& work, std::byte* out) {
 
 // All tiles of a scope are written.
 void GraphRun::Retire(ScopeRun* run) {
+  budget_.Give(std::exchange(run->taken, 0));
   const bool merged = run->merger() != nullptr && !run->failed_draft();
   if (merged) keeper_.Keep(run->scope(), *run->merger());
   std::lock_guard lock(mutex_);

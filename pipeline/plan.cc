@@ -30,26 +30,34 @@ Plan MakePlan(Recipe recipe, const PlanOptions& options) {
   PlanLayout(&plan, options);
   // Every output byte has its place.
   PlanScopes(&plan);
-  if (!options.cache.empty()) LoadStatistics(&plan, options.cache, before_opening);
-  // What earlier merges found out needs no rounds.
+  if (!options.cache.empty() && plan.recipe.modules.empty()) LoadStatistics(&plan, options.cache, before_opening);
+  // What earlier merges found out needs no rounds. It is kept by model, and slices have none.
   PlanMemory(&plan, options);
   // The rounds and their memory are known.
   return plan;
 }
 
 TensorFacts PlannedTensor::Facts() const {
-  return {.elements = elements, .row = shape.size() >= 2 ? shape.back() : elements, .key = XXH3_64bits(name.data(), name.size())};
+  const bool axes = shape.size() >= 2 && elements > 0;
+  return {.elements = elements,
+          .row = axes ? shape.back() : elements,
+          .slice = axes ? elements / shape.front() : 0,
+          .key = XXH3_64bits(name.data(), name.size())};
+}
+
+uint64_t Plan::TileUnit(const PlannedTensor& tensor) const {
+  if (tensor.action != TensorAction::kMerge) return 0;   // elements may be half a byte
+  return method->TileUnit(coefficients[tensor.coefficients], tensor.Facts());
 }
 
 uint64_t Plan::TileElements(const PlannedTensor& tensor, uint64_t wanted) const {
-  if (!method->by_rows || tensor.action != TensorAction::kMerge || tensor.elements == 0) return wanted;
-  const uint64_t row = tensor.Facts().row;
-  return std::max<uint64_t>(wanted / row, 1) * row;
+  const uint64_t unit = TileUnit(tensor);
+  return unit == 0 ? wanted : std::max<uint64_t>(wanted / unit, 1) * unit;
 }
 
 uint64_t Plan::SumBlocks(const PlannedTensor& tensor) const {
-  if (method->by_rows && tensor.elements > 0) return tensor.elements / tensor.Facts().row;
-  return (tensor.elements + kReductionBlock - 1) / kReductionBlock;
+  const uint64_t unit = TileUnit(tensor), block = unit == 0 ? kReductionBlock : unit;
+  return (tensor.elements + block - 1) / block;
 }
 
 std::unique_ptr<Merger> Plan::MakeMerger(const PlannedScope& scope, Approach approach) const {

@@ -58,7 +58,7 @@ struct PlannedTensor {
   DType type = DType::kF32;         // of the output
   TensorAction action = TensorAction::kMerge;
   TensorSource base;                // of a base-relative method; of a kExclude, where the bytes come from
-  std::vector<TensorSource> models; // as many as the recipe has
+  std::vector<TensorSource> models; // as many as the recipe has, or the slice that the tensor is in
   uint32_t coefficients = 0;        // index into Plan::coefficients
   uint32_t shard = 0;               // where it goes
   uint64_t offset = 0;              // first byte, from the start of the shard file
@@ -82,6 +82,7 @@ struct PlannedScope {
   bool resident = false;            // its tiles stay mapped from the first round to the last that needs them
   uint64_t statistics_bytes = 0;    // one accumulator of its largest round
   uint64_t sums_bytes = 0;
+  uint64_t kept_bytes = 0;          // of them, what stays until the last tile is written
   std::vector<ModelStatistics> known = {};   // per model, by the statistics cache; empty: nothing
 };
 
@@ -91,7 +92,8 @@ struct MemoryPlan {
   uint64_t least = 0;               // the smallest budget that works for this plan
   int threads = 1;
   uint64_t catalogue = 0;           // headers, plan
-  uint64_t scratch = 0;             // lane buffers of all workers
+  uint64_t workspace = 0;           // Scratch::workspace of one worker
+  uint64_t scratch = 0;             // lane buffers and workspaces of all workers
   uint64_t tile_elements = 0;
   uint32_t buffers = 0;             // output tiles in flight
   uint64_t buffer_bytes = 0;        // of one
@@ -123,7 +125,8 @@ struct Plan {
   std::vector<Checkpoint> checkpoints;
   std::vector<ReadChoice> reading;        // per checkpoint
   int32_t base = -1;                      // index into checkpoints
-  std::vector<uint32_t> models;           // the same, per recipe model
+  std::vector<uint32_t> models;           // the same, per recipe model; of slices, each source but the base once
+  size_t most_models = 0;                 // that one tensor is merged from
   std::string donor_directory;            // of config and side files; may be empty (single-file sources)
   ModelConfig donor_config;
   DType config_type = DType::kF32;        // what config.json will say: the type of most parameters
@@ -139,6 +142,8 @@ struct Plan {
   PlanTotals totals;
   std::vector<std::string> warnings;
 
+  // Whose config and order of tensors the output has.
+  const Checkpoint& Donor() const { return checkpoints[base >= 0 ? static_cast<size_t>(base) : models.front()]; }
   const TensorInfo& Info(const TensorSource& source) const {
     return checkpoints[static_cast<size_t>(source.checkpoint)].tensors[source.tensor].info;
   }
@@ -146,14 +151,16 @@ struct Plan {
     const Checkpoint& checkpoint = checkpoints[static_cast<size_t>(source.checkpoint)];
     return checkpoint.shards[checkpoint.tensors[source.tensor].shard];
   }
-  // Elements of a tile of this tensor when tiles are to have `wanted`; whole rows where the method asks for them.
+  // What its tiles are multiples of (MethodInfo::TileUnit); 0: reduction blocks.
+  uint64_t TileUnit(const PlannedTensor& tensor) const;
+  // Elements of a tile of this tensor when tiles are to have `wanted`; whole units, where there are any.
   uint64_t TileElements(const PlannedTensor& tensor, uint64_t wanted) const;
   uint64_t TileElements(const PlannedTensor& tensor) const { return TileElements(tensor, memory.tile_elements); }
   uint64_t Tiles(const PlannedTensor& tensor) const {
     const uint64_t elements = TileElements(tensor);
     return (tensor.elements + elements - 1) / elements;
   }
-  // How many parts a tensor's sums are taken in: reduction blocks, or rows.
+  // How many parts a tensor's sums are taken in: reduction blocks, or units.
   uint64_t SumBlocks(const PlannedTensor& tensor) const;
   // The merger of a scope; the same every time.
   std::unique_ptr<Merger> MakeMerger(const PlannedScope& scope, Approach approach) const;

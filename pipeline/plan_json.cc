@@ -20,10 +20,11 @@ Json CoefficientsToJson(const MethodInfo& method, const Coefficients& c) {
   for (size_t p = 0; p < method.parameters.size(); ++p) {
     const ParameterSpec& spec = method.parameters[p];
     Json value;
+    const auto number = [](double set) { return set == kNoDefault ? Json() : Json(set); };
     if (spec.scope == ParameterScope::kModel)
-      for (const auto& model : c.model) value.push_back(model[p]);
+      for (const auto& model : c.model) value.push_back(number(model[p]));
     else
-      value = c.shared[p];
+      value = number(c.shared[p]);
     out[std::string(spec.name)] = value;
   }
   return out;

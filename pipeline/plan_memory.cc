@@ -37,7 +37,7 @@ uint64_t CatalogueBytes(const Plan& plan) {
   for (const Checkpoint& checkpoint : plan.checkpoints) bytes += checkpoint.MemoryBytes();
   for (const Coefficients& c : plan.coefficients) bytes += 96 + c.model.size() * (24 + c.shared.size() * 16);
   for (const PlannedShard& shard : plan.shards) bytes += 128 + shard.header.size();
-  const uint64_t per_tensor = sizeof(PlannedTensor) + sizeof(PlannedScope) + 256 + plan.models.size() * sizeof(TensorSource);
+  const uint64_t per_tensor = sizeof(PlannedTensor) + sizeof(PlannedScope) + 256 + plan.most_models * sizeof(TensorSource);
   for (const PlannedScope& scope : plan.scopes) bytes += scope.known.capacity() * sizeof(ModelStatistics);
   if (!plan.statistics.directory.empty()) bytes += StatisticsKeeper::MemoryBytes(plan.models.size());
   return bytes + plan.tensors.size() * per_tensor + plan.recipe.text.size() * 4;
@@ -61,7 +61,8 @@ uint64_t BufferBytes(const Plan& plan, uint64_t tile_elements) {
 struct ScopeNeeds {
   uint32_t rounds = 1;
   uint64_t accumulator = 0;   // the largest
-  uint64_t sums = 0;
+  uint64_t sums = 0, kept = 0;
+  uint64_t workspace = 0;     // of a worker
   bool drafts = false, samples = false;
 };
 
@@ -70,10 +71,12 @@ ScopeNeeds NeedsOf(const Plan& plan, const PlannedScope& scope, Approach approac
   ScopeNeeds needs{.rounds = static_cast<uint32_t>(merger->statistics_rounds() + 1)};
   uint64_t blocks = 0;
   for (uint32_t t : scope.tensors) blocks += plan.SumBlocks(plan.tensors[t]);
-  for (uint32_t r = 0; r + 1 < needs.rounds; ++r) {
+  for (uint32_t r = 0; r < needs.rounds; ++r) {   // the merge, too, for its workspace
     const RoundSpec spec = merger->round(r);
+    needs.workspace = std::max<uint64_t>(needs.workspace, spec.scratch_bytes);
     needs.accumulator = std::max<uint64_t>(needs.accumulator, spec.accumulator_bytes);
-    needs.sums = std::max<uint64_t>(needs.sums, spec.sums * blocks * sizeof(double));
+    needs.sums = std::max<uint64_t>(needs.sums, spec.sums * (blocks + 1) * sizeof(double) + spec.kept_bytes);   // and the totals
+    needs.kept = std::max<uint64_t>(needs.kept, spec.kept_bytes);
     needs.drafts |= spec.draft;
     needs.samples |= spec.sample;
   }
@@ -88,6 +91,8 @@ void PlanRounds(Plan* plan) {
     scope.rounds = needs.rounds;
     scope.statistics_bytes = needs.accumulator;
     scope.sums_bytes = needs.sums;
+    scope.kept_bytes = needs.kept;
+    plan->memory.workspace = std::max(plan->memory.workspace, needs.workspace);
   }
 }
 
@@ -103,7 +108,7 @@ uint64_t SourceBytes(const Plan& plan, const PlannedTensor& tensor) {
 
 // For open elements of one drafted tensor.
 uint64_t OpenBytes(const Plan& plan, const PlannedTensor& tensor) {
-  const uint64_t models = plan.models.size(), chunk = OpenChunk::Bytes(models + 1);
+  const uint64_t models = plan.most_models, chunk = OpenChunk::Bytes(models + 1);
   const double share = tensor.elements <= kFewElements ? 1.0 : std::min(1.0, kOpenShare * static_cast<double>(models));
   const auto elements = static_cast<uint64_t>(share * static_cast<double>(tensor.elements));
   const uint64_t selected = elements / std::max<uint64_t>(models, 1) * sizeof(uint64_t);   // one model at a time
@@ -251,7 +256,7 @@ void PlanMemory(Plan* plan, const PlanOptions& options) {
   m.threads = options.threads > 0 ? options.threads : DefaultThreads();
   PlanRounds(plan);
   m.catalogue = CatalogueBytes(*plan);
-  m.scratch = static_cast<uint64_t>(m.threads) * (Scratch::Bytes(plan->models.size()) + kSelectionTables);
+  m.scratch = static_cast<uint64_t>(m.threads) * (Scratch::Bytes(plan->most_models, m.workspace) + kSelectionTables);
   uint64_t accumulator = 0, sums = 0;
   for (const PlannedScope& scope : plan->scopes) {
     accumulator = std::max(accumulator, scope.statistics_bytes);

@@ -7,8 +7,10 @@
 #include <unordered_map>
 
 #include "io/hf_cache.h"
+#include "io/layer_config.h"
 #include "io/os.h"
 #include "pipeline/plan_internal.h"
+#include "pipeline/plan_slices.h"
 
 namespace braid {
 namespace {
@@ -19,6 +21,20 @@ uint32_t OpenOnce(Plan* plan, const std::string& reference) {
   plan->checkpoints.push_back(OpenCheckpoint(reference));
   for (const std::string& warning : plan->checkpoints.back().warnings) plan->warnings.push_back(warning);
   return static_cast<uint32_t>(plan->checkpoints.size() - 1);
+}
+
+// Each source once.
+void OpenSourcesOfSlices(Plan* plan) {
+  const auto open = [&](const RecipeModel& model) {
+    const uint32_t opened = OpenOnce(plan, model.reference);
+    const bool known = std::find(plan->models.begin(), plan->models.end(), opened) != plan->models.end();
+    if (!known && static_cast<int32_t>(opened) != plan->base) plan->models.push_back(opened);
+  };
+  for (const RecipeModule& module : plan->recipe.modules)
+    for (const RecipeSlice& slice : module.slices) {
+      if (slice.base) open(*slice.base);
+      for (const RecipeModel& model : slice.models) open(model);
+    }
 }
 
 // The directory that `tokenizer = ...` names: a path, or an id in the Hugging Face cache. It needs no weights.
@@ -62,8 +78,8 @@ class TensorPlanner {
       : plan_(*plan), relative_(plan->relative), layers_(AllNames()) {}
 
   void Run() {
-    for (place_ = 0; place_ < names_.size(); ++place_)
-      if (!IsTiedEverywhere(names_[place_])) PlanOne(std::string(names_[place_]));
+    if (plan_.recipe.modules.empty()) PlanModels();
+    else PlanSlices();
     CheckFilters(plan_.recipe, names_, &plan_.recipe.warnings);
     CheckSomethingIsMerged();
     CheckModelScope();
@@ -72,14 +88,20 @@ class TensorPlanner {
 
  private:
   const std::vector<std::string_view>& AllNames();
+  void PlanModels();
+  void PlanSlices();
+  void RearrangeConfig(const SlicedModel& sliced);
   bool IsTiedEverywhere(std::string_view name);
-  void PlanOne(const std::string& name);
-  void PlanExcluded(const std::string& name);
+  bool HasSource(const WantedTensor& wanted, const SourceGroup& group);
+  void PlanOne(const WantedTensor& wanted, const SourceGroup& group);
+  SourceGroup::Source LenderOf(const SourceGroup& group) const;
+  void PlanExcluded(const WantedTensor& wanted, const SourceGroup& group);
   void CheckSomethingIsMerged() const;
-  TensorSource Find(uint32_t checkpoint, const std::string& name);
-  bool HandleMissing(PlannedTensor* tensor);
+  TensorSource Find(uint32_t checkpoint, const std::string& name, uint32_t guess);
+  TensorSource LentByBase(const SourceGroup& group, const PlannedTensor& tensor);
+  bool HandleMissing(const WantedTensor& wanted, const SourceGroup& group, PlannedTensor* tensor);
   void CheckShapesAndTypes(PlannedTensor* tensor);
-  void Resolve(PlannedTensor* tensor);
+  void Resolve(const WantedTensor& wanted, const SourceGroup& group, PlannedTensor* tensor);
   uint32_t Intern(Coefficients c);
   void CheckModelScope();
   void ChooseConfigType();
@@ -90,7 +112,6 @@ class TensorPlanner {
   Plan& plan_;
   bool relative_;
   std::vector<std::string_view> names_;
-  uint32_t place_ = 0;  // among names_, of the tensor being planned
   LayerPositions layers_;
   std::unordered_multimap<size_t, uint32_t> interned_;
   std::vector<double> skip_weight_;
@@ -113,6 +134,43 @@ const std::vector<std::string_view>& TensorPlanner::AllNames() {
   return names_;
 }
 
+void TensorPlanner::PlanModels() {
+  SourceGroup group;
+  if (relative_) group.base = SourceGroup::Source{static_cast<uint32_t>(plan_.base), nullptr};
+  for (size_t m = 0; m < plan_.models.size(); ++m) group.models.push_back({plan_.models[m], &plan_.recipe.models[m]});
+  plan_.most_models = group.models.size();
+  for (uint32_t place = 0; place < names_.size(); ++place) {
+    const std::string name(names_[place]);
+    if (IsTiedEverywhere(name)) continue;
+    PlanOne({.name = name, .groups = {}, .position = layers_.Of(name), .guess = place}, group);
+  }
+}
+
+void TensorPlanner::PlanSlices() {
+  const SlicedModel sliced(plan_);
+  sliced.ForEach([&](const WantedTensor& wanted) {
+    if (!wanted.layer && IsTiedEverywhere(wanted.name)) return;
+    const auto group = std::find_if(wanted.groups.begin(), wanted.groups.end(),
+                                    [&](const SourceGroup* candidate) { return HasSource(wanted, *candidate); });
+    if (group != wanted.groups.end()) return PlanOne(wanted, **group);
+    plan_.warnings.push_back(fmt::format("{} is left out: neither the first nor the last slice has a source with it", Printable(wanted.name)));
+  });
+  for (const PlannedTensor& tensor : plan_.tensors) names_.push_back(tensor.name);   // for filters on what comes out
+  for (RecipeWarning& warning : sliced.Differences()) plan_.recipe.warnings.push_back(std::move(warning));
+  RearrangeConfig(sliced);
+}
+
+// The config that the merge begins with: the donor's, with the number of layers that come out.
+void TensorPlanner::RearrangeConfig(const SlicedModel& sliced) {
+  const ModelConfig donor = plan_.donor_config;
+  for (const StackedLayers& stacked : sliced.Stacks()) {
+    std::vector<LayerOrigin> origins;
+    for (const auto& [checkpoint, layer] : stacked.layers) origins.push_back({&plan_.checkpoints[checkpoint].config, layer});
+    plan_.donor_config.text = ConfigWithLayers(donor, std::move(plan_.donor_config.text), stacked.stack,
+                                               sliced.LayersOf(plan_.Donor(), stacked.stack), origins, &plan_.warnings);
+  }
+}
+
 bool TensorPlanner::IsTiedEverywhere(std::string_view name) {
   if (!IsOutputHead(name)) return false;
   for (const Checkpoint& checkpoint : plan_.checkpoints)
@@ -122,9 +180,16 @@ bool TensorPlanner::IsTiedEverywhere(std::string_view name) {
   return true;
 }
 
-TensorSource TensorPlanner::Find(uint32_t index, const std::string& name) {
+bool TensorPlanner::HasSource(const WantedTensor& wanted, const SourceGroup& group) {
+  const auto has_it = [&](const SourceGroup::Source& source) {
+    return Find(source.checkpoint, wanted.NameIn(source), wanted.guess).present();
+  };
+  return (group.base && has_it(*group.base)) || std::any_of(group.models.begin(), group.models.end(), has_it);
+}
+
+TensorSource TensorPlanner::Find(uint32_t index, const std::string& name, uint32_t guess) {
   const Checkpoint& checkpoint = plan_.checkpoints[index];
-  std::optional<uint32_t> found = checkpoint.Find(name, place_);
+  std::optional<uint32_t> found = checkpoint.Find(name, guess);
   const bool tied = checkpoint.config.tie_word_embeddings.value_or(!found);
   if (IsOutputHead(name) && tied) {  // a tied head is its embedding
     if (const auto embedding = FindEmbedding(checkpoint)) {
@@ -136,19 +201,29 @@ TensorSource TensorPlanner::Find(uint32_t index, const std::string& name) {
   return {static_cast<int32_t>(index), *found};
 }
 
+// Who lends what is not merged: the base, wherever it stands among the sources; else the first of them.
+SourceGroup::Source TensorPlanner::LenderOf(const SourceGroup& group) const {
+  if (group.base) return *group.base;
+  const auto is_base = [&](const SourceGroup::Source& source) { return static_cast<int32_t>(source.checkpoint) == plan_.base; };
+  const auto base = std::find_if(group.models.begin(), group.models.end(), is_base);
+  if (base != group.models.end()) return *base;
+  if (plan_.base >= 0 && plan_.recipe.modules.empty()) return {static_cast<uint32_t>(plan_.base), nullptr};
+  return group.models.front();
+}
+
 // Copied byte for byte, so that its type stays, whatever `dtype` says.
-void TensorPlanner::PlanExcluded(const std::string& name) {
-  const uint32_t lender = plan_.base >= 0 ? static_cast<uint32_t>(plan_.base) : plan_.models.front();
-  const TensorSource source = Find(lender, name);
+void TensorPlanner::PlanExcluded(const WantedTensor& wanted, const SourceGroup& group) {
+  const SourceGroup::Source lender = LenderOf(group);
+  const TensorSource source = Find(lender.checkpoint, wanted.NameIn(lender), wanted.guess);
   if (!source.present()) {
-    plan_.warnings.push_back(fmt::format("{} is left out: the recipe excludes it, and {} does not have it", Printable(name),
-                                         Printable(plan_.checkpoints[lender].reference)));
+    plan_.warnings.push_back(fmt::format("{} is left out: the recipe excludes it, and {} does not have it",
+                                         Printable(wanted.name), Printable(plan_.checkpoints[lender.checkpoint].reference)));
     return;
   }
   const TensorInfo& info = plan_.Info(source);
-  plan_.tensors.push_back({.name = name, .shape = info.shape, .elements = info.elements, .type = info.dtype,
+  plan_.tensors.push_back({.name = wanted.name, .shape = info.shape, .elements = info.elements, .type = info.dtype,
                            .action = TensorAction::kExclude, .base = source,
-                           .models = std::vector<TensorSource>(plan_.models.size()), .bytes = info.bytes});
+                           .models = std::vector<TensorSource>(group.models.size()), .bytes = info.bytes});
 }
 
 void TensorPlanner::CheckSomethingIsMerged() const {
@@ -160,23 +235,35 @@ void TensorPlanner::CheckSomethingIsMerged() const {
                     "only and exclude leave no tensor to merge");
 }
 
-void TensorPlanner::PlanOne(const std::string& name) {
-  if (!IsMerged(plan_.recipe, name)) return PlanExcluded(name);
+void TensorPlanner::PlanOne(const WantedTensor& wanted, const SourceGroup& group) {
+  if (!IsMerged(plan_.recipe, wanted.name)) return PlanExcluded(wanted, group);
+  const auto find = [&](const SourceGroup::Source& source) { return Find(source.checkpoint, wanted.NameIn(source), wanted.guess); };
   PlannedTensor tensor;
-  tensor.name = name;
-  if (relative_) tensor.base = Find(static_cast<uint32_t>(plan_.base), name);
-  for (uint32_t model : plan_.models) tensor.models.push_back(Find(model, name));
-  skip_weight_.assign(plan_.models.size(), 1);
-  if (!HandleMissing(&tensor)) return;
+  tensor.name = wanted.name;
+  if (group.base) tensor.base = find(*group.base);
+  for (const SourceGroup::Source& source : group.models) tensor.models.push_back(find(source));
+  skip_weight_.assign(group.models.size(), 1);
+  if (!HandleMissing(wanted, group, &tensor)) return;
   CheckShapesAndTypes(&tensor);
-  Resolve(&tensor);
+  Resolve(wanted, group, &tensor);
+  plan_.most_models = std::max(plan_.most_models, tensor.models.size());
   plan_.tensors.push_back(std::move(tensor));
 }
 
+// Where layers are rearranged, the base's tensor for a layer is that of its layer in the slice, if it is a source of it.
+TensorSource TensorPlanner::LentByBase(const SourceGroup& group, const PlannedTensor& tensor) {
+  if (plan_.recipe.modules.empty()) return Find(static_cast<uint32_t>(plan_.base), tensor.name, 0);
+  for (size_t m = 0; m < group.models.size(); ++m)
+    if (group.models[m].checkpoint == static_cast<uint32_t>(plan_.base)) return tensor.models[m];
+  return {};
+}
+
 // Applies on_missing. False: the tensor does not come out.
-bool TensorPlanner::HandleMissing(PlannedTensor* tensor) {
-  const auto missing = [&](uint32_t checkpoint, std::string hint) {
-    return Error(ErrorCode::kIncompatible, fmt::format("{} does not have it", plan_.checkpoints[checkpoint].reference))
+bool TensorPlanner::HandleMissing(const WantedTensor& wanted, const SourceGroup& group, PlannedTensor* tensor) {
+  const auto missing = [&](const SourceGroup::Source& source, std::string hint) {
+    const std::string name = wanted.NameIn(source);
+    return Error(ErrorCode::kIncompatible, fmt::format("{} does not have {}", plan_.checkpoints[source.checkpoint].reference,
+                                                       name == wanted.name ? "it" : fmt::format("its source {}", Printable(name))))
         .Tensor(tensor->name).Hint(std::move(hint));
   };
   const OnMissing policy = plan_.recipe.on_missing;
@@ -185,21 +272,21 @@ bool TensorPlanner::HandleMissing(PlannedTensor* tensor) {
       plan_.warnings.push_back(fmt::format("{} is left out: the base does not have it", Printable(tensor->name)));
       return false;
     }
-    throw missing(static_cast<uint32_t>(plan_.base),
+    throw missing(*group.base,
                   "a task vector needs the base's tensor; on_missing = \"base\" leaves such tensors out");
   }
   // Who lends a missing tensor: the base of the method, or in linear the base among the sources.
   TensorSource lender = tensor->base;
-  if (!relative_ && plan_.base >= 0) lender = Find(static_cast<uint32_t>(plan_.base), tensor->name);
+  if (!relative_ && plan_.base >= 0) lender = LentByBase(group, *tensor);
   size_t present = 0;
   for (size_t m = 0; m < tensor->models.size(); ++m) {
     if (tensor->models[m].present()) {
       ++present;
     } else if (policy == OnMissing::kError) {
-      throw missing(plan_.models[m],
+      throw missing(group.models[m],
                     "on_missing = \"base\" takes the base's tensor for it, \"skip\" merges the others without it");
     } else if (policy == OnMissing::kBase) {
-      if (!lender.present()) throw missing(plan_.models[m], "the base does not have it either; on_missing = \"skip\" merges the others");
+      if (!lender.present()) throw missing(group.models[m], "the base does not have it either; on_missing = \"skip\" merges the others");
       tensor->models[m] = lender;
     } else {
       skip_weight_[m] = 0;
@@ -248,22 +335,24 @@ void TensorPlanner::CheckShapesAndTypes(PlannedTensor* tensor) {
   tensor->bytes = first.bytes;
 }
 
-void TensorPlanner::Resolve(PlannedTensor* tensor) {
-  const double position = layers_.Of(tensor->name);
+void TensorPlanner::Resolve(const WantedTensor& wanted, const SourceGroup& group, PlannedTensor* tensor) {
   const std::vector<ParameterSpec>& specs = plan_.method->parameters;
   Coefficients c;
   c.shared.assign(specs.size(), 0);
-  c.model.assign(plan_.models.size(), std::vector<double>(specs.size(), 0));
+  c.model.assign(group.models.size(), std::vector<double>(specs.size(), 0));
   for (size_t p = 0; p < specs.size(); ++p) {
     if (specs[p].scope != ParameterScope::kModel) {
-      c.shared[p] = ResolveParameter(plan_.recipe, nullptr, specs[p], tensor->name, position);
+      c.shared[p] = ResolveParameter(plan_.recipe, nullptr, specs[p], wanted.name, wanted.position, group.settings);
       continue;
     }
     for (size_t m = 0; m < c.model.size(); ++m) {
-      c.model[m][p] = ResolveParameter(plan_.recipe, &plan_.recipe.models[m], specs[p], tensor->name, position);
+      const SourceGroup::Source& source = group.models[m];
+      c.model[m][p] = ResolveParameter(plan_.recipe, source.model, specs[p], wanted.NameIn(source), wanted.position, group.settings);
       if (specs[p].name == "weight") c.model[m][p] *= skip_weight_[m];
     }
   }
+  if (plan_.recipe.layer_scale)
+    c.shared[static_cast<size_t>(plan_.method->IndexOf("lambda"))] *= plan_.recipe.layer_scale->At(wanted.position);
   if (plan_.method->check != nullptr && tensor->action == TensorAction::kMerge)
     if (const std::string wrong = plan_.method->check(*plan_.method, c); !wrong.empty())
       throw RecipeError(plan_.recipe, plan_.recipe.method_where, fmt::format("for tensor '{}' {}", Printable(tensor->name), wrong));
@@ -287,9 +376,7 @@ uint32_t TensorPlanner::Intern(Coefficients c) {
 
 // One threshold over the whole model needs one density, and one rescale, per model.
 void TensorPlanner::CheckModelScope() {
-  const int scope = plan_.method->IndexOf("scope");
-  plan_.model_scope = scope >= 0 && !plan_.coefficients.empty() &&
-                      plan_.coefficients.front().shared[static_cast<size_t>(scope)] != 0;
+  plan_.model_scope = !plan_.coefficients.empty() && plan_.method->IsModelScope(plan_.coefficients.front());
   if (!plan_.model_scope) return;
   const int parameter = plan_.method->IndexOf("rescale");
   if (parameter < 0) return;
@@ -313,11 +400,10 @@ void TensorPlanner::ChooseConfigType() {
 }  // namespace
 
 void OpenSources(Plan* plan) {
-  // Views into catalogues are kept, so the vector must not grow later.
-  plan->checkpoints.reserve(plan->recipe.models.size() + 1);
   if (plan->recipe.base) plan->base = static_cast<int32_t>(OpenOnce(plan, *plan->recipe.base));
   for (const RecipeModel& model : plan->recipe.models) plan->models.push_back(OpenOnce(plan, model.reference));
-  const Checkpoint& donor = plan->checkpoints[plan->base >= 0 ? static_cast<size_t>(plan->base) : plan->models.front()];
+  OpenSourcesOfSlices(plan);
+  const Checkpoint& donor = plan->Donor();
   plan->donor_directory = donor.directory;
   plan->donor_config = donor.config;
   if (!plan->recipe.tokenizer) return;

@@ -35,7 +35,7 @@ std::vector<bool> HaveWeight(const Plan& plan, int weight) {
 void MarkUnchanged(Plan* plan) {
   if (!plan->relative) return;
   const int weight = plan->method->IndexOf("weight");   // -1: the method has none
-  const std::vector<bool> have_weight = HaveWeight(*plan, weight);
+  const std::vector<bool> have_weight = plan->model_scope ? HaveWeight(*plan, weight) : std::vector<bool>();
   for (PlannedTensor& tensor : plan->tensors) {
     // Float64 is merged in float32, and rounded by that.
     if (tensor.action != TensorAction::kMerge || tensor.type != plan->Info(tensor.base).dtype || tensor.type == DType::kF64)

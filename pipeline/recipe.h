@@ -7,6 +7,7 @@
 
 #include <map>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -43,10 +44,46 @@ struct Setting {
 // Per parameter name, in order of precedence: the first setting whose filter matches a tensor wins.
 using Settings = std::map<std::string, std::vector<Setting>, std::less<>>;
 
+// Layers [begin, end) of a model, as many as that are: end > begin.
+struct LayerRange {
+  uint64_t begin = 0, end = 0;
+  Location where;
+  uint64_t size() const { return end - begin; }
+};
+
 struct RecipeModel {
   std::string reference;  // path or org/name[@revision], as written but for a leading "~/", which is $HOME
   Location where;
   Settings settings;
+  std::optional<LayerRange> layers = {};  // of a slice's source
+};
+
+// A run of the output's layers, each merged from one layer of every source.
+struct RecipeSlice {
+  Location where;
+  // As Recipe::models. All have `layers`, of one length; or none has: the only slice of a module, all its layers.
+  std::vector<RecipeModel> models;
+  // What the models are compared with, where the method does that: a source too, but not among `models`.
+  std::optional<RecipeModel> base = {};
+  std::optional<std::string> base_reference = {};  // the slice's own `base_model`, before the recipe's
+  Settings settings = {};                          // go before the module's
+
+  // The source whose order of tensors the output has.
+  const RecipeModel& leader() const { return base ? *base : models.front(); }
+};
+
+// A part of a model that is merged in its own way: an encoder, a vision tower, or the whole model.
+struct RecipeModule {
+  std::string name;  // empty: the whole model
+  Location where;
+  std::vector<RecipeSlice> slices = {};  // at least one
+  Settings settings = {};                // go before the recipe's
+};
+
+// LiNeS: the merged task vector of layer l of L is scaled by alpha + beta l / (L - 1); outside of the layers by alpha.
+struct LayerScale {
+  double alpha = 1, beta = 0;
+  double At(double layer_position) const { return alpha + beta * layer_position; }
 };
 
 enum class OnMissing { kError, kBase, kSkip };
@@ -66,10 +103,12 @@ struct Recipe {
   std::optional<std::string> base;  // always there when the method needs one
   Location base_where;
 
-  // The sources to merge, as listed, at least one, no two with the same reference. A method on task vectors
+  // The sources to merge, as listed, no two with the same reference. A method on task vectors
   // has none for its base: listing the base there is allowed and means nothing. For a method that takes the
   // base as a source (linear) the base is always among them, as the last one unless it is listed elsewhere.
   std::vector<RecipeModel> models;
+  // Instead of `models`, one of which is empty. `slices` outside of modules are one module without a name.
+  std::vector<RecipeModule> modules;
   Settings settings;  // for every model
 
   // Which tensors are merged: all, or those that `only` names, less those that `exclude` names. The others are copied.
@@ -78,6 +117,7 @@ struct Recipe {
   std::optional<DType> dtype;      // type of the output ...
   std::optional<DType> out_dtype;  // ... which this one overrides
   OnMissing on_missing = OnMissing::kError;
+  std::optional<LayerScale> layer_scale;  // only with a method that has a lambda
   std::optional<std::string> tokenizer;  // donor of config and tokenizer, TOML only; "~/" expanded
   std::vector<RecipeWarning> warnings;
 };
@@ -105,9 +145,8 @@ std::vector<std::string> WarningTexts(const Recipe& recipe);
 // --- resolving values -----------------------------------------------------------------------------------
 // All of it is const and safe from any thread.
 
-// Where a tensor stands among the layers of its stack: t = i / (L - 1), 1 when L = 1, 0 outside any stack. A
-// stack is the part of a dotted name before its first whole-number component; its L is one more than
-// its highest number.
+// Where a tensor stands among the layers of its stack (layer_names.h): t = i / (L - 1), 1 when L = 1, 0 outside
+// any stack. The L of a stack is one more than its highest number.
 class LayerPositions {
  public:
   explicit LayerPositions(const std::vector<std::string_view>& tensor_names);
@@ -124,11 +163,14 @@ bool IsMerged(const Recipe& recipe, std::string_view tensor_name);
 std::string FilterText(const Recipe& recipe, std::string_view glob);
 
 // The value of a parameter for one tensor: the first matching setting of `model` (when given and the
-// parameter is per model), then of the recipe, then the default. A number's gradient is interpolated in
+// parameter is per model), then of the slice and module around it, `between`, in that order, then of the recipe,
+// then the default. `tensor_name` is what filters see: the name in the model for a parameter per model, the
+// output's otherwise. A number's gradient is interpolated in
 // double as (1-f) g[i] + f g[i+1]; flags and choices take g[int(t (len-1))]. Throws RecipeError where YAML
 // requires a value and only filters that do not match this tensor give one.
 double ResolveParameter(const Recipe& recipe, const RecipeModel* model, const ParameterSpec& spec,
-                        std::string_view tensor_name, double layer_position);
+                        std::string_view tensor_name, double layer_position,
+                        std::span<const Settings* const> between = {});
 
 // Looks for filters, `only` and `exclude` included, that match none of the tensors. In TOML the first one throws
 // RecipeError with the nearest name; in YAML, as mergekit lets them pass, each is added to `warnings`.

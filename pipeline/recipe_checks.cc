@@ -6,6 +6,7 @@
 #include <map>
 
 #include "pipeline/recipe_node.h"
+#include "pipeline/recipe_slices.h"
 
 namespace braid {
 namespace {
@@ -21,45 +22,41 @@ void CheckBase(const MethodInfo& method, const Recipe& recipe) {
         .Hint(fmt::format("name the model that the others were fine-tuned from as '{}'", key));
 }
 
+}  // namespace
+
 // mergekit counts the base among the models of some methods; here the numbers are of what the recipe is left with.
-void CheckNumberOfModels(const MethodInfo& method, const Recipe& recipe) {
-  const size_t models = recipe.models.size();
+void CheckNumberOfModels(const MethodInfo& method, const Recipe& recipe, const std::vector<RecipeModel>& merged,
+                         Location where, bool relative) {
+  const size_t models = merged.size();
   if (models >= method.least_models && models <= method.most_models) return;
   const std::string wanted = method.least_models == method.most_models ? fmt::format("{}", method.least_models)
                              : models < method.least_models            ? fmt::format("at least {}", method.least_models)
                                                                        : fmt::format("at most {}", method.most_models);
-  const bool beside = method.base == BaseUse::kRequired || (method.base == BaseUse::kOptional && recipe.base);
-  throw RecipeError(recipe, recipe.method_where,
+  throw RecipeError(recipe, where,
                     fmt::format("{} merges {} model{}{}, not {}", method.name, wanted, wanted.ends_with(" 1") || wanted == "1" ? "" : "s",
-                                beside ? " beside the base" : "", models));
+                                relative ? " beside the base" : "", models));
 }
 
-// Behind a value for all tensors no other is ever asked for.
-void DropUnreachable(Settings* settings, Recipe* recipe) {
-  for (auto& [parameter, list] : *settings) {
-    const auto last =
-        std::find_if(list.begin(), list.end(), [](const Setting& setting) { return setting.filter.empty(); });
-    if (last == list.end()) continue;
-    for (auto setting = last + 1; setting != list.end(); ++setting)
-      recipe->warnings.push_back(
-          {fmt::format("this value of '{}' is never used: the one in line {} is for all tensors", parameter,
-                       last->where.line),
-           setting->where});
-    list.erase(last + 1, list.end());
-  }
-}
-
-void CheckListedOnce(const Recipe& recipe) {
+void CheckListedOnce(const Recipe& recipe, const std::vector<RecipeModel>& models) {
   std::map<std::string_view, Location> first;
-  for (const RecipeModel& model : recipe.models) {
+  for (const RecipeModel& model : models) {
     const auto [listed, is_new] = first.emplace(model.reference, model.where);
     if (is_new) continue;
     throw RecipeError(recipe, model.where,
                       fmt::format("the model {} is listed twice, first in line {}", Quoted(model.reference),
                                   listed->second.line))
-        .Hint("list it once, with the sum of the weights");
+        .Hint(model.layers ? "a slice takes a model once; stack its layers in slices of their own"
+                           : "list it once, with the sum of the weights");
   }
 }
+
+void AddListedBase(const std::string& base, const Recipe& recipe, std::vector<RecipeModel>* models) {
+  const bool listed = std::any_of(models->begin(), models->end(),
+                                  [&](const RecipeModel& model) { return model.reference == base; });
+  if (!listed) models->push_back({base, recipe.base_where, {}});
+}
+
+namespace {
 
 // The base of a method on task vectors is no task vector itself: mergekit's recipes may list it all the same.
 void DropListedBase(const MethodInfo& method, Recipe* recipe) {
@@ -73,21 +70,28 @@ void DropListedBase(const MethodInfo& method, Recipe* recipe) {
 }
 
 void AddBase(BaseUse use, Recipe* recipe) {
-  const auto listed = std::find_if(recipe->models.begin(), recipe->models.end(),
-                                   [&](const RecipeModel& model) { return model.reference == *recipe->base; });
-  if (use == BaseUse::kIsASource && listed == recipe->models.end()) {
-    recipe->models.push_back({*recipe->base, recipe->base_where, {}});
+  if (use == BaseUse::kIsASource) {
+    AddListedBase(*recipe->base, *recipe, &recipe->models);
   } else if (use == BaseUse::kIsFirst) {
+    const auto listed = std::find_if(recipe->models.begin(), recipe->models.end(),
+                                     [&](const RecipeModel& model) { return model.reference == *recipe->base; });
     if (listed == recipe->models.end()) recipe->models.insert(recipe->models.begin(), {*recipe->base, recipe->base_where, {}});
     else std::rotate(recipe->models.begin(), listed, listed + 1);
   }
 }
 
-void CheckRequiredParameters(const MethodInfo& method, const Recipe& recipe) {
-  if (recipe.syntax != Syntax::kYaml) return;
+}  // namespace
+
+void CheckRequiredParameters(const MethodInfo& method, const Recipe& recipe, const std::vector<RecipeModel>& models,
+                             std::initializer_list<const Settings*> around) {
   for (const ParameterSpec& spec : method.parameters) {
-    if (!spec.required_in_yaml || recipe.settings.contains(spec.name)) continue;
-    for (const RecipeModel& model : recipe.models) {
+    const auto has_it = [&](const Settings* settings) { return settings->contains(spec.name); };
+    const bool required = spec.required_in_yaml && (recipe.syntax == Syntax::kYaml || spec.default_value == kNoDefault);
+    if (!required || has_it(&recipe.settings) || std::any_of(around.begin(), around.end(), has_it)) continue;
+    if (spec.scope != ParameterScope::kModel)
+      throw RecipeError(recipe, recipe.method_where, fmt::format("{} needs '{}'", method.name, spec.name))
+          .Hint(fmt::format("write '{}' in the recipe's parameters: {}", spec.name, spec.help));
+    for (const RecipeModel& model : models) {
       if (model.settings.contains(spec.name)) continue;
       throw RecipeError(recipe, model.where,
                         fmt::format("no {} for model {}", spec.name, Quoted(model.reference)))
@@ -96,6 +100,8 @@ void CheckRequiredParameters(const MethodInfo& method, const Recipe& recipe) {
     }
   }
 }
+
+namespace {
 
 bool IsModelScope(const MethodInfo& method, const Recipe& recipe) {
   const ParameterSpec* spec = method.Find("scope");
@@ -121,28 +127,70 @@ void CheckOneNumber(const Recipe& recipe, const Settings& settings, std::string_
 // One threshold over a model's whole task vector has no place for a density that varies within it.
 void CheckModelScope(const MethodInfo& method, const Recipe& recipe) {
   if (!IsModelScope(method, recipe)) return;
+  if (!recipe.modules.empty())
+    throw RecipeError(recipe, recipe.settings.find("scope")->second.front().where,
+                      "with scope 'model' whole models are merged, no slices or modules");
   CheckOneNumber(recipe, recipe.settings, "density");
   for (const RecipeModel& model : recipe.models) CheckOneNumber(recipe, model.settings, "density");
 }
 
-}  // namespace
+// Behind a value for all tensors no other is ever asked for.
+void DropUnreachable(Settings* settings, Recipe* recipe) {
+  for (auto& [parameter, list] : *settings) {
+    const auto last =
+        std::find_if(list.begin(), list.end(), [](const Setting& setting) { return setting.filter.empty(); });
+    if (last == list.end()) continue;
+    for (auto setting = last + 1; setting != list.end(); ++setting)
+      recipe->warnings.push_back(
+          {fmt::format("this value of '{}' is never used: the one in line {} is for all tensors", parameter,
+                       last->where.line),
+           setting->where});
+    list.erase(last + 1, list.end());
+  }
+}
 
-void CompleteRecipe(const MethodInfo& method, Recipe* recipe) {
+void DropUnreachable(Recipe* recipe) {
   for (RecipeModel& model : recipe->models) DropUnreachable(&model.settings, recipe);
+  for (RecipeModule& module : recipe->modules) {
+    for (RecipeSlice& slice : module.slices) {
+      for (RecipeModel& model : slice.models) DropUnreachable(&model.settings, recipe);
+      DropUnreachable(&slice.settings, recipe);
+    }
+    DropUnreachable(&module.settings, recipe);
+  }
   DropUnreachable(&recipe->settings, recipe);
-  CheckBase(method, *recipe);
-  CheckListedOnce(*recipe);
+}
+
+void CompleteModels(const MethodInfo& method, Recipe* recipe) {
+  CheckListedOnce(*recipe, recipe->models);
   const bool relative = method.base == BaseUse::kRequired || (method.base == BaseUse::kOptional && recipe->base);
   if (relative) DropListedBase(method, recipe);
   if (recipe->models.empty())
     throw RecipeError(*recipe, recipe->method_where, "no models to merge")
         .Hint(recipe->base ? "list at least one besides the base" : "list at least one");
   if (recipe->base) AddBase(method.base, recipe);
-  CheckNumberOfModels(method, *recipe);
+  CheckNumberOfModels(method, *recipe, recipe->models, recipe->method_where, relative);
+  CheckRequiredParameters(method, *recipe, recipe->models, {});
+}
+
+// Where only slices name a base, that of the first one lends config.json and tokenizer.
+void AdoptBaseOfSlices(Recipe* recipe) {
+  for (const RecipeModule& module : recipe->modules)
+    for (const RecipeSlice& slice : module.slices)
+      if (slice.base_reference && !recipe->base) recipe->base = slice.base_reference, recipe->base_where = slice.where;
+}
+
+}  // namespace
+
+void CompleteRecipe(const MethodInfo& method, Recipe* recipe) {
+  DropUnreachable(recipe);
+  if (!recipe->base) AdoptBaseOfSlices(recipe);
+  CheckBase(method, *recipe);
+  if (recipe->modules.empty()) CompleteModels(method, recipe);
+  else CompleteModules(method, recipe);
   if (recipe->on_missing == OnMissing::kBase && !recipe->base)
     throw RecipeError(*recipe, recipe->method_where, "on_missing 'base' needs a base model")
         .Hint(fmt::format("name one as '{}'", BaseKey(*recipe)));
-  CheckRequiredParameters(method, *recipe);
   CheckModelScope(method, *recipe);
 }
 

@@ -25,9 +25,7 @@ std::string_view Lookup(const std::array<Pair, n>& table, std::string_view key) 
   return {};
 }
 
-constexpr std::array<Pair, 5> kNotSupportedKeys = {{
-    {"slices", "list whole models under 'models'; a value can vary over the layers as a gradient"},
-    {"modules", "list whole models under 'models'"},
+constexpr std::array<Pair, 3> kNotSupportedKeys = {{
     {"tokenizer", "leave it out: the tokenizer files are the base's"},
     {"chat_template", "leave it out: the chat template is the base's"},
     {"name", "write one recipe file per merge"},
@@ -40,16 +38,6 @@ constexpr std::array<Pair, 4> kTomlNames = {{{"merge_method", "method"},
                                              {"tokenizer_source", "tokenizer"}}};
 constexpr std::array<Pair, 3> kYamlNames = {
     {{"method", "merge_method"}, {"base", "base_model"}, {"path", "model"}}};
-
-// Methods of mergekit 0.1.5 and of the literature that users may ask for by name.
-constexpr std::array kMethodsToCome = {
-    "slerp",       "nuslerp",      "multislerp",   "karcher",
-    "passthrough", "model_stock",  "arcee_fusion", "nearswap",
-    "sce",         "ram",          "ramplus_tl",   "dare_ties",
-    "dare_linear", "breadcrumbs",  "della",        "breadcrumbs_ties",
-    "pcb",         "della_linear", "consensus_ta", "magmax",
-    "metagpt",     "layer_scale",
-};
 
 std::string Lower(std::string_view text) {
   std::string lower(text);
@@ -177,6 +165,21 @@ std::vector<NameFilter> RecipeReader::ReadGlobs(const RecipeNode& node, std::str
   return globs;
 }
 
+LayerScale RecipeReader::ReadLayerScale(const RecipeNode& node) const {
+  if (method_->Find("lambda") == nullptr)
+    Fail(node.where, fmt::format("layer_scale has nothing to scale: {} adds no task vector to a base", method_->name));
+  RequireTable(node, "layer_scale");
+  for (const RecipeEntry& entry : node.entries)
+    if (entry.key != "alpha" && entry.key != "beta") FailUnknownKey(entry, "layer_scale", {"alpha", "beta"});
+  const auto number = [&](std::string_view name, std::string hint) {
+    const RecipeNode* value = node.Find(name);
+    if (value == nullptr) Fail(node.where, fmt::format("layer_scale without '{}'", name), std::move(hint));
+    return ReadSetting({.name = name, .scope = ParameterScope::kRecipe, .help = ""}, *value).values.front();
+  };
+  return {.alpha = number("alpha", "the scale of the first layer; there is no automatic one yet"),
+          .beta = number("beta", "how much larger the scale of the last layer is")};
+}
+
 void RecipeReader::ReadMethod(const RecipeNode* node, std::string_view name) {
   std::vector<std::string_view> names;
   for (const MethodInfo& method : Methods()) names.push_back(method.name);
@@ -187,9 +190,6 @@ void RecipeReader::ReadMethod(const RecipeNode* node, std::string_view name) {
   recipe_.method_where = node->where;
   method_ = FindMethod(recipe_.method);
   if (method_ != nullptr) return;
-  if (std::find(kMethodsToCome.begin(), kMethodsToCome.end(), recipe_.method) != kMethodsToCome.end())
-    Fail(node->where, fmt::format("the method '{}' is not supported yet", recipe_.method),
-         fmt::format("supported are {}", fmt::join(names, ", ")));
   Fail(node->where, fmt::format("unknown method {}", Quoted(recipe_.method)),
        DidYouMean(recipe_.method, names));
 }
@@ -210,8 +210,10 @@ const ParameterSpec* RecipeReader::FindParameter(const RecipeEntry& entry, Param
   if (holder == ParameterHolder::kAllModels || spec->scope == ParameterScope::kModel) return spec;
   if (spec->scope == ParameterScope::kRecipe)
     Fail(entry.where,
-         fmt::format("'{}' holds for the whole recipe and cannot be set for a model", spec->name),
+         fmt::format("'{}' holds for the whole recipe and cannot be set for a {}", spec->name,
+                     holder == ParameterHolder::kOneModel ? "model" : "slice or module"),
          "write it in the recipe's own parameters");
+  if (holder == ParameterHolder::kOneSlice) return spec;
   Warn(entry.where,
        fmt::format("'{}' is one value for all models: set for a model it has no effect", spec->name));
   return nullptr;
@@ -252,6 +254,8 @@ double RecipeReader::ReadNumber(const ParameterSpec& spec, const RecipeNode& nod
     value = ParseYamlNumber(node.text);
   if (!value) Fail(node.where, fmt::format("'{}' must be a number, not {}", spec.name, Describe(node)));
   if (!std::isfinite(*value)) Fail(node.where, fmt::format("'{}' must be a finite number", spec.name));
+  if (spec.whole && *value != std::trunc(*value))
+    Fail(node.where, fmt::format("'{}' must be a whole number, not {}", spec.name, *value));
   if (*value >= spec.min && *value <= spec.max) return *value;
   if (std::abs(*value) > kUnbounded)
     Fail(node.where, fmt::format("'{}' is too large: {}", spec.name, *value));

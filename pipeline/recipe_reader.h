@@ -14,7 +14,7 @@
 namespace braid {
 
 // Who a parameter is written for.
-enum class ParameterHolder { kAllModels, kOneModel };
+enum class ParameterHolder { kAllModels, kOneSlice, kOneModel };
 
 class RecipeReader {
  public:
@@ -43,6 +43,7 @@ class RecipeReader {
   DType ReadType(const RecipeNode& node, std::string_view name) const;
   OnMissing ReadOnMissing(const RecipeNode& node) const;
   std::vector<NameFilter> ReadGlobs(const RecipeNode& node, std::string_view name) const;  // one or a list
+  LayerScale ReadLayerScale(const RecipeNode& node) const;  // after ReadMethod
 
   // Sets the recipe's method. `node` is nullptr when the key is missing.
   void ReadMethod(const RecipeNode* node, std::string_view name);

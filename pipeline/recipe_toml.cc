@@ -15,6 +15,7 @@
 
 #include "pipeline/recipe_checks.h"
 #include "pipeline/recipe_reader.h"
+#include "pipeline/recipe_slices.h"
 
 namespace braid {
 namespace {
@@ -183,12 +184,15 @@ class TomlReader {
 
   void Read(const RecipeNode& root) {
     reader_.ReadMethod(root.Find("method"), "method");
+    CheckOneOfModelsSlicesModules(reader_, root, "the recipe");
     for (const RecipeEntry& entry : root.entries) ReadTopLevel(entry);
     // Overrides come first in the order of precedence, wherever they stand in the file.
     if (const RecipeNode* overrides = root.Find("overrides"))
       ReadOverrides(*overrides, "overrides", ParameterHolder::kAllModels, &recipe_.settings);
     if (const RecipeNode* parameters = root.Find("parameters")) ReadParameters(*parameters);
     if (const RecipeNode* models = root.Find("models")) ReadModels(*models);
+    if (const RecipeNode* slices = root.Find("slices")) ReadSlices(&reader_, *slices, SyntaxOfSlices());
+    if (const RecipeNode* modules = root.Find("modules")) ReadModules(&reader_, *modules, SyntaxOfSlices());
     CompleteRecipe(reader_.method(), &recipe_);
   }
 
@@ -197,6 +201,7 @@ class TomlReader {
     static const std::vector<std::string_view> known = {"method",    "base",       "dtype",
                                                         "out_dtype", "models",     "on_missing",
                                                         "tokenizer", "parameters", "overrides",
+                                                        "slices",    "modules",    "layer_scale",
                                                         "only",      "exclude"};
     const RecipeNode& value = entry.value;
     if (entry.key == "base") {
@@ -212,6 +217,8 @@ class TomlReader {
       recipe_.tokenizer = reader_.ReadReference(value, entry.key);
     } else if (entry.key == "only" || entry.key == "exclude") {
       (entry.key == "only" ? recipe_.only : recipe_.exclude) = reader_.ReadGlobs(value, entry.key);
+    } else if (entry.key == "layer_scale") {
+      recipe_.layer_scale = reader_.ReadLayerScale(value);
     } else if (std::find(known.begin(), known.end(), entry.key) == known.end()) {
       reader_.RefuseUnsupportedKey(entry);
       reader_.FailUnknownKey(entry, "the recipe", known);
@@ -227,23 +234,49 @@ class TomlReader {
 
   void ReadModels(const RecipeNode& node) {
     reader_.RequireList(node, "models");
-    for (const RecipeNode& item : node.items) recipe_.models.push_back(ReadModel(item));
+    for (const RecipeNode& item : node.items) recipe_.models.push_back(ReadModel(item, false));
   }
 
-  RecipeModel ReadModel(const RecipeNode& node) {
-    reader_.RequireTable(node, "models");
+  SliceSyntax SyntaxOfSlices() {
+    return {.base_key = "base",
+            .read_model = [this](const RecipeNode& node, bool has_layers) { return ReadModel(node, has_layers); },
+            .read_reference = [this](const RecipeNode& node, std::string_view name) { return reader_.ReadReference(node, name); },
+            .read_parameters = [this](const RecipeNode& node, std::string_view place, const std::vector<std::string_view>& keys,
+                                      Settings* settings) {
+              ReadParametersOf(node, place, keys, ParameterHolder::kOneSlice, settings);
+            }};
+  }
+
+  RecipeModel ReadModel(const RecipeNode& node, bool has_layers) {
+    reader_.RequireTable(node, has_layers ? "sources" : "models");
     const RecipeNode* path = node.Find("path");
     if (path == nullptr) reader_.Fail(node.where, "a model without a 'path'");
-    RecipeModel model{reader_.ReadReference(*path, "path"), path->where, {}};
-    if (const RecipeNode* overrides = node.Find("overrides"))
-      ReadOverrides(*overrides, "models.overrides", ParameterHolder::kOneModel, &model.settings);
-    for (const RecipeEntry& entry : node.entries) {
-      if (entry.key == "path" || entry.key == "overrides") continue;
-      RequireParameterName(entry, "a model", {"path", "overrides"});
-      if (const ParameterSpec* spec = reader_.FindParameter(entry, ParameterHolder::kOneModel))
-        model.settings[entry.key].push_back(reader_.ReadSetting(*spec, entry.value));
+    RecipeModel model{.reference = reader_.ReadReference(*path, "path"), .where = path->where, .settings = {}};
+    std::vector<std::string_view> keys = {"path"};
+    if (has_layers) {
+      const RecipeNode* layers = node.Find("layer_range");
+      if (layers == nullptr)
+        reader_.Fail(node.where, fmt::format("a source without a 'layer_range': {}", Quoted(model.reference)),
+                     "say which of its layers the slice takes, as in layer_range = [0, 16]");
+      model.layers = ReadLayerRange(reader_, *layers);
+      keys.push_back("layer_range");
     }
+    ReadParametersOf(node, "a model", keys, ParameterHolder::kOneModel, &model.settings);
     return model;
+  }
+
+  // Parameters that stand beside the keys of a model, slice or module.
+  void ReadParametersOf(const RecipeNode& node, std::string_view place, std::vector<std::string_view> keys,
+                        ParameterHolder holder, Settings* settings) {
+    const std::string_view name = holder == ParameterHolder::kOneSlice ? "slices.overrides" : "models.overrides";
+    if (const RecipeNode* overrides = node.Find("overrides")) ReadOverrides(*overrides, name, holder, settings);
+    keys.push_back("overrides");
+    for (const RecipeEntry& entry : node.entries) {
+      if (std::find(keys.begin(), keys.end(), entry.key) != keys.end()) continue;
+      RequireParameterName(entry, place, keys);
+      if (const ParameterSpec* spec = reader_.FindParameter(entry, holder))
+        (*settings)[entry.key].push_back(reader_.ReadSetting(*spec, entry.value));
+    }
   }
 
   void ReadOverrides(const RecipeNode& node, std::string_view name, ParameterHolder holder,

@@ -2,43 +2,16 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
 #include <optional>
 #include <set>
 
 #include "pipeline/glob.h"
+#include "pipeline/layer_names.h"
 #include "pipeline/recipe.h"
 #include "pipeline/recipe_node.h"
 
 namespace braid {
 namespace {
-
-struct LayerName {
-  std::string_view stack;
-  uint64_t index = 0;
-};
-
-// Nine digits are more layers than any model has, and keep index + 1 far from overflow.
-constexpr size_t kMaxIndexDigits = 9;
-
-std::optional<uint64_t> LayerIndex(std::string_view component) {
-  if (component.empty() || component.size() > kMaxIndexDigits) return std::nullopt;
-  uint64_t index = 0;
-  const char* end = component.data() + component.size();
-  const auto parsed = std::from_chars(component.data(), end, index);
-  if (parsed.ec != std::errc() || parsed.ptr != end) return std::nullopt;
-  return index;
-}
-
-std::optional<LayerName> ParseLayerName(std::string_view tensor_name) {
-  for (size_t begin = 0; begin <= tensor_name.size();) {
-    const size_t end = std::min(tensor_name.find('.', begin), tensor_name.size());
-    if (const auto index = LayerIndex(tensor_name.substr(begin, end - begin)))
-      return LayerName{tensor_name.substr(0, begin), *index};
-    begin = end + 1;
-  }
-  return std::nullopt;
-}
 
 const Setting* FindSetting(const Settings& settings, std::string_view parameter,
                            std::string_view tensor_name) {
@@ -71,6 +44,13 @@ std::vector<NameFilter> FiltersOf(const Recipe& recipe) {
   filters.insert(filters.end(), recipe.exclude.begin(), recipe.exclude.end());
   CollectFilters(recipe.settings, &filters);
   for (const RecipeModel& model : recipe.models) CollectFilters(model.settings, &filters);
+  for (const RecipeModule& module : recipe.modules) {
+    CollectFilters(module.settings, &filters);
+    for (const RecipeSlice& slice : module.slices) {
+      CollectFilters(slice.settings, &filters);
+      for (const RecipeModel& model : slice.models) CollectFilters(model.settings, &filters);
+    }
+  }
   std::stable_sort(filters.begin(), filters.end(), [](const NameFilter& a, const NameFilter& b) {
     return std::pair(a.where.line, a.where.column) < std::pair(b.where.line, b.where.column);
   });
@@ -138,10 +118,13 @@ std::string FilterText(const Recipe& recipe, std::string_view glob) {
 }
 
 double ResolveParameter(const Recipe& recipe, const RecipeModel* model, const ParameterSpec& spec,
-                        std::string_view tensor_name, double layer_position) {
+                        std::string_view tensor_name, double layer_position,
+                        std::span<const Settings* const> between) {
   const bool per_model = model != nullptr && spec.scope == ParameterScope::kModel;
   const Setting* setting = nullptr;
   if (per_model) setting = FindSetting(model->settings, spec.name, tensor_name);
+  for (const Settings* settings : between)
+    if (setting == nullptr) setting = FindSetting(*settings, spec.name, tensor_name);
   if (setting == nullptr) setting = FindSetting(recipe.settings, spec.name, tensor_name);
   if (setting != nullptr) return Interpolate(*setting, spec.kind, layer_position);
   if (per_model && spec.required_in_yaml && recipe.syntax == Syntax::kYaml)

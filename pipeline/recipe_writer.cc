@@ -45,21 +45,61 @@ class RecipeWriter {
     if (recipe_.out_dtype) Add(&root, "out_dtype", TextNode(std::string(TorchName(*recipe_.out_dtype))));
     AddTokenizer(&root);
     AddOnMissing(&root);
+    AddLayerScale(&root);
     AddGlobs("only", recipe_.only, &root);
     AddGlobs("exclude", recipe_.exclude, &root);
     if (!yaml_) AddTomlParameters(&root);
-    RecipeNode models = ListNode();
-    for (const RecipeModel& model : recipe_.models) models.items.push_back(Model(model));
-    Add(&root, "models", std::move(models));
+    AddSources(&root);
     if (yaml_) AddYamlParameters(WithDefaults(), &root);
     NoteWhatIsOurs();
     return root;
   }
 
  private:
+  // models, slices or modules.
+  void AddSources(RecipeNode* root) {
+    if (recipe_.modules.empty()) return Add(root, "models", Models(recipe_.models));
+    if (recipe_.modules.size() == 1 && recipe_.modules.front().name.empty())
+      return Add(root, "slices", Slices(recipe_.modules.front()));
+    RecipeNode modules = TableNode();
+    for (const RecipeModule& module : recipe_.modules) {
+      RecipeNode table = TableNode();
+      const RecipeSlice& first = module.slices.front();
+      if (first.models.front().layers) Add(&table, "slices", Slices(module));
+      else Add(&table, "models", Models(first.models));  // the base comes back by itself
+      AddSettings(module.settings, &table);
+      Add(&modules, module.name, std::move(table));
+    }
+    Add(root, "modules", std::move(modules));
+  }
+
+  RecipeNode Slices(const RecipeModule& module) {
+    RecipeNode slices = ListNode();
+    for (const RecipeSlice& slice : module.slices) {
+      RecipeNode table = TableNode(), sources = Models(slice.models);
+      if (slice.base) sources.items.insert(sources.items.begin(), Model(*slice.base));
+      if (slice.base_reference) Add(&table, yaml_ ? "base_model" : "base", Reference(*slice.base_reference));
+      Add(&table, "sources", std::move(sources));
+      AddSettings(slice.settings, &table);
+      slices.items.push_back(std::move(table));
+    }
+    return slices;
+  }
+
+  RecipeNode Models(const std::vector<RecipeModel>& models) {
+    RecipeNode list = ListNode();
+    for (const RecipeModel& model : models) list.items.push_back(Model(model));
+    return list;
+  }
+
   RecipeNode Model(const RecipeModel& model) {
     RecipeNode table = TableNode();
     Add(&table, yaml_ ? "model" : "path", Reference(model.reference));
+    if (model.layers) {
+      RecipeNode range = ListNode();
+      for (uint64_t layer : {model.layers->begin, model.layers->end}) range.items.push_back(NumberNode(static_cast<double>(layer)));
+      Add(&table, "layer_range", std::move(range));
+    }
     AddSettings(model.settings, &table);
     if (!yaml_) NoteDefaults(model);
     return table;
@@ -88,6 +128,15 @@ class RecipeWriter {
     if (recipe_.on_missing == OnMissing::kError) return;
     Add(root, "on_missing", TextNode(recipe_.on_missing == OnMissing::kBase ? "base" : "skip"));
     ours_.push_back("on_missing");
+  }
+
+  void AddLayerScale(RecipeNode* root) {
+    if (!recipe_.layer_scale) return;
+    RecipeNode table = TableNode();
+    Add(&table, "alpha", NumberNode(recipe_.layer_scale->alpha));
+    Add(&table, "beta", NumberNode(recipe_.layer_scale->beta));
+    Add(root, "layer_scale", std::move(table));
+    ours_.push_back("layer_scale");
   }
 
   void AddGlobs(const char* key, const std::vector<NameFilter>& filters, RecipeNode* root) {
@@ -196,9 +245,12 @@ class RecipeWriter {
     Settings settings = recipe_.settings;
     if (recipe_.syntax == Syntax::kYaml) return settings;
     for (const ParameterSpec& spec : method_.parameters) {
-      const bool relied_on = std::any_of(recipe_.models.begin(), recipe_.models.end(), [&](const RecipeModel& model) {
-        return !HasUnfiltered(model.settings, spec.name);
-      });
+      const auto lacks_it = [&](const RecipeModel& model) { return !HasUnfiltered(model.settings, spec.name); };
+      bool relied_on = std::any_of(recipe_.models.begin(), recipe_.models.end(), lacks_it);
+      for (const RecipeModule& module : recipe_.modules)
+        for (const RecipeSlice& slice : module.slices)
+          relied_on |= !HasUnfiltered(module.settings, spec.name) && !HasUnfiltered(slice.settings, spec.name) &&
+                       std::any_of(slice.models.begin(), slice.models.end(), lacks_it);
       if (spec.required_in_yaml && relied_on && !HasUnfiltered(settings, spec.name) && HasDefault(spec))
         settings[std::string(spec.name)].push_back(Unfiltered(spec.default_value));
     }

@@ -12,6 +12,7 @@
 #include "pipeline/recipe_checks.h"
 #include "pipeline/recipe_reader.h"
 #include "pipeline/recipe_reference.h"
+#include "pipeline/recipe_slices.h"
 
 namespace braid {
 namespace {
@@ -204,6 +205,7 @@ class YamlReader {
     if (root.kind != RecipeNode::Kind::kTable)
       reader_.Fail(root.where, "a recipe is a table of keys and values");
     reader_.ReadMethod(root.Find("merge_method"), "merge_method");
+    CheckOneOfModelsSlicesModules(reader_, root, "the recipe");
     for (const RecipeEntry& entry : root.entries) ReadTopLevel(entry);
     if (const RecipeNode* source = root.Find("tokenizer_source"); source != nullptr && !IsNothing(*source))
       CheckTokenizerSource(*source);
@@ -212,15 +214,20 @@ class YamlReader {
 
  private:
   void ReadTopLevel(const RecipeEntry& entry) {
-    static const std::vector<std::string_view> known = {"merge_method",     "models",    "base_model",
-                                                        "parameters",       "dtype",     "out_dtype",
-                                                        "tokenizer_source", "on_missing", "only",
+    static const std::vector<std::string_view> known = {"merge_method", "models",      "slices",
+                                                        "modules",      "base_model",  "parameters",
+                                                        "dtype",        "out_dtype",   "tokenizer_source",
+                                                        "on_missing",   "layer_scale", "only",
                                                         "exclude"};
     const RecipeNode& value = entry.value;
     const bool is_known = std::find(known.begin(), known.end(), entry.key) != known.end();
     if (is_known && IsNothing(value)) return;  // `dtype:` alone is as good as no dtype
     if (entry.key == "models") {
       ReadModels(value);
+    } else if (entry.key == "slices") {
+      ReadSlices(&reader_, value, SyntaxOfSlices());
+    } else if (entry.key == "modules") {
+      ReadModules(&reader_, value, SyntaxOfSlices());
     } else if (entry.key == "base_model") {
       recipe_.base = ReadYamlReference(&reader_, value, entry.key);
       recipe_.base_where = value.where;
@@ -234,6 +241,8 @@ class YamlReader {
       recipe_.on_missing = reader_.ReadOnMissing(value);
     } else if (entry.key == "only" || entry.key == "exclude") {
       (entry.key == "only" ? recipe_.only : recipe_.exclude) = reader_.ReadGlobs(value, entry.key);
+    } else if (entry.key == "layer_scale") {
+      recipe_.layer_scale = reader_.ReadLayerScale(value);
     } else if (entry.key == "residual_weight") {
       WarnOfResidualWeight(entry);
     } else if (!is_known) {
@@ -257,13 +266,34 @@ class YamlReader {
 
   void ReadModels(const RecipeNode& node) {
     reader_.RequireList(node, "models");
-    for (const RecipeNode& item : node.items) recipe_.models.push_back(ReadModel(item));
+    for (const RecipeNode& item : node.items) recipe_.models.push_back(ReadModel(item, false));
   }
 
-  RecipeModel ReadModel(const RecipeNode& node) {
-    static const std::vector<std::string_view> known = {"model", "parameters"};
+  SliceSyntax SyntaxOfSlices() {
+    return {.base_key = "base_model",
+            .read_model = [this](const RecipeNode& node, bool has_layers) { return ReadModel(node, has_layers); },
+            .read_reference = [this](const RecipeNode& node,
+                                     std::string_view name) { return ReadYamlReference(&reader_, node, name); },
+            .read_parameters = [this](const RecipeNode& node, std::string_view place, const std::vector<std::string_view>& keys,
+                                      Settings* settings) { ReadParametersOf(node, place, keys, settings); }};
+  }
+
+  // Of a slice or module, which has nothing but these keys beside its parameters.
+  void ReadParametersOf(const RecipeNode& node, std::string_view place, std::vector<std::string_view> keys, Settings* settings) {
+    keys.push_back("parameters");
+    for (const RecipeEntry& entry : node.entries) {
+      if (std::find(keys.begin(), keys.end(), entry.key) == keys.end()) reader_.FailUnknownKey(entry, place, keys);
+      if (entry.key == "parameters" && !IsNothing(entry.value))
+        ReadParameters(entry.value, ParameterHolder::kOneSlice, settings);
+    }
+  }
+
+  RecipeModel ReadModel(const RecipeNode& node, bool has_layers) {
+    std::vector<std::string_view> known = {"model", "parameters"};
+    const std::string_view list = has_layers ? "sources" : "models";
+    if (has_layers) known.push_back("layer_range");
     if (node.kind != RecipeNode::Kind::kTable)
-      reader_.Fail(node.where, "an entry of 'models' must be a table", "write it as '- model: path'");
+      reader_.Fail(node.where, fmt::format("an entry of '{}' must be a table", list), "write it as '- model: path'");
     const RecipeNode* reference = node.Find("model");
     RecipeModel model;
     for (const RecipeEntry& entry : node.entries) {
@@ -274,9 +304,15 @@ class YamlReader {
       else if (std::find(known.begin(), known.end(), entry.key) == known.end())
         reader_.FailUnknownKey(entry, "a model", known);
     }
-    if (reference == nullptr) reader_.Fail(node.where, "an entry of 'models' without a 'model'");
+    if (reference == nullptr) reader_.Fail(node.where, fmt::format("an entry of '{}' without a 'model'", list));
     model.reference = ReadYamlReference(&reader_, *reference, "model");
     model.where = reference->where;
+    if (!has_layers) return model;
+    const RecipeNode* layers = node.Find("layer_range");
+    if (layers == nullptr)
+      reader_.Fail(node.where, fmt::format("a source without a 'layer_range': {}", Quoted(model.reference)),
+                   "say which of its layers the slice takes, as in layer_range: [0, 16]");
+    model.layers = ReadLayerRange(reader_, *layers);
     return model;
   }
 

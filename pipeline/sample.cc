@@ -36,7 +36,7 @@ std::vector<Run> RunsOf(const Plan& plan, const ScopeRun& scope) {
   const std::vector<uint32_t>& tensors = scope.scope().tensors;
   uint64_t all = 0;
   for (uint32_t t : tensors) all += plan.tensors[t].elements;
-  const uint64_t count = std::clamp(all * (plan.models.size() + 1) * 2 / kBytesPerRun, kLeastRuns, kMostRuns);
+  const uint64_t count = std::clamp(all * (plan.most_models + 1) * 2 / kBytesPerRun, kLeastRuns, kMostRuns);
   size_t slot = 0;
   uint64_t begin = 0;   // of the tensor, among the elements of the scope
   for (uint64_t i = 0; i < count; ++i) {
@@ -67,8 +67,8 @@ class CachedFiles {
 class RunReader {
  public:
   RunReader(const Plan& plan, CachedFiles* cached, ScopeRun* scope)
-      : plan_(plan), cached_(*cached), scope_(*scope), scratch_(plan.models.size()), files_(plan.models.size() + 1), lanes_(plan.models.size()),
-        bytes_((plan.models.size() + 1) * kRunLanes * sizeof(double)) {}
+      : plan_(plan), cached_(*cached), scope_(*scope), scratch_(plan.most_models), files_(plan.most_models + 1), lanes_(plan.most_models),
+        bytes_((plan.most_models + 1) * kRunLanes * sizeof(double)) {}
 
   void Read(const Run& run, Accumulator* accumulator) {
     const PlannedTensor& tensor = plan_.tensors[run.tensor];
@@ -87,9 +87,9 @@ class RunReader {
     LaneTile tile;
     tile.first = run.first, tile.count = kRunLanes;
     if (tensor.base.present()) tile.base = read(0, tensor.base);
-    for (size_t m = 0; m < lanes_.size(); ++m)
+    for (size_t m = 0; m < tensor.models.size(); ++m)
       lanes_[m] = scope_.ReadsModel(run.tensor, m) ? read(m + 1, tensor.models[m]) : EncodedLanes{};
-    tile.models = lanes_;
+    tile.models = std::span(lanes_).first(tensor.models.size());
     scope_.merger()->Accumulate(scope_.round(), plan_.coefficients[tensor.coefficients], tile, nullptr, scratch_,
                                 accumulator, {});
   }
@@ -123,7 +123,7 @@ void SampleTile(const LaneTile& tile, uint64_t elements, const Coefficients& coe
 
 void SampleScope(const Plan& plan, ScopeRun* scope) {
   const std::vector<Run> runs = RunsOf(plan, *scope);
-  const size_t num_readers = std::clamp<size_t>(kMostOpen / (plan.models.size() + 1), 1, kMostReaders);
+  const size_t num_readers = std::clamp<size_t>(kMostOpen / (plan.most_models + 1), 1, kMostReaders);
   std::vector<std::unique_ptr<Accumulator>> parts(num_readers);
   CachedFiles cached;
   std::mutex mutex;

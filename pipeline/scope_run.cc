@@ -26,7 +26,7 @@ bool ScopeRun::ReadsModel(uint32_t tensor, size_t model) const {
 
 bool ScopeRun::ReadsTensor(uint32_t tensor) const {
   if (merging() || resident_) return true;
-  for (size_t m = 0; m < plan_.models.size(); ++m)
+  for (size_t m = 0; m < plan_.tensors[tensor].models.size(); ++m)
     if (ReadsModel(tensor, m)) return true;
   return false;
 }
@@ -41,16 +41,18 @@ uint64_t ScopeRun::TilesInRound() const {
 void ScopeRun::BeginRound() {
   spec_ = is_copy() ? RoundSpec{.name = "copy"} : merger_->round(round_);
   accumulators_.clear(), free_.clear(), accumulators_made_ = 0;
-  sums_.clear(), sums_begin_.clear();
+  sums_begin_.clear();
   size_t doubles = 0;
   if (spec_.sums > 0)
     for (uint32_t t : scope_.tensors) sums_begin_.push_back(doubles), doubles += spec_.sums * plan_.SumBlocks(plan_.tensors[t]);
-  sums_.assign(doubles, 0.0);
+  sums_ = std::vector<double>(doubles, 0.0);   // gives the memory of the last round's back
   next_order_ = 0;
   quota_left_.clear();
   quotas_spent_ = false;
-  if (spec_.ordered)
-    for (size_t m = 0; m < plan_.models.size(); ++m) quota_left_.push_back(merger_->Quota(m));
+  if (spec_.ordered) {
+    const size_t quotas = plan_.tensors[scope_.tensors.front()].models.size() * merger_->claims_per_model();
+    for (size_t i = 0; i < quotas; ++i) quota_left_.push_back(merger_->Quota(i));
+  }
   remaining_ = TilesInRound();
   if (merging() || drafting()) unwritten = remaining_;
   if (drafting()) drafts.resize(unwritten);
@@ -106,7 +108,9 @@ void ScopeRun::FinishRound() {
   // A round without tiles (an empty tensor) has no accumulator to finish with.
   if (accumulators_.empty() && spec_.accumulator_bytes > 0) accumulators_.push_back(merger_->NewAccumulator(round_));
   for (size_t i = 1; i < accumulators_.size(); ++i) accumulators_[0]->Add(accumulators_[i].get());
-  merger_->Finish(round_, accumulators_.empty() ? nullptr : accumulators_[0].get(), TotalSums());
+  NamingTensor(plan_.tensors[scope_.tensors.front()].name, [&] {
+    merger_->Finish(round_, accumulators_.empty() ? nullptr : accumulators_[0].get(), TotalSums());
+  });
   std::lock_guard lock(mutex_);
   ++round_;
   BeginRound();

@@ -7,8 +7,10 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <vector>
 
+#include "io/error.h"
 #include "ops/merger.h"
 #include "pipeline/plan.h"
 #include "pipeline/source_files.h"
@@ -18,6 +20,16 @@ namespace braid {
 class ScopeRun;
 
 struct OutputTile;
+
+// What a merger says of its elements, as an Error that names their tensor.
+template <typename Body>
+void NamingTensor(const std::string& name, Body body) {
+  try {
+    body();
+  } catch (const NoMerge& none) {
+    throw Error(ErrorCode::kIncompatible, none.what()).Tensor(name);
+  }
+}
 
 // A tile whose thresholds are not known yet.
 struct DraftedTile {
@@ -36,7 +48,7 @@ struct TileWork {
   uint64_t cost = 0;         // bytes taken from the budget
   uint64_t order = 0;        // place among the scope's tiles of this round
   std::vector<SourceWindow> windows;  // the base's, if any, then one per model; empty: takes no part
-  std::vector<uint64_t> claims;  // per model: entries equal to the threshold, then how many of them stay
+  std::vector<uint64_t> claims;  // per threshold: entries equal to it, then how many of them count as above it
 };
 
 // Retired once its last tile is written, perhaps while the thread that let that tile go is still inside one of its

@@ -9,11 +9,18 @@ from support import CliTest, main, read_weights, synth
 CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "configs")
 
 
+def layers_of(weights):
+    return {int(name.split(".")[2]) for name in weights if name.startswith("model.layers.")}
+
+
 class Recipes(CliTest):
     def test_configs(self):
         shutil.copytree(CONFIGS, self.path("configs"))
-        synth(self.path("models"), "tiny", "--names", "math,code,chat")
-        base = read_weights(self.path("models", "base"))
+        families = {}  # recipes that stack layers want more of them
+        for layers, architecture in ((2, "tiny"), (8, "small")):
+            directory = self.path(architecture)
+            synth(directory, architecture, "--names", "math,code,chat")
+            families[layers] = (directory, read_weights(os.path.join(directory, "base")))
         recipes = sorted(
             os.path.relpath(p, self.dir)
             for s in ("toml", "yml")
@@ -23,13 +30,22 @@ class Recipes(CliTest):
         weights = {}
         for recipe in recipes:
             with self.subTest(recipe):
+                with open(self.path(recipe)) as text:
+                    stacked = "slices" in text.read()
+                directory, base = families[8 if stacked else 2]
+                if os.path.lexists(self.path("models")):
+                    os.remove(self.path("models"))
+                os.symlink(directory, self.path("models"))
                 result = self.assert_ok(self.merge("--json", recipe_file=recipe))
                 self.assertEqual(result.json()["warnings"], [])
                 self.assert_ok(self.run_braid("verify", "out"))
                 weights[recipe] = read_weights(self.path("out"))
-                self.assertEqual(
-                    {n: w[:2] for n, w in weights[recipe].items()}, {n: w[:2] for n, w in base.items()}
-                )
+                if "frankenmerge" in recipe:
+                    self.assertEqual(layers_of(weights[recipe]), set(range(12)))
+                else:
+                    self.assertEqual(
+                        {n: w[:2] for n, w in weights[recipe].items()}, {n: w[:2] for n, w in base.items()}
+                    )
                 self.assertNotEqual(weights[recipe], base)
                 kept = "mergekit_config.yml" if recipe.endswith("yml") else "braid_recipe.toml"
                 with open(self.path("out", kept)) as copy, open(self.path(recipe)) as original:

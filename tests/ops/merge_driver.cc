@@ -26,8 +26,7 @@ class Driver {
     uint64_t elements = 0;
     for (size_t t : order_) {
       elements += tensors[t].elements;
-      const size_t row = FactsOf(tensors[t]).row;
-      const size_t step = method.by_rows ? row : options.blocks_per_tile * kReductionBlock;
+      const size_t step = options.blocks_per_tile * BlockOf(tensors[t]);
       for (size_t first = 0; first < tensors[t].elements; first += step)
         jobs_.push_back({.tensor = t, .first = first, .count = std::min(step, tensors[t].elements - first)});
     }
@@ -35,7 +34,9 @@ class Driver {
     const Approach sampled = tensors.size() == 1 && random.Chance(0.6) ? Approach::kDraft : Approach::kSampled;
     const Approach any = random.Chance(0.3) ? Approach::kPlain : sampled;
     merger_ = Make(options.approach.value_or(any));
-    for (size_t w = 0; w < options.workers; ++w) scratch_.push_back(std::make_unique<Scratch>(num_models_));
+    size_t workspace = 0;
+    for (size_t r = 0; r <= merger_->statistics_rounds(); ++r) workspace = std::max(workspace, merger_->round(r).scratch_bytes);
+    for (size_t w = 0; w < options.workers; ++w) scratch_.push_back(std::make_unique<Scratch>(num_models_, workspace));
     for (const ScopeTensor& tensor : tensors) {  // every source at an odd address
       bytes_.emplace_back();
       bytes_.back().push_back(Skewed(tensor.base));
@@ -78,11 +79,6 @@ class Driver {
     TensorFacts facts{.elements = elements_};
     if (tensors_.size() == 1) facts = FactsOf(tensors_[0]);
     return method_.make(method_, CoefficientsOfScope(), facts, approach);
-  }
-
-  static TensorFacts FactsOf(const ScopeTensor& tensor) {
-    return {.elements = tensor.elements, .row = tensor.row > 0 ? tensor.row : tensor.elements,
-            .key = std::hash<std::string>()(tensor.name)};
   }
 
   static std::vector<std::byte> Skewed(const Source& source) {
@@ -133,18 +129,18 @@ class Driver {
     std::vector<EncodedLanes> models;
     for (size_t j : Shuffled()) {
       TileJob& job = jobs_[j];
-      job.claims.assign(num_models_, 0);
-      job.grants.assign(num_models_, 0);
+      job.claims.assign(num_models_ * merger_->claims_per_model(), 0);
+      job.grants.assign(job.claims.size(), 0);
       if (!Wanted(job, r)) continue;
       merger_->CountClaims(tensors_[job.tensor].coefficients, TileOf(job, r, models),
                            *scratch_[random_.Below(options_.workers)], job.claims.data());
     }
-    for (size_t m = 0; m < num_models_; ++m) {
-      uint64_t left = merger_->Quota(m);
+    for (size_t i = 0; i < num_models_ * merger_->claims_per_model(); ++i) {
+      uint64_t left = merger_->Quota(i);
       if (left == Merger::kNoQuota) continue;
       for (TileJob& job : jobs_) {
-        job.grants[m] = std::min(left, job.claims[m]);
-        left -= job.grants[m];
+        job.grants[i] = std::min(left, job.claims[i]);
+        left -= job.grants[i];
       }
     }
   }
@@ -262,8 +258,13 @@ class Driver {
   }
 
   size_t Blocks(const ScopeTensor& tensor) const {
-    const size_t block = method_.by_rows ? FactsOf(tensor).row : kReductionBlock;
+    const size_t block = BlockOf(tensor);
     return (tensor.elements + block - 1) / block;
+  }
+  // What tiles are multiples of, and sums are of.
+  size_t BlockOf(const ScopeTensor& tensor) const {
+    const size_t unit = method_.TileUnit(tensor.coefficients, FactsOf(tensor));
+    return unit == 0 ? kReductionBlock : unit;
   }
 
   const MethodInfo& method_;
@@ -281,6 +282,11 @@ class Driver {
 };
 
 }  // namespace
+
+TensorFacts FactsOf(const ScopeTensor& tensor) {
+  return {.elements = tensor.elements, .row = tensor.row > 0 ? tensor.row : tensor.elements, .slice = tensor.slice,
+          .key = std::hash<std::string>()(tensor.name)};
+}
 
 Driven Drive(const MethodInfo& method, const std::vector<ScopeTensor>& tensors, const DriveOptions& options,
              Random& random) {

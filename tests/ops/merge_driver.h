@@ -24,6 +24,7 @@ struct ScopeTensor {
   std::string name;
   size_t elements;
   size_t row = 0;  // elements of the last axis; 0: all of them
+  size_t slice = 0;  // elements that share an index of the first axis; 0: fewer than two axes
   Source base;  // unused by methods without one
   std::vector<Source> models;
   Coefficients coefficients;
@@ -42,6 +43,9 @@ struct Driven {
   uint64_t entries = 0, kept = 0;
   bool drafted = false;
 };
+
+// What the driver says of a tensor.
+TensorFacts FactsOf(const ScopeTensor& tensor);
 
 // Merges one scope.
 Driven Drive(const MethodInfo& method, const std::vector<ScopeTensor>& tensors, const DriveOptions& options,

@@ -16,7 +16,10 @@ TEST(Methods, AreFoundByTheirNames) {
     EXPECT_FALSE(method.summary.empty()) << method.name;
     EXPECT_FALSE(method.source.empty()) << method.name;
   }
-  for (const char* name : {"ties", "task_arithmetic", "linear", "average"})
+  for (const char* name : {"ties", "task_arithmetic", "linear", "average", "dare_linear", "dare_ties", "breadcrumbs",
+                           "breadcrumbs_ties", "della", "della_linear", "metagpt", "slerp", "nuslerp", "multislerp", "karcher",
+                           "model_stock", "nearswap", "passthrough", "ram", "ramplus_tl", "consensus_ta", "magmax", "sce",
+                           "arcee_fusion", "pcb"})
     EXPECT_TRUE(names.contains(name)) << name;
   for (const char* name : {"", "Ties", "ties ", "no_such_method"})
     EXPECT_EQ(FindMethod(name), nullptr) << name;
@@ -36,7 +39,9 @@ TEST(Methods, ParametersAreWellFormed) {
       EXPECT_TRUE(IsParameterOfAnotherMethod(parameter.name));
       EXPECT_EQ(parameter.kind == ParameterKind::kChoice, !parameter.choices.empty());
       const double value = parameter.default_value;
-      if (parameter.kind == ParameterKind::kNumber) {
+      if (value == kNoDefault) {
+        EXPECT_EQ(parameter.kind, ParameterKind::kNumber);
+      } else if (parameter.kind == ParameterKind::kNumber) {
         EXPECT_LE(parameter.min, value);
         EXPECT_LE(value, parameter.max);
       } else if (parameter.kind == ParameterKind::kFlag) {
@@ -67,6 +72,26 @@ TEST(Methods, DefaultsAreThoseOfTheTable) {
   EXPECT_EQ(value("task_arithmetic", "normalize"), 0);
   EXPECT_EQ(value("task_arithmetic", "density"), -1);  // it has none
   EXPECT_EQ(value("linear", "normalize"), 1);
+  EXPECT_EQ(value("slerp", "t"), kNoDefault);
+  EXPECT_EQ(value("slerp", "weight"), kNoDefault);
+  EXPECT_EQ(value("nuslerp", "nuslerp_flatten"), 1);
+  EXPECT_EQ(value("nuslerp", "nuslerp_row_wise"), 0);
+  EXPECT_EQ(value("multislerp", "normalize_weights"), 1);
+  EXPECT_EQ(value("multislerp", "eps"), 1e-8);
+  EXPECT_EQ(value("karcher", "max_iter"), 10);
+  EXPECT_EQ(value("karcher", "tol"), 1e-5);
+  EXPECT_EQ(value("model_stock", "filter_wise"), 0);
+  EXPECT_EQ(value("nearswap", "t"), kNoDefault);
+  EXPECT_EQ(value("passthrough", "scale"), 1);
+  for (const char* method : {"dare_linear", "dare_ties", "della", "della_linear"}) EXPECT_EQ(value(method, "rescale"), 1) << method;
+  for (const char* method : {"dare_linear", "dare_ties", "della_linear", "breadcrumbs", "breadcrumbs_ties"})
+    EXPECT_EQ(value(method, "normalize"), 0) << method;
+  EXPECT_EQ(value("della", "normalize"), 1);
+  EXPECT_EQ(value("breadcrumbs", "rescale"), 0);
+  EXPECT_EQ(value("breadcrumbs_ties", "gamma"), 0.01);
+  EXPECT_EQ(value("della", "epsilon"), 0.15);
+  EXPECT_EQ(value("dare_ties", "density"), 1);
+  EXPECT_EQ(value("dare_ties", "seed"), 0);
   const MethodInfo& ties = *FindMethod("ties");
   const std::pair<const char*, std::pair<const char*, const char*>> choices[] = {
       {"scope", {"tensor", "model"}},

@@ -20,15 +20,29 @@ inline std::string Describe(const Settings& settings) {
   return out;
 }
 
+inline std::string Describe(const RecipeModel& model) {
+  const std::string layers = model.layers ? fmt::format(" [{}, {})", model.layers->begin, model.layers->end) : "";
+  return model.reference + layers + "\n" + Describe(model.settings);
+}
+
 inline std::string Describe(const Recipe& recipe) {
   std::string out = fmt::format("{} base {} tokenizer {} on_missing {} dtype {} out_dtype {}\n", recipe.method,
                                 recipe.base.value_or("-"), recipe.tokenizer.value_or("-"),
                                 static_cast<int>(recipe.on_missing), recipe.dtype ? TorchName(*recipe.dtype) : "-",
                                 recipe.out_dtype ? TorchName(*recipe.out_dtype) : "-");
+  if (recipe.layer_scale) out += fmt::format("layer_scale {} {}\n", recipe.layer_scale->alpha, recipe.layer_scale->beta);
   for (const NameFilter& filter : recipe.only) out += fmt::format("only {}\n", filter.glob);
   for (const NameFilter& filter : recipe.exclude) out += fmt::format("exclude {}\n", filter.glob);
   out += Describe(recipe.settings);
-  for (const RecipeModel& model : recipe.models) out += model.reference + "\n" + Describe(model.settings);
+  for (const RecipeModel& model : recipe.models) out += Describe(model);
+  for (const RecipeModule& module : recipe.modules) {
+    out += fmt::format("module '{}'\n", module.name) + Describe(module.settings);
+    for (const RecipeSlice& slice : module.slices) {
+      out += fmt::format("slice, base {}\n", slice.base_reference.value_or("-")) + Describe(slice.settings);
+      if (slice.base) out += "base " + Describe(*slice.base);
+      for (const RecipeModel& model : slice.models) out += Describe(model);
+    }
+  }
   return out;
 }
 

@@ -32,6 +32,7 @@ out_dtype = "torch.float16"
 on_missing = "skip"
 only = ["*.mlp.*", "*.weight"]
 exclude = "lm_head.*"
+layer_scale = { alpha = 0.25, beta = 0.5 }
 [parameters]
 lambda = [1, 0.5]
 normalize = false
@@ -61,6 +62,7 @@ base_model: "models/base"
 dtype: bfloat16
 out_dtype: torch.float16
 on_missing: skip
+layer_scale: {alpha: 0.25, beta: 0.5}
 tokenizer_source: base
 only: ["*.mlp.*", "*.weight"]
 exclude: lm_head.*

@@ -11,8 +11,8 @@ METHODS = {
     "warm": [("mapped", 2, "direct"), ("mapped", 1, "direct"), ("mapped", 2, "dontcache"),
              ("mapped", 1, "dontcache"), ("mapped", 1, "window")],
 }
-# A method that was this much slower than the turn's best is not run again; runs of one method differed by up to 30 %.
-HOPELESS = 1.3
+# A method that was this much slower than the turn's best is not run again.
+HOPELESS = 1.05
 
 
 class Limit:

@@ -68,7 +68,8 @@ def enter_state(state, inputs):
     share = resident_share(inputs)
     if (state == "warm") != (share > 0.5) or 0.01 < share < 0.99:
         raise Skipped(f"a page cache that can be made {state}; {share:.0%} of the inputs are resident")
-    populate_free_memory()
+    # Most that a run can want: its inputs and its output in the page cache, and its own memory.
+    populate_free_memory(sum(path.stat().st_size for path in inputs) * 5 // 4 + (2 << 30))
     return share
 
 
@@ -80,14 +81,14 @@ def memory(field):
     return 0
 
 
-def populate_free_memory():
-    """Has the kernel own its free memory, as it does on a machine of its own, before something is measured.
+def populate_free_memory(most):
+    """Has the kernel own its free memory (so many bytes at most), as on a machine of its own, before something is measured.
 
     A virtual machine with free page reporting gives its free memory back to the host and gets it again page by page,
     at 1.3 ms per MiB where this was measured (11.2 GiB: 15 s, and 0.6 s when touched again at once). Which of two runs
     pays for that would be chance.
     """
-    size = memory("MemFree") - SPARED
+    size = min(memory("MemFree") - SPARED, most)
     if size <= 0:
         return
     child = os.fork()  # of its own, or the peak memory of what is measured next would be that of this process

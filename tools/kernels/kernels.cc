@@ -21,6 +21,9 @@
 
 #include "ops/kernels.h"
 #include "ops/merger.h"
+#include "ops/random.h"
+#include "ops/row_ranks.h"
+#include "ops/sparsify.h"
 #include "tools/kernels/data.h"
 
 namespace braid::bench {
@@ -170,6 +173,40 @@ void AddSelection(std::vector<Kernel>* kernels) {
   }});
 }
 
+// --- taking entries out -----------------------------------------------------------------------------------
+
+void AddSparsifying(std::vector<Kernel>* kernels) {
+  kernels->push_back({"DrawBits", {}, sizeof(uint32_t), []() -> Body {
+    return [first = uint64_t{0}](const Block& b) mutable {
+      DrawBits({.seed = 1, .model = 1, .tensor_key = 1}, first, b.n, static_cast<uint32_t*>(b.out));
+      first += b.n;
+    };
+  }});
+  kernels->push_back({"KeepDrawn/task vector", {Task()}, 0, []() -> Body {
+    return [draws = std::vector<uint32_t>(kBlockLanes + kLanePadding, 1), limits = std::vector<uint32_t>(kBlockLanes + kLanePadding, 2)](
+               const Block& b) {
+      auto* const d = static_cast<float*>(b.out);
+      std::memcpy(d, b.sources[0], b.n * sizeof(float));
+      KeepDrawn(draws.data(), limits.data(), b.n, d);
+    };
+  }});
+  kernels->push_back({"KeepKeys/task vector", {Task()}, 0, []() -> Body {
+    return [key = ThresholdOf(0, DType::kBF16).key](const Block& b) {
+      auto* const d = static_cast<float*>(b.out);
+      std::memcpy(d, b.sources[0], b.n * sizeof(float));
+      KeepKeys(key, kNanKey, b.n, d);
+    };
+  }});
+  // A row of as many entries as a block has lanes.
+  kernels->push_back({"RankKeys/task vector", {Task()}, 0, []() -> Body {
+    return [room = std::vector<uint64_t>(2 * kBlockLanes)](const Block& b) mutable {
+      auto* const keys = static_cast<uint32_t*>(b.out);
+      StoreKeys(LanesOf(b), b.n, keys);
+      RankKeys(keys, b.n, room.data());
+    };
+  }});
+}
+
 // --- merging ----------------------------------------------------------------------------------------------
 
 // What a block of so many models points to.
@@ -290,6 +327,7 @@ void Register() {
   static std::vector<Kernel> kernels;
   AddCodec(&kernels);
   AddSelection(&kernels);
+  AddSparsifying(&kernels);
   AddMerging(&kernels);
   const size_t memory_bytes = MemoryBytes();
   for (const bool in_memory : {false, true}) {

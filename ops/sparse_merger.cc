@@ -1,0 +1,87 @@
+#include "ops/sparse_merger.h"
+
+#include "ops/sparsify.h"
+#include "ops/task_vector_merger.h"
+
+namespace braid {
+
+SparseMerger::SparseMerger(const MethodInfo& method, bool elect, const Coefficients& c, const TensorFacts& scope, bool by_rows)
+    : rule_(method, elect, c), parts_(c.model.size()), row_(std::max<size_t>(scope.row, 1)), by_rows_(by_rows),
+      rescale_(c.shared[static_cast<size_t>(method.IndexOf("rescale"))] != 0) {
+  const auto density = static_cast<size_t>(method.IndexOf("density"));
+  for (size_t m = 0; m < parts_.size(); ++m)
+    parts_[m] = {.density = c.model[m][density], .active = rule_.WeightOf(c, m) != 0};
+}
+
+RoundSpec SparseMerger::round(size_t r) const {
+  const bool merges = r == statistics_rounds();
+  return {.name = merges ? "merge" : "norms", .sums = merges ? 0 : 2 * parts_.size(), .ordered = ordered(),
+          .scratch_bytes = scratch_bytes()};
+}
+
+bool SparseMerger::Reads(size_t r, size_t model, const Coefficients&) const {
+  return r == statistics_rounds() ? active(model) : sparse(model);
+}
+
+// Sums are taken per row, or per reduction block; quantities are, model by model, the norm before and after.
+void SparseMerger::SumNorms(const LaneTile& tile, size_t m, const LaneUnit& unit, Scratch& scratch, BlockSums sums) const {
+  const size_t part = by_rows_ ? row_ : kReductionBlock;
+  for (size_t begin = unit.start, end; begin < unit.start + unit.count; begin = end) {
+    end = std::min(begin + part, unit.start + unit.count);
+    double all[kSumLanes] = {}, kept[kSumLanes] = {};
+    for (size_t start = begin; start < end; start += kBlockLanes) {
+      const size_t n = std::min(kBlockLanes, end - start);
+      TaskVectorAt(tile, m, start, n, scratch);
+      AddMagnitudes(scratch.models[m], n, -1, all);
+      Keep(tile, m, unit, start, n, scratch, scratch.models[m]);
+      AddMagnitudes(scratch.models[m], n, -1, kept);
+    }
+    double* const to = sums.data + (tile.first + begin) / part;
+    to[2 * m * sums.stride] = FoldSums(all), to[(2 * m + 1) * sums.stride] = FoldSums(kept);
+  }
+}
+
+void SparseMerger::Accumulate(size_t, const Coefficients&, const LaneTile& tile, const uint64_t* grants, Scratch& scratch,
+                              Accumulator*, BlockSums sums) const {
+  ForEachUnit(tile, [&](const LaneUnit& unit) {
+    Prepare(tile, grants, unit, scratch);
+    for (size_t m = 0; m < parts_.size(); ++m)
+      if (tile.models[m].bytes != nullptr && sparse(m)) SumNorms(tile, m, unit, scratch, sums);
+  });
+}
+
+void SparseMerger::Finish(size_t, Accumulator*, std::span<const double> sums) {
+  for (size_t m = 0; m < parts_.size(); ++m)
+    if (sparse(m)) parts_[m].factor = RescaleFactor(sums[2 * m], sums[2 * m + 1]);
+}
+
+void SparseMerger::Merge(const Coefficients& c, const LaneTile& tile, const uint64_t* grants, Scratch& scratch, DType type,
+                         std::byte* out, MergeCounts* counts) const {
+  static constexpr float kZeros[kBlockLanes + kLanePadding] = {};
+  TaskVectorBlock block = rule_.BlockFor(c, &tile, scratch);
+  scratch.factors.clear();
+  for (size_t m : scratch.voters) scratch.factors.push_back(parts_[m].factor);
+  block.base = kZeros;
+  block.factor = rescale_ ? scratch.factors.data() : nullptr;
+  for (size_t v = 0; v < scratch.voters.size(); ++v) scratch.sources[v] = scratch.models[scratch.voters[v]];
+  VoteCounts votes;
+  ForEachUnit(tile, [&](const LaneUnit& unit) {
+    Prepare(tile, grants, unit, scratch);
+    for (size_t start = unit.start, n; start < unit.start + unit.count; start += n) {
+      n = std::min(kBlockLanes, unit.start + unit.count - start);
+      DecodeLanesAt(tile.base, start, n, scratch.base);
+      for (size_t m : scratch.voters) {
+        const EncodedLanes& source = tile.models[m];
+        DecodeTaskVector(source.type, source.bytes + start * static_cast<size_t>(LaneBytes(source.type)), scratch.base, n,
+                         scratch.models[m]);
+        if (sparse(m)) Keep(tile, m, unit, start, n, scratch, scratch.models[m]);
+      }
+      MergeTaskVectors(block, n, scratch.room, scratch.out, nullptr, &votes);
+      AddTaskVector(scratch.base, scratch.out, n, scratch.out);
+      EncodeLanes(type, scratch.out, n, out + start * static_cast<size_t>(LaneBytes(type)), &counts->non_finite);
+    }
+  });
+  counts->conflicts += votes.conflicts;
+}
+
+}  // namespace braid

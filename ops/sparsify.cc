@@ -1,0 +1,63 @@
+#include "ops/sparsify.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/sparsify.cc"
+#include "hwy/foreach_target.h"  // compiles this file again for each target
+#include "hwy/highway.h"
+
+#include "ops/kernels-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace braid {
+namespace HWY_NAMESPACE {
+
+void KeepDrawnTarget(const uint32_t* draws, const uint32_t* limits, size_t n, float* d) {
+  for (size_t i = 0; i < n; i += hn::Lanes(df)) {
+    const VF entry = hn::LoadU(df, d + i);
+    const auto draw = hn::BitCast(di, hn::LoadU(du, draws + i)), limit = hn::BitCast(di, hn::LoadU(du, limits + i));
+    const MF stays = hn::Or(hn::RebindMask(df, hn::Lt(draw, limit)), hn::IsNaN(entry));
+    hn::StoreU(hn::IfThenElseZero(stays, entry), df, d + i);
+  }
+}
+
+void KeepKeysTarget(uint32_t low, uint32_t high, size_t n, float* d) {
+  // As signed integers: keys have no sign bit.
+  const auto below = hn::Set(di, static_cast<int32_t>(low) - 1), end = hn::Set(di, static_cast<int32_t>(high));
+  for (size_t i = 0; i < n; i += hn::Lanes(df)) {
+    const VF entry = hn::LoadU(df, d + i);
+    const auto key = hn::BitCast(di, KeyOf(entry));
+    const MF inside = hn::RebindMask(df, hn::And(hn::Gt(key, below), hn::Lt(key, end)));
+    const MF stays = hn::Or(inside, hn::IsNaN(entry));
+    const VF kept = hn::IfThenElseZero(stays, entry);
+    hn::StoreU(hn::IfThenElse(hn::FirstN(df, n - i), kept, entry), df, d + i);
+  }
+}
+
+void AddTaskVectorTarget(const float* base, const float* merged, size_t n, float* out) {
+  for (size_t i = 0; i < n; i += hn::Lanes(df)) {
+    const VF b = hn::LoadU(df, base + i), d = hn::LoadU(df, merged + i);
+    hn::StoreU(hn::IfThenElse(hn::Eq(d, hn::Zero(df)), b, hn::Add(b, d)), df, out + i);
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace braid
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace braid {
+
+HWY_EXPORT(KeepDrawnTarget);
+HWY_EXPORT(KeepKeysTarget);
+HWY_EXPORT(AddTaskVectorTarget);
+
+void KeepDrawn(const uint32_t* draws, const uint32_t* limits, size_t n, float* d) {
+  HWY_DYNAMIC_DISPATCH(KeepDrawnTarget)(draws, limits, n, d);
+}
+void KeepKeys(uint32_t low, uint32_t high, size_t n, float* d) { HWY_DYNAMIC_DISPATCH(KeepKeysTarget)(low, high, n, d); }
+void AddTaskVector(const float* base, const float* merged, size_t n, float* out) {
+  HWY_DYNAMIC_DISPATCH(AddTaskVectorTarget)(base, merged, n, out);
+}
+
+}  // namespace braid
+#endif  // HWY_ONCE

@@ -1,0 +1,102 @@
+// What the pipeline adds to the methods that take entries out of task vectors: draws that do not depend on other tensors,
+// rows that have to fit the budget; and layer_scale.
+#include <gtest/gtest.h>
+
+#include "tests/ops/test_support.h"
+#include "tests/pipeline/merge_support.h"
+
+namespace braid {
+namespace {
+
+using fixture::Constant;
+using fixture::Floats;
+using fixture::StoredTensor;
+
+std::vector<double> Normals(test::Random& random, size_t n) {
+  std::vector<double> values(n);
+  for (double& value : values) value = random.Normal();
+  return values;
+}
+
+std::string Recipe(const fixture::TemporaryDirectory& place, const std::string& method, const std::string& more,
+                   const std::vector<std::string>& models) {
+  std::string text = "method = '" + method + "'\nbase = '" + place / "base" + "'\n" + more;
+  for (const std::string& model : models) text += "\n[[models]]\npath = '" + place / model + "'\n";
+  return place.Write("recipe.toml", text);
+}
+
+TEST(RandomMerges, DrawTheSameForSomeTensorsAsForAll) {
+  test::Random random;
+  const fixture::TemporaryDirectory place;
+  std::vector<StoredTensor> base, tuned;
+  for (const char* name : {"model.embed_tokens.weight", "model.layers.0.w", "model.layers.1.w"}) {
+    base.push_back(Floats(name, DType::kF32, {300, 257}, Normals(random, 77'100)));
+    tuned.push_back(Floats(name, DType::kBF16, {300, 257}, Normals(random, 77'100)));
+  }
+  fixture::WriteCheckpoint(place, "base", base);
+  fixture::WriteCheckpoint(place, "tuned", tuned, 2);
+  for (const char* method : {"dare_linear", "dare_ties", "della", "della_linear"}) {
+    SCOPED_TRACE(method);
+    fixture::Merge(Recipe(place, method, "[parameters]\ndensity = 0.5\nseed = 4", {"tuned"}), place / "all");
+    const std::vector<StoredTensor> all = fixture::ReadTensors(place / "all");
+    for (size_t t = 0; t < base.size(); ++t) {
+      const fixture::TemporaryDirectory part;
+      fixture::WriteCheckpoint(part, "base", {base[t]});
+      fixture::WriteCheckpoint(part, "tuned", {tuned[t]});
+      fixture::Merge(Recipe(part, method, "[parameters]\ndensity = 0.5\nseed = 4", {"tuned"}), part / "out",
+                     {.threads = 2, .tile_elements = 65'536});
+      const auto alone = fixture::ReadTensors(part / "out");
+      ASSERT_EQ(alone.size(), 1u);
+      EXPECT_TRUE(std::find(all.begin(), all.end(), alone.front()) != all.end()) << base[t].name;
+      fixture::Merge(Recipe(part, method, "[parameters]\ndensity = 0.5\nseed = 5", {"tuned"}), part / "other");
+      EXPECT_NE(fixture::ReadTensors(part / "other"), alone) << "another seed";
+    }
+    std::filesystem::remove_all(place / "all");
+  }
+}
+
+TEST(Rows, HaveToFitTheBudget) {
+  test::Random random;
+  const fixture::TemporaryDirectory place;
+  constexpr size_t kRow = 1'000'000;
+  fixture::WriteCheckpoint(place, "base", {Floats("w", DType::kF32, {kRow}, Normals(random, kRow))});
+  fixture::WriteCheckpoint(place, "tuned", {Floats("w", DType::kF32, {kRow}, Normals(random, kRow))});
+  const std::string recipe = Recipe(place, "della", "[parameters]\ndensity = 0.5", {"tuned"});
+  for (int threads : {1, 3}) {
+    PlanOptions options{.memory = fixture::kGiB, .threads = threads};
+    fixture::Merge(recipe, place / "plenty", options);
+    options.memory = fixture::PlanOf(recipe, options).memory.least;
+    EXPECT_GT(options.memory, static_cast<uint64_t>(threads) * kRow * 20);   // pairs twice, and ranks
+    fixture::Merge(recipe, place / "least", options);
+    EXPECT_EQ(fixture::ReadTensors(place / "least"), fixture::ReadTensors(place / "plenty"));
+    --options.memory;
+    EXPECT_EQ(fixture::ErrorOf([&] { fixture::PlanOf(recipe, options); }).code(), ErrorCode::kMemory);
+    std::filesystem::remove_all(place / "plenty");
+    std::filesystem::remove_all(place / "least");
+  }
+}
+
+TEST(LayerScale, GrowsOverTheLayers) {
+  const fixture::TemporaryDirectory place;
+  std::vector<StoredTensor> base, tuned;
+  for (const char* name : {"model.embed_tokens.weight", "model.layers.0.w", "model.layers.1.w", "model.layers.2.w", "lm_head.weight"}) {
+    base.push_back(Constant(name, DType::kF32, 10, 1));
+    tuned.push_back(Constant(name, DType::kF32, 10, 3));
+  }
+  fixture::WriteCheckpoint(place, "base", base);
+  fixture::WriteCheckpoint(place, "tuned", tuned);
+  for (const char* method : {"task_arithmetic", "ties", "metagpt", "breadcrumbs"}) {
+    SCOPED_TRACE(method);
+    const std::string recipe = Recipe(place, method, "layer_scale = { alpha = 0.25, beta = 0.5 }\n[parameters]\nlambda = 2", {"tuned"});
+    fixture::Merge(recipe, place / "out");
+    const std::map<std::string, float> expected = {{"model.embed_tokens.weight", 2.0f}, {"model.layers.0.w", 2.0f},
+                                                   {"model.layers.1.w", 3.0f}, {"model.layers.2.w", 4.0f}, {"lm_head.weight", 2.0f}};
+    const std::vector<StoredTensor> merged = fixture::ReadTensors(place / "out");
+    ASSERT_EQ(merged.size(), expected.size());
+    for (const StoredTensor& tensor : merged) EXPECT_EQ(fixture::LanesOf(tensor), std::vector<float>(10, expected.at(tensor.name))) << tensor.name;
+    std::filesystem::remove_all(place / "out");
+  }
+}
+
+}  // namespace
+}  // namespace braid
