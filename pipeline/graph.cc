@@ -532,7 +532,8 @@ void GraphRun::MergeTile(TileWork* work, OutputTile* out) {
     MergeCounts counts;
     if (work->scope->is_copy()) {
       CopyTile(*work, out->data);
-      if (tensor.action == TensorAction::kKeep) CountNonFinite(tensor.type, out->data, work->count, &counts.non_finite);
+      if (tensor.action != TensorAction::kCopy && IsLaneType(tensor.type))
+        CountNonFinite(tensor.type, out->data, work->count, &counts.non_finite);
     } else {
       Worker* worker = TakeWorker();
       NamingTensor(tensor.name, [&] {
@@ -547,7 +548,7 @@ void GraphRun::MergeTile(TileWork* work, OutputTile* out) {
   Release(work, true);
 }
 
-// Integers and booleans: equal everywhere, or there is no right answer. Unchanged tensors: from the base alone.
+// Integers and booleans: equal everywhere, or there is no right answer. Unchanged and excluded tensors have one source.
 void GraphRun::CopyTile(const TileWork& work, std::byte* out) {
   const PlannedTensor& tensor = plan_.tensors[work.tensor];
   const TensorSource* first = nullptr;

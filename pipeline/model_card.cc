@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <set>
 #include <sstream>
 
@@ -53,6 +54,20 @@ std::string NameOf(const Checkpoint& checkpoint) {
   return checkpoint.cache_id.empty() ? Printable(checkpoint.reference) : checkpoint.cache_id;
 }
 
+// What a reader cannot see from the recipe's own text.
+std::string RemarksOf(const Plan& plan) {
+  std::string remarks;
+  if (const auto seed = plan.recipe.settings.find("seed"); seed != plan.recipe.settings.end())
+    remarks += fmt::format("\nThe random choices were made with the seed {}.\n", seed->second.front().values.front());
+  const auto excluded = std::count_if(plan.tensors.begin(), plan.tensors.end(), [](const PlannedTensor& tensor) {
+    return tensor.action == TensorAction::kExclude;
+  });
+  if (excluded > 0)
+    remarks += fmt::format("\n{} of {} tensors were left out of the merge and are those of the {}.\n", excluded,
+                           plan.tensors.size(), plan.base >= 0 ? "base" : "first model");
+  return remarks;
+}
+
 }  // namespace
 
 std::string ModelCard(const Plan& plan, const std::string& title) {
@@ -76,6 +91,7 @@ std::string ModelCard(const Plan& plan, const std::string& title) {
     card += checkpoint.cache_id.empty() ? fmt::format("- `{}`\n", name)
                                         : fmt::format("- [{0}](https://huggingface.co/{0}) at `{1}`\n", name, checkpoint.revision);
   }
+  card += RemarksOf(plan);
   const std::string fence = FenceFor(plan.recipe.text);
   card += fmt::format("\n## Recipe\n\n{}{}\n{}{}{}\n", fence, plan.recipe.syntax == Syntax::kYaml ? "yaml" : "toml",
                       plan.recipe.text, plan.recipe.text.ends_with('\n') ? "" : "\n", fence);

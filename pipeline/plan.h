@@ -55,6 +55,8 @@ enum class TensorAction : uint8_t {
   kMerge,
   kCopy,   // integers and booleans: equal in all sources, copied byte for byte
   kKeep,   // unchanged: the base's bytes, and no other source is read; NaN and infinities stay as they are
+  // Left out of the merge by `only` or `exclude`: the bytes of the base, or else of the first model, of any type.
+  kExclude,
 };
 
 struct PlannedTensor {
@@ -63,7 +65,7 @@ struct PlannedTensor {
   uint64_t elements = 0;
   DType type = DType::kF32;         // of the output
   TensorAction action = TensorAction::kMerge;
-  TensorSource base;                // of a base-relative method
+  TensorSource base;                // of a base-relative method; of a kExclude, where the bytes come from
   std::vector<TensorSource> models; // as many as the recipe has, or the slice that the tensor is in
   std::vector<MappedRows> rows;     // of the base and the models, if any of them has another vocabulary; otherwise none
   uint32_t coefficients = 0;        // index into Plan::coefficients

@@ -35,6 +35,7 @@ std::string_view ActionName(TensorAction action) {
     case TensorAction::kMerge: return "merge";
     case TensorAction::kCopy: return "copy";
     case TensorAction::kKeep: return "keep";
+    case TensorAction::kExclude: return "exclude";
   }
   return "";
 }

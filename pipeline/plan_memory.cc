@@ -251,7 +251,7 @@ void PlanScopes(Plan* plan) {
               [&](uint32_t a, uint32_t b) { return plan->tensors[a].name < plan->tensors[b].name; });
     PlannedScope scope{.tensors = std::move(whole_model)};
     for (const PlannedTensor& tensor : plan->tensors)  // the zeros of unchanged tensors are entries too
-      if (tensor.action != TensorAction::kCopy) scope.elements += tensor.elements;
+      if (tensor.action == TensorAction::kMerge || tensor.action == TensorAction::kKeep) scope.elements += tensor.elements;
     plan->scopes.push_back(std::move(scope));
   }
 }

@@ -67,6 +67,7 @@ class TensorPlanner {
     if (plan_.recipe.modules.empty()) PlanModels();
     else PlanSlices();
     CheckFilters(plan_.recipe, names_, &plan_.recipe.warnings);
+    CheckSomethingIsMerged();
     CheckModelScope();
     ChooseConfigType();
   }
@@ -79,6 +80,9 @@ class TensorPlanner {
   bool IsTiedEverywhere(std::string_view name);
   bool HasSource(const WantedTensor& wanted, const SourceGroup& group);
   void PlanOne(const WantedTensor& wanted, const SourceGroup& group);
+  SourceGroup::Source LenderOf(const SourceGroup& group) const;
+  void PlanExcluded(const WantedTensor& wanted, const SourceGroup& group);
+  void CheckSomethingIsMerged() const;
   TensorSource Find(uint32_t checkpoint, const std::string& name, uint32_t guess);
   TensorSource LentByBase(const SourceGroup& group, const PlannedTensor& tensor);
   bool HandleMissing(const WantedTensor& wanted, const SourceGroup& group, PlannedTensor* tensor);
@@ -184,7 +188,42 @@ TensorSource TensorPlanner::Find(uint32_t index, const std::string& name, uint32
   return {static_cast<int32_t>(index), *found};
 }
 
+// Who lends what is not merged: the base, wherever it stands among the sources; else the first of them.
+SourceGroup::Source TensorPlanner::LenderOf(const SourceGroup& group) const {
+  if (group.base) return *group.base;
+  const auto is_base = [&](const SourceGroup::Source& source) { return static_cast<int32_t>(source.checkpoint) == plan_.base; };
+  const auto base = std::find_if(group.models.begin(), group.models.end(), is_base);
+  if (base != group.models.end()) return *base;
+  if (plan_.base >= 0 && plan_.recipe.modules.empty()) return {static_cast<uint32_t>(plan_.base), nullptr};
+  return group.models.front();
+}
+
+// Copied byte for byte, so that its type stays, whatever `dtype` says.
+void TensorPlanner::PlanExcluded(const WantedTensor& wanted, const SourceGroup& group) {
+  const SourceGroup::Source lender = LenderOf(group);
+  const TensorSource source = Find(lender.checkpoint, wanted.NameIn(lender), wanted.guess);
+  if (!source.present()) {
+    plan_.warnings.push_back(fmt::format("{} is left out: the recipe excludes it, and {} does not have it",
+                                         Printable(wanted.name), Printable(plan_.checkpoints[lender.checkpoint].reference)));
+    return;
+  }
+  const TensorInfo& info = plan_.Info(source);
+  plan_.tensors.push_back({.name = wanted.name, .shape = info.shape, .elements = info.elements, .type = info.dtype,
+                           .action = TensorAction::kExclude, .base = source,
+                           .models = std::vector<TensorSource>(group.models.size()), .bytes = info.bytes});
+}
+
+void TensorPlanner::CheckSomethingIsMerged() const {
+  const Recipe& recipe = plan_.recipe;
+  if (recipe.only.empty() && recipe.exclude.empty()) return;
+  const auto takes_part = [](const PlannedTensor& tensor) { return tensor.action != TensorAction::kExclude; };
+  if (std::any_of(plan_.tensors.begin(), plan_.tensors.end(), takes_part)) return;
+  throw RecipeError(recipe, (recipe.only.empty() ? recipe.exclude : recipe.only).front().where,
+                    "only and exclude leave no tensor to merge");
+}
+
 void TensorPlanner::PlanOne(const WantedTensor& wanted, const SourceGroup& group) {
+  if (!IsMerged(plan_.recipe, wanted.name)) return PlanExcluded(wanted, group);
   const auto find = [&](const SourceGroup::Source& source) { return Find(source.checkpoint, wanted.NameIn(source), wanted.guess); };
   PlannedTensor tensor;
   tensor.name = wanted.name;
@@ -340,7 +379,8 @@ void TensorPlanner::CheckModelScope() {
 void TensorPlanner::ChooseConfigType() {
   std::array<uint64_t, 32> parameters{};
   for (const PlannedTensor& tensor : plan_.tensors)
-    if (tensor.action == TensorAction::kMerge) parameters[static_cast<size_t>(tensor.type)] += tensor.elements;
+    if (tensor.action == TensorAction::kMerge || (tensor.action == TensorAction::kExclude && IsLaneType(tensor.type)))
+      parameters[static_cast<size_t>(tensor.type)] += tensor.elements;
   const auto most = std::max_element(parameters.begin(), parameters.end());
   if (*most > 0) plan_.config_type = static_cast<DType>(most - parameters.begin());
 }

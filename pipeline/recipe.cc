@@ -94,10 +94,22 @@ Error RecipeError(const Recipe& recipe, Location where, std::string message) {
   return Error(ErrorCode::kUsage, std::move(message)).Path(recipe.path).At(where.line, where.column);
 }
 
+std::vector<std::string> WarningTexts(const Recipe& recipe) {
+  std::vector<std::string> texts;
+  for (const RecipeWarning& warning : recipe.warnings)
+    texts.push_back(fmt::format("{}:{}:{}: {}", Printable(recipe.path), warning.where.line, warning.where.column,
+                                Printable(warning.message)));
+  return texts;
+}
+
+Syntax SyntaxOf(const std::string& path) {
+  const std::string extension = std::filesystem::path(path).extension().string();
+  return extension == ".yml" || extension == ".yaml" ? Syntax::kYaml : Syntax::kToml;
+}
+
 Recipe ReadRecipe(const std::string& path) {
   std::string text = ReadSmallFile(path);
-  const std::string extension = std::filesystem::path(path).extension().string();
-  if (extension == ".yml" || extension == ".yaml") return ParseYamlRecipe(std::move(text), path);
+  if (SyntaxOf(path) == Syntax::kYaml) return ParseYamlRecipe(std::move(text), path);
   return ParseTomlRecipe(std::move(text), path);
 }
 

@@ -24,13 +24,19 @@ struct Location {
 };
 
 enum class Syntax {
-  kToml,  // filters are globs over the whole name; one that matches nothing is an error; weight defaults to 1
-  kYaml,  // filters are substrings; one that matches nothing is a warning; weight is required
+  kToml,  // a filter that matches nothing is an error; weight defaults to 1
+  kYaml,  // a filter that matches nothing is a warning; weight is required
+};
+
+// Some tensors, by a glob over their names (glob.h).
+struct NameFilter {
+  std::string glob;
+  Location where;
 };
 
 // One value of a parameter, possibly a gradient over the layers, possibly for some tensors only.
 struct Setting {
-  std::string filter;          // empty: every tensor
+  std::string filter;          // a glob (glob.h); empty: every tensor. One without a filter is the last of its list
   std::vector<double> values;  // one number, or the points of a gradient; flags are 0/1, choices their index
   Location where;              // of the values
   Location filter_where;       // of the filter, when there is one
@@ -133,6 +139,9 @@ struct Recipe {
   std::vector<RecipeModule> modules;
   Settings settings;  // for every model
 
+  // Which tensors are merged: all, or those that `only` names, less those that `exclude` names. The others are copied.
+  std::vector<NameFilter> only, exclude;
+
   std::optional<DType> dtype;      // type of the output ...
   std::optional<DType> out_dtype;  // ... which this one overrides
   OnMissing on_missing = OnMissing::kError;
@@ -142,7 +151,10 @@ struct Recipe {
   std::vector<RecipeWarning> warnings;
 };
 
-// Reads a recipe; `.yml` and `.yaml` are mergekit's, everything else is TOML. Throws Error(kUsage) with line
+// `.yml` and `.yaml` are mergekit's, everything else is TOML.
+Syntax SyntaxOf(const std::string& path);
+
+// Reads a recipe in the syntax of its name. Throws Error(kUsage) with line
 // and column (or what ReadSmallFile throws when the file cannot be read). Checks all that needs no
 // checkpoint: keys, types, ranges, the method's parameters. A recipe is at most 1 MiB, 64 levels deep and
 // 100,000 values, those that YAML aliases repeat included; time and memory are bounded by that, whatever the
@@ -155,6 +167,9 @@ Recipe ParseYamlRecipe(std::string text, const std::string& path);
 
 // An Error(kUsage) that points into the recipe.
 Error RecipeError(const Recipe& recipe, Location where, std::string message);
+
+// The warnings as a user reads them: "recipe.toml:3:1: ...".
+std::vector<std::string> WarningTexts(const Recipe& recipe);
 
 // --- resolving values -----------------------------------------------------------------------------------
 // All of it is const and safe from any thread.
@@ -170,9 +185,11 @@ class LayerPositions {
   std::map<std::string, uint64_t, std::less<>> layers_by_stack_;  // prefix before the first number -> L
 };
 
-// Whether `filter` of a recipe in this syntax matches a tensor: glob (`*` and `?` over the whole name) in
-// TOML, substring (or "*") in YAML.
-bool FilterMatches(Syntax syntax, std::string_view filter, std::string_view tensor_name);
+// Whether `only` and `exclude` leave the tensor to the merge.
+bool IsMerged(const Recipe& recipe, std::string_view tensor_name);
+
+// A filter for a message, as its user is likely to have written it: a substring in YAML where it is one.
+std::string FilterText(const Recipe& recipe, std::string_view glob);
 
 // The value of a parameter for one tensor: the first matching setting of `model` (when given and the
 // parameter is per model), then of the slice and module around it, `between`, in that order, then of the recipe,
@@ -184,8 +201,8 @@ double ResolveParameter(const Recipe& recipe, const RecipeModel* model, const Pa
                         std::string_view tensor_name, double layer_position,
                         std::span<const Settings* const> between = {});
 
-// Looks for filters that match none of the tensors. In TOML the first one throws RecipeError with the nearest
-// name; in YAML, as mergekit lets them pass, each is added to `warnings`.
+// Looks for filters, `only` and `exclude` included, that match none of the tensors. In TOML the first one throws
+// RecipeError with the nearest name; in YAML, as mergekit lets them pass, each is added to `warnings`.
 void CheckFilters(const Recipe& recipe, const std::vector<std::string_view>& tensor_names,
                   std::vector<RecipeWarning>* warnings);
 

@@ -118,7 +118,7 @@ void CheckOneNumber(const Recipe& recipe, const Settings& settings, std::string_
     const std::string rule = fmt::format("with scope 'model' a {} is one number per model", parameter);
     if (!setting.filter.empty())
       throw RecipeError(recipe, setting.where,
-                        fmt::format("{}, and cannot depend on the filter {}", rule, Quoted(setting.filter)));
+                        fmt::format("{}, and cannot depend on the filter {}", rule, FilterText(recipe, setting.filter)));
     if (setting.values.size() > 1)
       throw RecipeError(recipe, setting.where, fmt::format("{}, not a gradient", rule));
   }
@@ -132,6 +132,33 @@ void CheckModelScope(const MethodInfo& method, const Recipe& recipe) {
                       "with scope 'model' whole models are merged, no slices or modules");
   CheckOneNumber(recipe, recipe.settings, "density");
   for (const RecipeModel& model : recipe.models) CheckOneNumber(recipe, model.settings, "density");
+}
+
+// Behind a value for all tensors no other is ever asked for.
+void DropUnreachable(Settings* settings, Recipe* recipe) {
+  for (auto& [parameter, list] : *settings) {
+    const auto last =
+        std::find_if(list.begin(), list.end(), [](const Setting& setting) { return setting.filter.empty(); });
+    if (last == list.end()) continue;
+    for (auto setting = last + 1; setting != list.end(); ++setting)
+      recipe->warnings.push_back(
+          {fmt::format("this value of '{}' is never used: the one in line {} is for all tensors", parameter,
+                       last->where.line),
+           setting->where});
+    list.erase(last + 1, list.end());
+  }
+}
+
+void DropUnreachable(Recipe* recipe) {
+  for (RecipeModel& model : recipe->models) DropUnreachable(&model.settings, recipe);
+  for (RecipeModule& module : recipe->modules) {
+    for (RecipeSlice& slice : module.slices) {
+      for (RecipeModel& model : slice.models) DropUnreachable(&model.settings, recipe);
+      DropUnreachable(&slice.settings, recipe);
+    }
+    DropUnreachable(&module.settings, recipe);
+  }
+  DropUnreachable(&recipe->settings, recipe);
 }
 
 void CompleteModels(const MethodInfo& method, Recipe* recipe) {
@@ -156,6 +183,7 @@ void AdoptBaseOfSlices(Recipe* recipe) {
 }  // namespace
 
 void CompleteRecipe(const MethodInfo& method, Recipe* recipe) {
+  DropUnreachable(recipe);
   if (!recipe->base) AdoptBaseOfSlices(recipe);
   CheckBase(method, *recipe);
   if (recipe->modules.empty()) CompleteModels(method, recipe);

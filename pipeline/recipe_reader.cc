@@ -155,6 +155,14 @@ OnMissing RecipeReader::ReadOnMissing(const RecipeNode& node) const {
   Fail(node.where, fmt::format("on_missing cannot be {}", Quoted(text)), DidYouMean(text, names));
 }
 
+std::vector<NameFilter> RecipeReader::ReadGlobs(const RecipeNode& node, std::string_view name) const {
+  std::vector<NameFilter> globs;
+  if (node.kind != RecipeNode::Kind::kList) globs.push_back({ReadText(node, name), node.where});
+  for (const RecipeNode& item : node.items) globs.push_back({ReadText(item, name), item.where});
+  if (globs.empty()) Fail(node.where, fmt::format("'{}' names no tensors", name));
+  return globs;
+}
+
 LayerScale RecipeReader::ReadLayerScale(const RecipeNode& node) const {
   if (method_->Find("lambda") == nullptr)
     Fail(node.where, fmt::format("layer_scale has nothing to scale: {} adds no task vector to a base", method_->name));

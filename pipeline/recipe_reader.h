@@ -42,6 +42,7 @@ class RecipeReader {
   std::string ReadReference(const RecipeNode& node, std::string_view name) const;  // "~/" expanded
   DType ReadType(const RecipeNode& node, std::string_view name) const;
   OnMissing ReadOnMissing(const RecipeNode& node) const;
+  std::vector<NameFilter> ReadGlobs(const RecipeNode& node, std::string_view name) const;  // one or a list
   LayerScale ReadLayerScale(const RecipeNode& node) const;  // after ReadMethod
 
   // Sets the recipe's method. `node` is nullptr when the key is missing.

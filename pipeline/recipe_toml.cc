@@ -204,7 +204,7 @@ class TomlReader {
                                                         "out_dtype", "models",     "on_missing",
                                                         "tokenizer", "parameters", "overrides",
                                                         "slices",    "modules",    "layer_scale",
-                                                        "chat_template"};
+                                                        "chat_template", "only", "exclude"};
     const RecipeNode& value = entry.value;
     if (entry.key == "base") {
       recipe_.base = reader_.ReadReference(value, entry.key);
@@ -221,6 +221,8 @@ class TomlReader {
       else ReadTokenizerSource(&reader_, value, entry.key, reference);
     } else if (entry.key == "chat_template") {
       ReadChatTemplate(&reader_, value);
+    } else if (entry.key == "only" || entry.key == "exclude") {
+      (entry.key == "only" ? recipe_.only : recipe_.exclude) = reader_.ReadGlobs(value, entry.key);
     } else if (entry.key == "layer_scale") {
       recipe_.layer_scale = reader_.ReadLayerScale(value);
     } else if (std::find(known.begin(), known.end(), entry.key) == known.end()) {
@@ -295,7 +297,7 @@ class TomlReader {
     const RecipeNode* tensors = node.Find("tensors");
     if (tensors == nullptr)
       reader_.Fail(node.where, "an override without 'tensors'", "name them, as in tensors = \"*.mlp.*\"");
-    const std::vector<const RecipeNode*> globs = Globs(*tensors);
+    const std::vector<NameFilter> globs = reader_.ReadGlobs(*tensors, "tensors");
     if (node.entries.size() == 1) reader_.Fail(node.where, "an override that sets no parameter");
     for (const RecipeEntry& entry : node.entries) {
       if (entry.key == "tensors") continue;
@@ -308,22 +310,12 @@ class TomlReader {
             fmt::format("'{}' holds for the whole recipe and cannot be set for some tensors", spec->name),
             "write it under [parameters]");
       Setting setting = reader_.ReadSetting(*spec, entry.value);
-      for (const RecipeNode* glob : globs) {
-        setting.filter = glob->text;
-        setting.filter_where = glob->where;
+      for (const NameFilter& filter : globs) {
+        setting.filter = filter.glob == "*" ? "" : filter.glob;
+        setting.filter_where = filter.where;
         (*settings)[entry.key].push_back(setting);
       }
     }
-  }
-
-  // One glob or a list of them; none of them empty.
-  std::vector<const RecipeNode*> Globs(const RecipeNode& tensors) const {
-    std::vector<const RecipeNode*> globs;
-    if (tensors.kind != RecipeNode::Kind::kList) globs.push_back(&tensors);
-    for (const RecipeNode& item : tensors.items) globs.push_back(&item);
-    if (globs.empty()) reader_.Fail(tensors.where, "'tensors' names no tensors");
-    for (const RecipeNode* glob : globs) reader_.ReadText(*glob, "tensors");
-    return globs;
   }
 
   // Beside keys of their own, models and overrides take parameters: a slip may be one of either.

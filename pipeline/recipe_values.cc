@@ -5,6 +5,7 @@
 #include <optional>
 #include <set>
 
+#include "pipeline/glob.h"
 #include "pipeline/layer_names.h"
 #include "pipeline/recipe.h"
 #include "pipeline/recipe_node.h"
@@ -12,32 +13,12 @@
 namespace braid {
 namespace {
 
-// Goes back to the last star only, which is enough: an earlier one could not help. O(|glob| |text|).
-bool GlobMatches(std::string_view glob, std::string_view text) {
-  size_t g = 0, t = 0;
-  size_t star = std::string_view::npos, star_text = 0;
-  while (t < text.size()) {
-    if (g < glob.size() && glob[g] == '*') {
-      star = g++;
-      star_text = t;
-    } else if (g < glob.size() && (glob[g] == '?' || glob[g] == text[t])) {
-      ++g, ++t;
-    } else if (star != std::string_view::npos) {
-      g = star + 1;
-      t = ++star_text;
-    } else {
-      return false;
-    }
-  }
-  return glob.find_first_not_of('*', g) == std::string_view::npos;
-}
-
-const Setting* FindSetting(const Recipe& recipe, const Settings& settings, std::string_view parameter,
+const Setting* FindSetting(const Settings& settings, std::string_view parameter,
                            std::string_view tensor_name) {
   const auto found = settings.find(parameter);
   if (found == settings.end()) return nullptr;
   for (const Setting& setting : found->second)
-    if (setting.filter.empty() || FilterMatches(recipe.syntax, setting.filter, tensor_name)) return &setting;
+    if (setting.filter.empty() || GlobMatches(setting.filter, tensor_name)) return &setting;
   return nullptr;
 }
 
@@ -51,31 +32,31 @@ double Interpolate(const Setting& setting, ParameterKind kind, double layer_posi
   return (1 - fraction) * points[below] + fraction * points[above];
 }
 
-void CollectFilters(const Settings& settings, std::vector<const Setting*>* filtered) {
+void CollectFilters(const Settings& settings, std::vector<NameFilter>* filters) {
   for (const auto& [parameter, list] : settings)
     for (const Setting& setting : list)
-      if (!setting.filter.empty()) filtered->push_back(&setting);
+      if (!setting.filter.empty()) filters->push_back({setting.filter, setting.filter_where});
 }
 
-// Filters in the order of the file, each text once.
-std::vector<const Setting*> FiltersOf(const Recipe& recipe) {
-  std::vector<const Setting*> filtered;
-  CollectFilters(recipe.settings, &filtered);
-  for (const RecipeModel& model : recipe.models) CollectFilters(model.settings, &filtered);
+// Filters in the order of the file, each glob once.
+std::vector<NameFilter> FiltersOf(const Recipe& recipe) {
+  std::vector<NameFilter> filters = recipe.only;
+  filters.insert(filters.end(), recipe.exclude.begin(), recipe.exclude.end());
+  CollectFilters(recipe.settings, &filters);
+  for (const RecipeModel& model : recipe.models) CollectFilters(model.settings, &filters);
   for (const RecipeModule& module : recipe.modules) {
-    CollectFilters(module.settings, &filtered);
+    CollectFilters(module.settings, &filters);
     for (const RecipeSlice& slice : module.slices) {
-      CollectFilters(slice.settings, &filtered);
-      for (const RecipeModel& model : slice.models) CollectFilters(model.settings, &filtered);
+      CollectFilters(slice.settings, &filters);
+      for (const RecipeModel& model : slice.models) CollectFilters(model.settings, &filters);
     }
   }
-  std::stable_sort(filtered.begin(), filtered.end(), [](const Setting* a, const Setting* b) {
-    return std::pair(a->filter_where.line, a->filter_where.column) <
-           std::pair(b->filter_where.line, b->filter_where.column);
+  std::stable_sort(filters.begin(), filters.end(), [](const NameFilter& a, const NameFilter& b) {
+    return std::pair(a.where.line, a.where.column) < std::pair(b.where.line, b.where.column);
   });
-  std::set<std::string_view> seen;
-  std::erase_if(filtered, [&](const Setting* setting) { return !seen.insert(setting->filter).second; });
-  return filtered;
+  std::set<std::string> seen;
+  std::erase_if(filters, [&](const NameFilter& filter) { return !seen.insert(filter.glob).second; });
+  return filters;
 }
 
 void AddComponents(std::string_view name, std::set<std::string_view>* components) {
@@ -93,7 +74,7 @@ std::string FilterHint(std::string_view filter, const std::vector<std::string_vi
   for (std::string_view name : tensor_names) AddComponents(name, &known);
   AddComponents(filter, &written);
   for (std::string_view component : written) {
-    if (component.size() > kLongestComponent || component.find_first_of("*?") != std::string_view::npos)
+    if (component.size() > kLongestComponent || component.find_first_of("*?\\") != std::string_view::npos)
       continue;
     if (known.contains(component)) continue;
     const std::string nearest = NearestName(component, known);
@@ -124,10 +105,16 @@ double LayerPositions::Of(std::string_view tensor_name) const {
   return static_cast<double>(layer->index) / static_cast<double>(last);
 }
 
-bool FilterMatches(Syntax syntax, std::string_view filter, std::string_view tensor_name) {
-  if (filter == "*") return true;
-  if (syntax == Syntax::kToml) return GlobMatches(filter, tensor_name);
-  return tensor_name.find(filter) != std::string_view::npos;
+bool IsMerged(const Recipe& recipe, std::string_view tensor_name) {
+  const auto matches = [&](const NameFilter& filter) { return GlobMatches(filter.glob, tensor_name); };
+  const bool chosen = recipe.only.empty() || std::any_of(recipe.only.begin(), recipe.only.end(), matches);
+  return chosen && std::none_of(recipe.exclude.begin(), recipe.exclude.end(), matches);
+}
+
+std::string FilterText(const Recipe& recipe, std::string_view glob) {
+  if (recipe.syntax == Syntax::kYaml)
+    if (const auto substring = SubstringOf(glob)) return Quoted(*substring);
+  return Quoted(glob);
 }
 
 double ResolveParameter(const Recipe& recipe, const RecipeModel* model, const ParameterSpec& spec,
@@ -135,10 +122,10 @@ double ResolveParameter(const Recipe& recipe, const RecipeModel* model, const Pa
                         std::span<const Settings* const> between) {
   const bool per_model = model != nullptr && spec.scope == ParameterScope::kModel;
   const Setting* setting = nullptr;
-  if (per_model) setting = FindSetting(recipe, model->settings, spec.name, tensor_name);
+  if (per_model) setting = FindSetting(model->settings, spec.name, tensor_name);
   for (const Settings* settings : between)
-    if (setting == nullptr) setting = FindSetting(recipe, *settings, spec.name, tensor_name);
-  if (setting == nullptr) setting = FindSetting(recipe, recipe.settings, spec.name, tensor_name);
+    if (setting == nullptr) setting = FindSetting(*settings, spec.name, tensor_name);
+  if (setting == nullptr) setting = FindSetting(recipe.settings, spec.name, tensor_name);
   if (setting != nullptr) return Interpolate(*setting, spec.kind, layer_position);
   if (per_model && spec.required_in_yaml && recipe.syntax == Syntax::kYaml)
     throw RecipeError(
@@ -151,16 +138,14 @@ double ResolveParameter(const Recipe& recipe, const RecipeModel* model, const Pa
 
 void CheckFilters(const Recipe& recipe, const std::vector<std::string_view>& tensor_names,
                   std::vector<RecipeWarning>* warnings) {
-  for (const Setting* setting : FiltersOf(recipe)) {
-    const bool matches = std::any_of(tensor_names.begin(), tensor_names.end(), [&](std::string_view name) {
-      return FilterMatches(recipe.syntax, setting->filter, name);
-    });
+  for (const NameFilter& filter : FiltersOf(recipe)) {
+    const bool matches = std::any_of(tensor_names.begin(), tensor_names.end(),
+                                     [&](std::string_view name) { return GlobMatches(filter.glob, name); });
     if (matches) continue;
-    std::string message = fmt::format("the filter {} matches no tensor", Quoted(setting->filter));
+    std::string message = fmt::format("the filter {} matches no tensor", FilterText(recipe, filter.glob));
     if (recipe.syntax == Syntax::kToml)
-      throw RecipeError(recipe, setting->filter_where, std::move(message))
-          .Hint(FilterHint(setting->filter, tensor_names));
-    warnings->push_back({std::move(message), setting->filter_where});
+      throw RecipeError(recipe, filter.where, std::move(message)).Hint(FilterHint(filter.glob, tensor_names));
+    warnings->push_back({std::move(message), filter.where});
   }
 }
 

@@ -8,8 +8,10 @@
 #include <sstream>
 #include <utility>
 
+#include "pipeline/glob.h"
 #include "pipeline/recipe_checks.h"
 #include "pipeline/recipe_reader.h"
+#include "pipeline/recipe_reference.h"
 #include "pipeline/recipe_slices.h"
 #include "pipeline/recipe_tokenizer.h"
 
@@ -212,12 +214,12 @@ class YamlReader {
 
  private:
   void ReadTopLevel(const RecipeEntry& entry) {
-    static const std::vector<std::string_view> known = {"merge_method", "models",        "slices",
-                                                        "modules",      "base_model",    "parameters",
-                                                        "dtype",        "out_dtype",     "tokenizer_source",
-                                                        "on_missing",   "layer_scale",   "tokenizer",
-                                                        "chat_template"};
-    const auto reference = [this](const RecipeNode& node, std::string_view name) { return ReadModelReference(node, name); };
+    static const std::vector<std::string_view> known = {"merge_method",  "models",      "slices",
+                                                        "modules",       "base_model",  "parameters",
+                                                        "dtype",         "out_dtype",   "tokenizer_source",
+                                                        "on_missing",    "layer_scale", "tokenizer",
+                                                        "chat_template", "only",        "exclude"};
+    const auto reference = [this](const RecipeNode& node, std::string_view name) { return ReadYamlReference(&reader_, node, name); };
     const RecipeNode& value = entry.value;
     const bool is_known = std::find(known.begin(), known.end(), entry.key) != known.end();
     if (is_known && IsNothing(value)) return;  // `dtype:` alone is as good as no dtype
@@ -228,7 +230,7 @@ class YamlReader {
     } else if (entry.key == "modules") {
       ReadModules(&reader_, value, SyntaxOfSlices());
     } else if (entry.key == "base_model") {
-      recipe_.base = ReadModelReference(value, entry.key);
+      recipe_.base = ReadYamlReference(&reader_, value, entry.key);
       recipe_.base_where = value.where;
     } else if (entry.key == "parameters") {
       ReadParameters(value, ParameterHolder::kAllModels, &recipe_.settings);
@@ -238,6 +240,8 @@ class YamlReader {
       recipe_.out_dtype = reader_.ReadType(value, entry.key);
     } else if (entry.key == "on_missing") {
       recipe_.on_missing = reader_.ReadOnMissing(value);
+    } else if (entry.key == "only" || entry.key == "exclude") {
+      (entry.key == "only" ? recipe_.only : recipe_.exclude) = reader_.ReadGlobs(value, entry.key);
     } else if (entry.key == "layer_scale") {
       recipe_.layer_scale = reader_.ReadLayerScale(value);
     } else if (entry.key == "tokenizer") {
@@ -259,18 +263,6 @@ class YamlReader {
     reader_.Warn(entry.where, "'residual_weight' has no effect, in mergekit too");
   }
 
-  std::string ReadModelReference(const RecipeNode& node, std::string_view name) const {
-    if (node.kind == RecipeNode::Kind::kTable)
-      reader_.Fail(node.where, fmt::format("'{}' as a table is not supported yet", name),
-                   "write the model as path or org/name@revision");
-    std::string reference = reader_.ReadReference(node, name);
-    if (reference.find('+') != std::string::npos)
-      reader_.Fail(node.where,
-                   fmt::format("adapters (model+lora) are not supported yet: {}", Quoted(reference)),
-                   "merge the adapter into its model first");
-    return reference;
-  }
-
   void ReadModels(const RecipeNode& node) {
     reader_.RequireList(node, "models");
     for (const RecipeNode& item : node.items) recipe_.models.push_back(ReadModel(item, false));
@@ -279,7 +271,8 @@ class YamlReader {
   SliceSyntax SyntaxOfSlices() {
     return {.base_key = "base_model",
             .read_model = [this](const RecipeNode& node, bool has_layers) { return ReadModel(node, has_layers); },
-            .read_reference = [this](const RecipeNode& node, std::string_view name) { return ReadModelReference(node, name); },
+            .read_reference = [this](const RecipeNode& node,
+                                     std::string_view name) { return ReadYamlReference(&reader_, node, name); },
             .read_parameters = [this](const RecipeNode& node, std::string_view place, const std::vector<std::string_view>& keys,
                                       Settings* settings) { ReadParametersOf(node, place, keys, settings); }};
   }
@@ -311,7 +304,7 @@ class YamlReader {
         reader_.FailUnknownKey(entry, "a model", known);
     }
     if (reference == nullptr) reader_.Fail(node.where, fmt::format("an entry of '{}' without a 'model'", list));
-    model.reference = ReadModelReference(*reference, "model");
+    model.reference = ReadYamlReference(&reader_, *reference, "model");
     model.where = reference->where;
     if (!has_layers) return model;
     const RecipeNode* layers = node.Find("layer_range");
@@ -347,7 +340,7 @@ class YamlReader {
   }
 
   Setting ReadFiltered(const ParameterSpec& spec, const RecipeNode& node) const {
-    static const std::vector<std::string_view> known = {"filter", "value"};
+    static const std::vector<std::string_view> known = {"filter", "glob", "value"};
     for (const RecipeEntry& entry : node.entries)
       if (std::find(known.begin(), known.end(), entry.key) == known.end())
         reader_.FailUnknownKey(entry, fmt::format("a value of '{}'", spec.name), known);
@@ -360,13 +353,25 @@ class YamlReader {
       reader_.Fail(node.where, fmt::format("a filter of '{}' without a 'value'", spec.name));
 
     Setting setting = reader_.ReadSetting(spec, *value);
-    const RecipeNode* filter = node.Find("filter");
-    if (filter == nullptr || IsNothing(*filter)) return setting;
-    const std::string text = reader_.ReadText(*filter, "filter");
-    if (text == "*") return setting;
-    setting.filter = text;
-    setting.filter_where = filter->where;
+    ReadFilter(node, &setting);
     return setting;
+  }
+
+  // mergekit's `filter`, a substring, or our `glob`. "*" and none are for all tensors in both.
+  void ReadFilter(const RecipeNode& node, Setting* setting) const {
+    const RecipeNode* filter = node.Find("filter");
+    const RecipeNode* glob = node.Find("glob");
+    if (filter != nullptr && IsNothing(*filter)) filter = nullptr;
+    if (glob != nullptr && IsNothing(*glob)) glob = nullptr;
+    if (filter != nullptr && glob != nullptr)
+      reader_.Fail(glob->where, "a value with both a 'filter' and a 'glob'",
+                   "a filter is a substring of the name, a glob the whole");
+    const RecipeNode* given = filter != nullptr ? filter : glob;
+    if (given == nullptr) return;
+    const std::string text = reader_.ReadText(*given, filter != nullptr ? "filter" : "glob");
+    if (text == "*") return;
+    setting->filter = filter != nullptr ? GlobOfSubstring(text) : text;
+    setting->filter_where = given->where;
   }
 
   RecipeReader reader_;

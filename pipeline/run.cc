@@ -17,6 +17,7 @@
 #include "pipeline/interrupt.h"
 #include "pipeline/manifest.h"
 #include "pipeline/model_card.h"
+#include "pipeline/recipe_writer.h"
 #include "pipeline/tokenizer_files.h"
 
 namespace braid {
@@ -54,17 +55,27 @@ std::string IndexText(const Plan& plan) {
   return text + "\n  }\n}\n";
 }
 
+// The recipe as it was given, and the same in the other syntax where that can say it.
+void WriteRecipes(const Recipe& recipe, Staging* staging) {
+  for (const Syntax syntax : {Syntax::kToml, Syntax::kYaml}) {
+    const auto text = syntax == recipe.syntax ? recipe.text : TryWriteRecipe(recipe, syntax);
+    const char* name = syntax == Syntax::kYaml ? "mergekit_config.yml" : "braid_recipe.toml";
+    if (text) WriteDurably(staging->PathFor(name), *text);
+  }
+}
+
 // Everything in a checkpoint directory that is not weights.
-void WriteSideFiles(const Plan& plan, const GraphResult& result, const std::string& fingerprint, Staging* staging) {
+void WriteSideFiles(const Plan& plan, const MergeOptions& options, const GraphResult& result,
+                    const std::string& fingerprint, Staging* staging) {
   const auto write = [&](const std::string& name, std::string_view text) { WriteDurably(staging->PathFor(name), text); };
-  WriteDonorFiles(plan, staging);
+  WriteDonorFiles(plan, options.copy_tokenizer, staging);
   if (!plan.donor_config.path.empty()) {
     const std::string config = MergedConfig(plan.donor_config, plan.config_type, plan.untie_head);
     write("config.json", plan.tokenizer.rows > 0 ? WithVocabularySize(config, plan.tokenizer.rows) : config);
   }
   if (plan.shards.size() > 1) write(kIndexName, IndexText(plan));
-  write(plan.recipe.syntax == Syntax::kYaml ? "mergekit_config.yml" : "braid_recipe.toml", plan.recipe.text);
-  write("README.md", ModelCard(plan, fs::path(staging->out()).filename().string()));
+  WriteRecipes(plan.recipe, staging);
+  if (options.write_model_card) write("README.md", ModelCard(plan, fs::path(staging->out()).filename().string()));
   write(kManifestName, ManifestText(plan, fingerprint, result.sums));
 }
 
@@ -80,10 +91,7 @@ void RaiseFileLimit() {
 }  // namespace
 
 std::vector<std::string> WarningTexts(const Plan& plan) {
-  std::vector<std::string> texts;
-  for (const RecipeWarning& warning : plan.recipe.warnings)
-    texts.push_back(fmt::format("{}:{}:{}: {}", Printable(plan.recipe.path), warning.where.line, warning.where.column,
-                                Printable(warning.message)));
+  std::vector<std::string> texts = WarningTexts(plan.recipe);
   for (const std::string& warning : plan.warnings) texts.push_back(Printable(warning));
   return texts;
 }
@@ -98,12 +106,16 @@ void CheckOutput(const Plan& plan, const MergeOptions& options) {
 
 MergeReport RunMerge(const std::string& recipe_path, const MergeOptions& options, const std::atomic<int>& interrupt,
                      Progress* progress) {
+  return RunMerge(ReadRecipe(recipe_path), options, interrupt, progress);
+}
+
+MergeReport RunMerge(Recipe recipe, const MergeOptions& options, const std::atomic<int>& interrupt, Progress* progress) {
   const auto start = std::chrono::steady_clock::now();
   RaiseFileLimit();
   signal(SIGXFSZ, SIG_IGN);  // a file size limit becomes an error of write
 
-  // What the user wrote, checked as far as it can be without models.
-  Recipe recipe = ReadRecipe(recipe_path);
+  // What the user wrote was checked as far as it can be without models.
+  RecordSeed(&recipe);
 
   // Headers read and checked; every output byte has its place; the budget suffices.
   PlanOptions plan_options = options.plan;
@@ -128,7 +140,7 @@ MergeReport RunMerge(const std::string& recipe_path, const MergeOptions& options
   GraphResult result = RunGraph(plan, fingerprint, paths, interrupt, options.quiet, progress, &keeper);
 
   // Everything else, then the one moment in which OUT appears.
-  if (!staging.single_file()) WriteSideFiles(plan, result, fingerprint, &staging);
+  if (!staging.single_file()) WriteSideFiles(plan, options, result, fingerprint, &staging);
   ThrowIfInterrupted(interrupt);
   staging.Publish(plan.shards.size() > 1 ? kIndexName : plan.shards.front().name);
 

@@ -18,6 +18,8 @@ struct MergeOptions {
   PlanOptions plan;
   bool force = false;   // replace an existing checkpoint
   bool quiet = false;   // nothing on stderr but errors
+  bool copy_tokenizer = true;
+  bool write_model_card = true;   // README.md
 };
 
 struct MergeReport {
@@ -35,6 +37,9 @@ struct MergeReport {
 // to end the run. `progress` is filled while it runs. Throws Error.
 MergeReport RunMerge(const std::string& recipe_path, const MergeOptions& options, const std::atomic<int>& interrupt,
                      Progress* progress);
+
+// The same for a recipe that was read already.
+MergeReport RunMerge(Recipe recipe, const MergeOptions& options, const std::atomic<int>& interrupt, Progress* progress);
 
 // The plan of a recipe, and its warnings as a user reads them ("recipe.toml:3:1: ...").
 std::vector<std::string> WarningTexts(const Plan& plan);

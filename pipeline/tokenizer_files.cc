@@ -82,7 +82,7 @@ void PlanTokenizerFiles(Plan* plan, const Tokenizer* from, const Tokenizer* out)
   if (plan->recipe.chat_template) SetChatTemplate(plan, from != nullptr ? from->directory : plan->donor_directory);
 }
 
-void WriteDonorFiles(const Plan& plan, Staging* staging) {
+void WriteDonorFiles(const Plan& plan, bool with_tokenizer, Staging* staging) {
   const PlannedTokenizer& tokenizer = plan.tokenizer;
   const auto copy = [&](const std::string& directory, auto wanted) {
     if (directory.empty()) return;
@@ -90,7 +90,8 @@ void WriteDonorFiles(const Plan& plan, Staging* staging) {
       if (wanted(name) && !tokenizer.texts.contains(name)) CopyDurably(directory + "/" + name, staging->PathFor(name));
   };
   const bool own = !tokenizer.directory.empty();
-  copy(plan.donor_directory, [&](const std::string& name) { return !own || !IsTokenizerFile(name); });
+  copy(plan.donor_directory, [&](const std::string& name) { return (with_tokenizer && !own) || !IsTokenizerFile(name); });
+  if (!with_tokenizer) return;
   copy(tokenizer.directory, [&](const std::string& name) {
     return IsTokenizerFile(name) && !(tokenizer.rewritten && IsVocabularyFile(name));
   });

@@ -11,7 +11,8 @@ namespace braid {
 // vocabulary becomes; null: the donor's stay as they are. Puts the recipe's chat template in. Throws Error.
 void PlanTokenizerFiles(Plan* plan, const Tokenizer* from, const Tokenizer* out);
 
-// Copies the donor's side files, the tokenizer's among them, and writes what the plan has instead. Throws Error.
-void WriteDonorFiles(const Plan& plan, Staging* staging);
+// Copies the donor's side files, the tokenizer's among them if `tokenizer` says so, and writes what the plan has instead.
+// Throws Error.
+void WriteDonorFiles(const Plan& plan, bool tokenizer, Staging* staging);
 
 }  // namespace braid

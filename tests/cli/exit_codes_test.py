@@ -124,7 +124,7 @@ class Usage(CliTest):
 
     def test_yaml_errors_have_line_and_column(self):
         write_text(self.path("recipe.yml"), "merge_method: ties\nbase_model: base\nmodles: []\n")
-        self.assert_merge_fails(USAGE, "recipe.yml:3:1", "'models'", recipe_file="recipe.yml")
+        self.assert_merge_fails(USAGE, "recipe.yml:3:1", "unknown key 'modles'", recipe_file="recipe.yml")
 
     def test_source_that_is_not_there(self):
         self.write_recipe(models=("a", "./nowhere"))

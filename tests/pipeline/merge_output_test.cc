@@ -41,7 +41,7 @@ class MergeOutput : public testing::Test {
 TEST_F(MergeOutput, ShardsAreFilledInOrder) {
   fixture::Merge(Recipe(), out(), {.shard_bytes = 1200});
   EXPECT_EQ(Names(), (std::vector<std::string>{
-                         "README.md", "braid.json", "braid_recipe.toml", "config.json",
+                         "README.md", "braid.json", "braid_recipe.toml", "config.json", "mergekit_config.yml",
                          "model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors",
                          "model-00003-of-00003.safetensors", "model.safetensors.index.json"}));
   const Json index = Parsed("model.safetensors.index.json");
@@ -79,7 +79,7 @@ TEST_F(MergeOutput, NamesThatJsonMustEscape) {
 TEST_F(MergeOutput, OneShardNeedsNoIndex) {
   fixture::Merge(Recipe(), out());
   EXPECT_EQ(Names(), (std::vector<std::string>{"README.md", "braid.json", "braid_recipe.toml", "config.json",
-                                               "model.safetensors"}));
+                                               "mergekit_config.yml", "model.safetensors"}));
   const std::string header = Text("model.safetensors").substr(8, 60);
   EXPECT_NE(header.find("\"__metadata__\":{\"format\":\"pt\"}"), std::string::npos) << header;
 }
@@ -151,16 +151,20 @@ TEST_F(MergeOutput, TokenizerFilesComeFromTheModelThatTheRecipeNames) {
   EXPECT_TRUE(Parsed("tokenizer.json")["model"]["vocab"].contains("y")) << "what was there stays";
 }
 
-TEST_F(MergeOutput, TheRecipeIsKept) {
-  const std::string toml = Recipe();
+TEST_F(MergeOutput, TheRecipeIsKeptInBothForms) {
+  const std::string toml = Recipe("only = 't?'\n");
   fixture::Merge(toml, out());
   EXPECT_EQ(Text("braid_recipe.toml"), fixture::FileText(toml));
+  EXPECT_EQ(Text("mergekit_config.yml"), "merge_method: ties\nbase_model: " + place_ / "base" +
+                                             "\nonly: [\"t?\"]\nmodels:\n  - model: " + place_ / "a" +
+                                             "\nparameters:\n  weight: 1\n");
   const std::string yaml =
       place_.Write("r.yaml", "# mine\nmerge_method: ties\nbase_model: " + place_ / "base" + "\nmodels:\n  - model: " +
                                  place_ / "a" + "\n    parameters: {weight: 1}\n");
   fixture::Merge(yaml, out(), {}, true);
   EXPECT_EQ(Text("mergekit_config.yml"), fixture::FileText(yaml));
-  EXPECT_FALSE(std::filesystem::exists(out() + "/braid_recipe.toml"));
+  EXPECT_EQ(Text("braid_recipe.toml"), "# mine\nmethod = \"ties\"\nbase = \"" + place_ / "base" +
+                                           "\"\n\n[[models]]\npath = \"" + place_ / "a" + "\"\nweight = 1\n");
   EXPECT_NE(Text("README.md").find("# mine\nmerge_method: ties"), std::string::npos);
 }
 

@@ -9,41 +9,12 @@
 
 #include "ops/method.h"
 #include "pipeline/recipe.h"
+#include "tests/pipeline/recipe_description.h"
 
 namespace braid {
 namespace {
 
-std::string Describe(const Settings& settings) {
-  std::string out;
-  for (const auto& [name, list] : settings)
-    for (const Setting& setting : list) {
-      out += fmt::format("  {} [{}]", name, setting.filter);
-      for (double value : setting.values) out += fmt::format(" {}", value);
-      out += "\n";
-    }
-  return out;
-}
-
-std::string Describe(const std::optional<RecipeTokenizer>& tokenizer) {
-  if (!tokenizer) return "-";
-  std::string out = fmt::format("{} {} {}", static_cast<int>(tokenizer->source), tokenizer->model, tokenizer->pad_to_multiple_of);
-  for (const TokenRule& rule : tokenizer->tokens)
-    out += fmt::format(" [{} {} {} {} {} {}]", rule.token, static_cast<int>(rule.kind), rule.model, rule.of.value_or("-"),
-                       rule.id.value_or(0), rule.force);
-  return out;
-}
-
-// All that a recipe asks for, but not where in which file it did.
-std::string Describe(const Recipe& recipe) {
-  std::string out = fmt::format(
-      "{} base {} tokenizer {} on_missing {} dtype {} out_dtype {}\n", recipe.method,
-      recipe.base.value_or("-"), Describe(recipe.tokenizer), static_cast<int>(recipe.on_missing),
-      recipe.dtype ? TorchName(*recipe.dtype) : "-", recipe.out_dtype ? TorchName(*recipe.out_dtype) : "-");
-  if (recipe.layer_scale) out += fmt::format("layer_scale {} {}\n", recipe.layer_scale->alpha, recipe.layer_scale->beta);
-  out += Describe(recipe.settings);
-  for (const RecipeModel& model : recipe.models) out += model.reference + "\n" + Describe(model.settings);
-  return out;
-}
+using fixture::Describe;
 
 Recipe Toml(const std::string& text) { return ParseTomlRecipe(text, "recipe.toml"); }
 Recipe Yaml(const std::string& text) { return ParseYamlRecipe(text, "recipe.yml"); }
@@ -59,6 +30,8 @@ base = "models/base"
 dtype = "bfloat16"
 out_dtype = "torch.float16"
 on_missing = "skip"
+only = ["*.mlp.*", "*.weight"]
+exclude = "lm_head.*"
 layer_scale = { alpha = 0.25, beta = 0.5 }
 tokenizer = "base"
 [parameters]
@@ -77,6 +50,12 @@ density = [1, 0.5, 0]
 [[models]]
 path = "org/code@v2"
 weight = -2
+[[models.overrides]]
+tensors = "*a\\*b*"
+density = 0.75
+[[models.overrides]]
+tensors = "*.q?_proj.*"
+density = 0.5
 )");
   const Recipe yaml = Yaml(R"(
 merge_method: ties
@@ -86,6 +65,8 @@ out_dtype: torch.float16
 on_missing: skip
 layer_scale: {alpha: 0.25, beta: 0.5}
 tokenizer_source: base
+only: ["*.mlp.*", "*.weight"]
+exclude: lm_head.*
 parameters:
   lambda: [1, 0.5]
   normalize: no
@@ -98,14 +79,11 @@ models:
     parameters: {weight: 1e-5, density: [1, "0.5", 0]}
   - model: models/base
   - model: org/code@v2
-    parameters: {weight: -2}
+    parameters:
+      weight: -2
+      density: [{filter: a*b, value: 0.75}, {glob: "*.q?_proj.*", value: 0.5}]
 )");
-  // TOML keeps "*" as a glob; in mergekit's syntax it is its word for no filter.
-  std::string expected = Describe(yaml);
-  const size_t density = expected.find("density []");
-  ASSERT_NE(density, std::string::npos);
-  expected.replace(density, 10, "density [*]");
-  EXPECT_EQ(Describe(toml), expected);
+  EXPECT_EQ(Describe(toml), Describe(yaml));
   EXPECT_EQ(toml.out_dtype, DType::kF16);
   EXPECT_EQ(toml.on_missing, OnMissing::kSkip);
   EXPECT_TRUE(toml.warnings.empty());
@@ -198,6 +176,49 @@ TEST(RecipeSyntax, FlagsAndNumbersAsYamlUsersWriteThem) {
             .values[0],
         value)
         << text;
+}
+
+TEST(RecipeSyntax, ModelReferences) {
+  const auto reference = [](const std::string& yaml) {
+    return Yaml("merge_method: linear\nparameters: {weight: 1}\nmodels:\n  - model: " + yaml + "\n");
+  };
+  const std::pair<const char*, const char*> forms[] = {
+      {"org/name", "org/name"},
+      {"org/name@v2", "org/name@v2"},
+      {"'/abs/path'", "/abs/path"},
+      {"{model: org/name@v2}", "org/name@v2"},
+      {"{model: {path: org/name}}", "org/name"},
+      {"{model: {path: org/name, revision: v2}}", "org/name@v2"},
+      {"{model: {path: org/name, revision: null}, lora: null, override_architecture: ~}", "org/name"},
+      {"{model: {path: a+b@c@d}}", "a+b@c@d"},
+  };
+  for (const auto& [yaml, expected] : forms) {
+    const Recipe recipe = reference(yaml);
+    EXPECT_EQ(recipe.models.at(0).reference, expected) << yaml;
+    EXPECT_TRUE(recipe.warnings.empty()) << yaml;
+  }
+  const Recipe based = Yaml(
+      "merge_method: ties\nbase_model: {model: {path: b, revision: r}}\nmodels: [{model: x}]\nparameters: {weight: 1}\n");
+  EXPECT_EQ(based.base, "b@r");
+  const Recipe overridden = reference("{model: x, override_architecture: LlamaForCausalLM}");
+  EXPECT_EQ(overridden.models.at(0).reference, "x");
+  ASSERT_EQ(overridden.warnings.size(), 1u);
+  EXPECT_EQ(overridden.warnings[0].message, "'override_architecture' has no effect: tensors are found by their names");
+  EXPECT_EQ(overridden.warnings[0].where.line, 4);
+}
+
+TEST(RecipeSyntax, WhatIsNeverAskedForIsAWarning) {
+  const Recipe yaml = Yaml(
+      "merge_method: linear\nmodels: [{model: x}]\nparameters:\n  weight:\n    - value: 1\n    - {filter: mlp, value: 2}\n");
+  ASSERT_EQ(yaml.settings.at("weight").size(), 1u);
+  ASSERT_EQ(yaml.warnings.size(), 1u);
+  EXPECT_EQ(yaml.warnings[0].message, "this value of 'weight' is never used: the one in line 5 is for all tensors");
+  EXPECT_EQ(yaml.warnings[0].where.line, 6);
+  const Recipe toml = Toml(
+      "method = 'linear'\n[[models]]\npath = 'x'\nweight = 2\n[[models.overrides]]\ntensors = '*'\nweight = 1\n");
+  EXPECT_EQ(toml.models[0].settings.at("weight").front().values.front(), 1);
+  ASSERT_EQ(toml.warnings.size(), 1u);
+  EXPECT_EQ(toml.warnings[0].where.line, 4);
 }
 
 TEST(RecipeSyntax, AliasesAreRead) {

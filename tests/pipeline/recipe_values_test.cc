@@ -80,32 +80,19 @@ TEST(Gradients, FlagsStep) {
   for (const auto& [t, expected] : steps) EXPECT_EQ(Resolve(recipe, 0, "normalize", "a", t), expected) << t;
 }
 
-TEST(Filters, Globs) {
-  const auto matches = [](std::string_view glob, std::string_view name) {
-    return FilterMatches(Syntax::kToml, glob, name);
-  };
-  EXPECT_TRUE(matches("*.mlp.*", "model.layers.3.mlp.up_proj.weight"));
-  EXPECT_FALSE(matches("*.mlp.*", "mlp.up_proj"));
-  EXPECT_FALSE(matches("mlp", "model.mlp.weight")) << "a glob is over the whole name";
-  EXPECT_TRUE(matches("lm_head.weight", "lm_head.weight"));
-  EXPECT_TRUE(matches("model.layers.?.w", "model.layers.3.w"));
-  EXPECT_FALSE(matches("model.layers.?.w", "model.layers.13.w"));
-  EXPECT_TRUE(matches("*", ""));
-  EXPECT_TRUE(matches("a*b*c", "axxbxbxc"));
-  EXPECT_FALSE(matches("a*b*c", "axxbxbx"));
-  EXPECT_TRUE(matches("**a**", "bab"));
-  EXPECT_FALSE(matches("?", ""));
-  EXPECT_FALSE(matches("a[bc]", "ab")) << "brackets are plain text";
-  // Quadratic at most, where naive backtracking would not come back.
-  std::string many_stars;
-  for (int i = 0; i < 200; ++i) many_stars += "*a";
-  EXPECT_FALSE(matches(many_stars + "b", std::string(5000, 'a')));
-}
-
-TEST(Filters, Substrings) {
-  EXPECT_TRUE(FilterMatches(Syntax::kYaml, "mlp", "model.layers.3.mlp.up_proj.weight"));
-  EXPECT_FALSE(FilterMatches(Syntax::kYaml, "*.mlp.*", "model.layers.3.mlp.up_proj.weight"));
-  EXPECT_TRUE(FilterMatches(Syntax::kYaml, "*", "anything"));
+TEST(Filters, OnlyAndExclude) {
+  const Recipe all = ParseTomlRecipe("method = 'average'\n[[models]]\npath = 'x'\n", "r.toml");
+  EXPECT_TRUE(IsMerged(all, "anything"));
+  const Recipe some = ParseTomlRecipe(
+      "method = 'average'\nonly = ['*.mlp.*', 'norm']\nexclude = '*.bias'\n[[models]]\npath = 'x'\n", "r.toml");
+  EXPECT_TRUE(IsMerged(some, "l.0.mlp.up.weight"));
+  EXPECT_TRUE(IsMerged(some, "norm"));
+  EXPECT_FALSE(IsMerged(some, "l.0.mlp.up.bias"));
+  EXPECT_FALSE(IsMerged(some, "l.0.attn.weight"));
+  const Recipe less = ParseYamlRecipe(
+      "merge_method: average\nexclude: ['*.bias']\nmodels: [{model: x}]\n", "r.yml");
+  EXPECT_TRUE(IsMerged(less, "l.0.attn.weight"));
+  EXPECT_FALSE(IsMerged(less, "l.0.mlp.up.bias"));
 }
 
 TEST(Precedence, Toml) {
@@ -209,6 +196,25 @@ TEST(CheckFilters, TomlThrowsAndYamlWarns) {
   EXPECT_EQ(warnings[0].message, "the filter 'mpl' matches no tensor");
   EXPECT_EQ(warnings[0].where.line, 5);
   EXPECT_EQ(warnings[0].where.column, 14);
+}
+
+TEST(CheckFilters, OnlyAndExcludeMustMatch) {
+  const std::vector<std::string_view> tensors = {"model.layers.0.mlp.up_proj.weight", "lm_head.weight"};
+  std::vector<RecipeWarning> warnings;
+  try {
+    CheckFilters(ParseTomlRecipe("method = 'average'\nonly = ['*.mlp.*', '*.mpl.*']\n[[models]]\npath = 'x'\n", "r.toml"),
+                 tensors, &warnings);
+    FAIL() << "a filter that matches nothing";
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(),
+                 "r.toml:2:20: the filter '*.mpl.*' matches no tensor; did you mean 'mlp' instead of 'mpl'?");
+  }
+  EXPECT_TRUE(warnings.empty());
+  CheckFilters(ParseYamlRecipe("merge_method: average\nexclude: lm_haed\nmodels: [{model: x}]\n", "r.yml"), tensors,
+               &warnings);
+  ASSERT_EQ(warnings.size(), 1u);
+  EXPECT_EQ(warnings[0].message, "the filter 'lm_haed' matches no tensor");
+  EXPECT_EQ(warnings[0].where.line, 2);
 }
 
 }  // namespace

@@ -16,6 +16,9 @@ void AddInspectCommand(CLI::App& app);
 void AddDiffCommand(CLI::App& app);
 void AddVerifyCommand(CLI::App& app);
 void AddSynthCommand(CLI::App& app);
+void AddMethodsCommand(CLI::App& app);
+void AddRecipeCommand(CLI::App& app);
+void AddMergekitYamlCommand(CLI::App& app);
 
 // 1: the answer is no (diff differs, verify fails).
 void SetExitStatus(int status);

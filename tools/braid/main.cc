@@ -73,6 +73,9 @@ int Main(int argc, char** argv) {
   AddDiffCommand(app);
   AddVerifyCommand(app);
   AddSynthCommand(app);
+  AddMethodsCommand(app);
+  AddRecipeCommand(app);
+  AddMergekitYamlCommand(app);
   // A usage error must be JSON as well, and then CLI11 has not told us yet that --json is there.
   for (int i = 1; i < argc; ++i) g_json |= std::string_view(argv[i]) == "--json";
   try {

@@ -83,17 +83,21 @@ void Run(const MergeArguments& arguments) {
   options.plan = PlanOptionsFrom(arguments);
   options.force = arguments.force;
   options.quiet = arguments.quiet;
-  Progress progress;
-  const MergeReport report = RunMerge(arguments.recipe, options, Interrupt(), &progress);
-  if (JsonWanted()) {
-    fmt::print("{}\n", ReportToJson(report, progress, arguments.stats).dump(-1, ' ', false, Json::error_handler_t::replace));
-    return;
-  }
-  if (!arguments.quiet) PrintSummary(report);
-  if (arguments.stats) PrintStages(progress);
+  MergeAndReport(ReadRecipe(arguments.recipe), options, arguments.stats);
 }
 
 }  // namespace
+
+void MergeAndReport(Recipe recipe, const MergeOptions& options, bool stats) {
+  Progress progress;
+  const MergeReport report = RunMerge(std::move(recipe), options, Interrupt(), &progress);
+  if (JsonWanted()) {
+    fmt::print("{}\n", ReportToJson(report, progress, stats).dump(-1, ' ', false, Json::error_handler_t::replace));
+    return;
+  }
+  if (!options.quiet) PrintSummary(report);
+  if (stats) PrintStages(progress);
+}
 
 void AddPlanOptions(CLI::App* command, MergeArguments* arguments) {
   command->add_option("--memory", arguments->memory,

@@ -17,6 +17,9 @@ struct MergeArguments {
 // --memory, --threads, --shard-size, --io, --cache.
 void AddPlanOptions(CLI::App* command, MergeArguments* arguments);
 
+// Merges, and reports on stdout as the arguments and --json say.
+void MergeAndReport(Recipe recipe, const MergeOptions& options, bool stats);
+
 // Throws Error(kUsage) for sizes that are none.
 PlanOptions PlanOptionsFrom(const MergeArguments& arguments);
 
