@@ -13,7 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may ask the network for a mod
 
 
 def enter_venv(modules):
-    """Goes on under tests/compare/.venv unless this Python has the modules already."""
+    """Goes on under tests/conformance/.venv unless this Python has the modules already."""
     from importlib.util import find_spec
     if all(find_spec(module) for module in modules):
         return

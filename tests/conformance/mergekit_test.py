@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+"""Runs mergekit 0.1.5 and Braid on the same recipes and models and compares every element of what they write.
+
+    tests/conformance/mergekit_test.py --braid build/release/braid [--only TEXT] [--seed N] [--keep DIR] [--list]
+
+grid.py has the recipes, rules.py says per method when two results agree, README.md lists every exception with its
+reason. A method of mergekit that Braid does not have fails all of its cases: nothing is passed over.
+"""
+import argparse
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from common import ROOT, braid_merge, enter_venv, read_tensors
+
+enter_venv(["mergekit", "torch", "transformers", "safetensors", "yaml"])
+
+import numpy as np
+import yaml
+
+import grid
+import models
+import peer
+import rules
+
+TYPES = {"torch.float32": "float32", "torch.bfloat16": "bfloat16", "torch.float16": "float16"}
+
+
+class Disagreement(Exception):
+    """The two programs' results differ where nothing allows it."""
+
+
+def tensor_rule(case):
+    return rules.bfloat16_steps if getattr(case, "dtype", None) == "bfloat16" else rules.RULES[case.method]
+
+
+def compare_tensors(case, ours, theirs, resolved, reordered=lambda name, tensor: tensor):
+    """Reason -> elements that differ for it. `reordered` puts a tensor of ours into mergekit's order of tokens."""
+    if set(ours) != set(theirs):
+        raise Disagreement(f"only braid has {sorted(set(ours) - set(theirs))}, "
+                           f"only mergekit {sorted(set(theirs) - set(ours))}")
+    counts, examples = Counter(), []
+    for name, wanted in theirs.items():
+        found = reordered(name, ours[name])
+        if found.dtype != wanted.dtype or found.shape != wanted.shape:
+            raise Disagreement(f"{name}: {found.dtype} {list(found.shape)}, mergekit {wanted.dtype} "
+                               f"{list(wanted.shape)}")
+        tensor = rules.Tensor(case.method, resolved[name], found.float().numpy(), wanted.float().numpy(),
+                              TYPES[str(found.dtype)])
+        left = ~rules.same(tensor.ours, tensor.theirs)
+        counts["elements"] += left.size
+        if not left.any():
+            continue
+        for reason, allowed in tensor_rule(case)(tensor).items():
+            counts[reason] += int((left & allowed).sum())
+            left &= ~allowed
+        counts["forbidden"] += int(left.sum())
+        for index in np.argwhere(left)[:2]:
+            at = tuple(int(i) for i in index)
+            examples.append(f"{name}{list(at)}: braid {tensor.ours[at]!r}, mergekit {tensor.theirs[at]!r}")
+    if counts["forbidden"]:
+        raise Disagreement(f"{counts['forbidden']} of {counts['elements']} elements: {'; '.join(examples[:5])}")
+    return counts
+
+
+def is_missing(method, error):
+    return f"unknown method '{method}'" in error or f"the method '{method}' is not supported" in error
+
+
+class Suite:
+    def __init__(self, braid, work):
+        self.braid, self.work = braid, work
+        self.failed, self.missing, self.run = [], Counter(), 0
+
+    def check(self, case):
+        """Both merges and their comparison, and a line about it."""
+        self.run += 1
+        try:
+            say = case.check(self) if hasattr(case, "check") else self.compare(case)
+            verdict = "ok" + (f": {say}" if say else "")
+        except Exception as error:
+            if is_missing(case.method, str(error)):
+                self.missing[case.method] += 1
+                verdict = f"MISSING: braid has no method {case.method}"
+            else:
+                self.failed.append(case.name)
+                kind = "" if isinstance(error, Disagreement) else f"{type(error).__name__}: "
+                verdict = f"FAILED: {kind}{error}"
+        print(f"{case.name:52} {verdict}", flush=True)
+
+    def merged(self, case, **options):
+        """The directories of both outputs, and what mergekit resolved."""
+        recipe = self.work / "recipe.yml"
+        recipe.write_text(yaml.safe_dump(case.recipe(self.work), sort_keys=False))
+        ours, theirs = self.work / "braid", self.work / "mergekit"
+        shutil.rmtree(ours, ignore_errors=True)
+        braid_merge(self.braid, recipe, ours)
+        return ours, theirs, peer.merge(recipe, theirs, **options)
+
+    def compare(self, case):
+        ours, theirs, resolved = self.merged(case)
+        counts = compare_tensors(case, read_tensors(ours), read_tensors(theirs), resolved)
+        elements = counts.pop("elements")
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
+        return f"{elements} elements" + (f", {reasons}" if reasons else "")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--braid", type=Path, default=ROOT / "build/release/braid")
+    parser.add_argument("--only", default="", help="only cases whose name contains this")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
+    parser.add_argument("--keep", type=Path, help="leave models, the last recipe and its outputs here")
+    parser.add_argument("--list", action="store_true", help="list the cases and stop")
+    arguments = parser.parse_args()
+
+    cases = [case for case in grid.numeric_cases(random.Random(arguments.seed)) if arguments.only in case.name]
+    if arguments.list:
+        print("\n".join(case.name for case in cases))
+        return 0
+    print(f"seed {arguments.seed} (--seed repeats it, --only takes one case)", flush=True)
+    if not arguments.only and {case.method for case in cases} != peer.METHODS:
+        print(f"these methods have no cases, or are unknown to mergekit: "
+              f"{sorted({case.method for case in cases} ^ peer.METHODS)}")
+        return 1
+
+    peer.quiet()
+    work = (arguments.keep or Path(tempfile.mkdtemp(prefix="braid-conformance-"))).resolve()
+    suite, start = Suite(arguments.braid.resolve(), work), time.monotonic()
+    try:
+        models.make_families(work, arguments.seed)
+        for case in cases:
+            suite.check(case)
+    finally:
+        if not arguments.keep:
+            shutil.rmtree(work)
+    for method, count in suite.missing.items():
+        print(f"missing: {method} ({count} cases)")
+    for name in suite.failed:
+        print(f"failed: {name}")
+    print(f"{suite.run} cases in {time.monotonic() - start:.0f} s: {len(suite.failed)} failed, "
+          f"{sum(suite.missing.values())} of {len(suite.missing)} missing methods")
+    return 1 if suite.failed or suite.missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
