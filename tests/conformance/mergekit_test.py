@@ -19,52 +19,14 @@ from common import ROOT, braid_merge, enter_venv, read_tensors
 
 enter_venv(["mergekit", "torch", "transformers", "safetensors", "yaml"])
 
-import numpy as np
 import yaml
 
 import grid
 import models
 import peer
-import rules
-
-TYPES = {"torch.float32": "float32", "torch.bfloat16": "bfloat16", "torch.float16": "float16"}
-
-
-class Disagreement(Exception):
-    """The two programs' results differ where nothing allows it."""
-
-
-def tensor_rule(case):
-    return rules.bfloat16_steps if getattr(case, "dtype", None) == "bfloat16" else rules.RULES[case.method]
-
-
-def compare_tensors(case, ours, theirs, resolved, reordered=lambda name, tensor: tensor):
-    """Reason -> elements that differ for it. `reordered` puts a tensor of ours into mergekit's order of tokens."""
-    if set(ours) != set(theirs):
-        raise Disagreement(f"only braid has {sorted(set(ours) - set(theirs))}, "
-                           f"only mergekit {sorted(set(theirs) - set(ours))}")
-    counts, examples = Counter(), []
-    for name, wanted in theirs.items():
-        found = reordered(name, ours[name])
-        if found.dtype != wanted.dtype or found.shape != wanted.shape:
-            raise Disagreement(f"{name}: {found.dtype} {list(found.shape)}, mergekit {wanted.dtype} "
-                               f"{list(wanted.shape)}")
-        tensor = rules.Tensor(case.method, resolved[name], found.float().numpy(), wanted.float().numpy(),
-                              TYPES[str(found.dtype)])
-        left = ~rules.same(tensor.ours, tensor.theirs)
-        counts["elements"] += left.size
-        if not left.any():
-            continue
-        for reason, allowed in tensor_rule(case)(tensor).items():
-            counts[reason] += int((left & allowed).sum())
-            left &= ~allowed
-        counts["forbidden"] += int(left.sum())
-        for index in np.argwhere(left)[:2]:
-            at = tuple(int(i) for i in index)
-            examples.append(f"{name}{list(at)}: braid {tensor.ours[at]!r}, mergekit {tensor.theirs[at]!r}")
-    if counts["forbidden"]:
-        raise Disagreement(f"{counts['forbidden']} of {counts['elements']} elements: {'; '.join(examples[:5])}")
-    return counts
+import structure
+import vocabulary
+from compare import Disagreement, compare_tensors, summary
 
 
 def is_missing(method, error):
@@ -103,10 +65,13 @@ class Suite:
 
     def compare(self, case):
         ours, theirs, resolved = self.merged(case)
-        counts = compare_tensors(case, read_tensors(ours), read_tensors(theirs), resolved)
-        elements = counts.pop("elements")
-        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
-        return f"{elements} elements" + (f", {reasons}" if reasons else "")
+        return summary(compare_tensors(case, read_tensors(ours), read_tensors(theirs), resolved))
+
+
+def every_case(seed):
+    rng = random.Random(seed)
+    return [*grid.numeric_cases(rng), *structure.slice_cases(rng), *structure.module_cases(rng),
+            *structure.example_cases(), *vocabulary.vocabulary_cases()]
 
 
 def main():
@@ -118,7 +83,7 @@ def main():
     parser.add_argument("--list", action="store_true", help="list the cases and stop")
     arguments = parser.parse_args()
 
-    cases = [case for case in grid.numeric_cases(random.Random(arguments.seed)) if arguments.only in case.name]
+    cases = [case for case in every_case(arguments.seed) if arguments.only in case.name]
     if arguments.list:
         print("\n".join(case.name for case in cases))
         return 0
@@ -133,6 +98,7 @@ def main():
     suite, start = Suite(arguments.braid.resolve(), work), time.monotonic()
     try:
         models.make_families(work, arguments.seed)
+        vocabulary.make_family(work, arguments.seed)
         for case in cases:
             suite.check(case)
     finally:

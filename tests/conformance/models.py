@@ -118,17 +118,20 @@ def made_odd(rng, family):
     return family
 
 
-def write_family(directory, family, dtype, config=CONFIG, files=None):
-    """Writes base/, ft1/, ...; gives the same arrays back as read from there (rounded to `dtype`, then float32)."""
-    count = len(next(iter(family.values())))
-    for i in range(count):
-        model = {name: torch.from_numpy(np.ascontiguousarray(tensors[i])).to(DTYPES[dtype])
-                 for name, tensors in family.items()}
-        kind = directory / ("base" if i == 0 else f"ft{i}")
-        name = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}[dtype]
-        write_checkpoint(kind, model, {**config, "torch_dtype": name}, SHARDS[i % len(SHARDS)])
-        for file, text in (files or {}).items():
-            (kind / file).write_text(text)
+def write_model(directory, tensors, dtype, config, shards=1, files=None):
+    """`tensors`: float32 arrays by name; `files`: texts by name, beside the weights."""
+    name = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}[dtype]
+    lanes = {tensor: torch.from_numpy(np.ascontiguousarray(values)).to(DTYPES[dtype])
+             for tensor, values in tensors.items()}
+    write_checkpoint(directory, lanes, {**config, "torch_dtype": name}, shards)
+    for file, text in (files or {}).items():
+        (directory / file).write_text(text)
+
+
+def write_family(directory, family, dtype, config=CONFIG):
+    for i in range(len(next(iter(family.values())))):
+        write_model(directory / ("base" if i == 0 else f"ft{i}"), {name: models[i] for name, models in family.items()},
+                    dtype, config, SHARDS[i])
 
 
 def make_families(directory, seed):
