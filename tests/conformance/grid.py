@@ -1,6 +1,8 @@
 """The recipes whose every element is compared: for each method its parameters, types and shapes."""
 from dataclasses import dataclass, field
 
+from common import read_tensors
+from compare import compare_tensors, summary
 from rules import IN_FLOAT64
 
 
@@ -40,6 +42,11 @@ class Case:
         if self.out_dtype or recipe["dtype"] == "float64":
             recipe["out_dtype"] = self.out_dtype or "float32"
         return recipe
+
+    def check(self, suite):
+        recipe = self.recipe(suite.work)
+        ours, (theirs, resolved) = suite.ours(recipe), suite.theirs(recipe)
+        return summary(compare_tensors(self, read_tensors(ours), read_tensors(theirs), resolved))
 
 
 def weights(*values):

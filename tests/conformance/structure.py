@@ -29,7 +29,8 @@ class StructureCase:
 
     def check(self, suite):
         from transformers import AutoTokenizer
-        ours, theirs, resolved = suite.merged(self, **self.options)
+        recipe = self.recipe(suite.work)
+        ours, (theirs, resolved) = suite.ours(recipe), suite.theirs(recipe, **self.options)
         our_tensors, their_tensors = read_tensors(ours), read_tensors(theirs)
         for name in self.not_compared:
             our_tensors.pop(name, None), their_tensors.pop(name, None)
@@ -183,7 +184,7 @@ def modules_recipe(method, module, base="base", **more):
     return make
 
 
-def module_cases(rng):
+def module_cases():
     def models(directory):
         return {"models": [{"model": path(directory, "ft1"), "parameters": {"weight": 0.7}},
                            {"model": path(directory, "ft2")}],
