@@ -76,9 +76,9 @@ class Grid:
 
 
 def every_family(grid, method, models, parameters=None, families=("plain-bf16", "plain-f16", "odd-f32", "odd-bf16"),
-                 **more):
+                 what="", **more):
     for family in families:
-        grid.add(f"of {family}", method, models, parameters, family=family, **more)
+        grid.add(f"{what}of {family}", method, models, parameters, family=family, **more)
 
 
 # --- the task-vector family ----------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def exact_cases(grid):
     grid.add("gradients and filters", "passthrough",
              [{"scale": [{"filter": "o_proj", "value": 0}, {"filter": "down_proj", "value": [1, 2, 4]}]}], base=False)
     every_family(grid, "passthrough", [{"scale": 0.7}], base=False)
-    every_family(grid, "passthrough", [{}], base=False, families=("plain-bf16", "plain-f16", "odd-f32"))
+    every_family(grid, "passthrough", [{}], base=False, what="as it is, ")
     grid.add("out_dtype bfloat16", "passthrough", [{"scale": 0.7}], base=False, out_dtype="bfloat16")
 
 
@@ -203,7 +203,7 @@ def slerp_cases(grid):
     for t in (0, 0.25, grid.draw(), 0.5, 1, 1.3):
         grid.add(f"t {t}", "slerp", [{}], {"t": t})
     every_family(grid, "slerp", [{}], {"t": grid.draw()})
-    every_family(grid, "slerp", [{}], {"t": 0.5}, base_parameters={})
+    every_family(grid, "slerp", [{}], {"t": 0.5}, what="half way, ", base_parameters={})
     grid.add("the base listed", "slerp", [{}], {"t": grid.draw()}, base_parameters={})
     grid.add("gradients and filters", "slerp", [{}],
              {"t": [{"filter": "self_attn", "value": [0, 0.5, 0.3, 0.7, 1]},
@@ -239,9 +239,11 @@ def multislerp_cases(grid):
         grid.add(f"{of}eps", "multislerp", grid.drawn(3), {"eps": 1e-3}, base=base)
         grid.add(f"{of}gradients and filters", "multislerp",
                  [{"weight": grid.gradient()}, {"weight": grid.draw(1.1, 2)}, {"weight": [2, 1.1]}], base=base)
-        every_family(grid, "multislerp", grid.drawn(3), base=base, families=("plain-bf16", "plain-f16"))
+        every_family(grid, "multislerp", grid.drawn(3), base=base, what=of,
+                     families=("plain-bf16", "plain-f16"))
         # Of two: a mean direction of zero has an answer there; of three it is an error.
-        every_family(grid, "multislerp", grid.drawn(2), base=base, families=("odd-f32", "odd-bf16"))
+        every_family(grid, "multislerp", grid.drawn(2), base=base, what=of,
+                     families=("odd-f32", "odd-bf16"))
         grid.add(f"{of}opposite, equal weights", "multislerp", weights(0.5, 0.5), base=base, family="odd-f32")
     grid.add("out_dtype bfloat16", "multislerp", grid.drawn(3), base=True, out_dtype="bfloat16")
 

@@ -14,7 +14,7 @@ def span_of_order(magnitude, first, last):
     order = np.argsort(-flat, kind="stable")
     kept, open_choice = np.zeros(flat.size, bool), np.zeros(flat.size, bool)
     kept[order[first:last]] = True
-    for end in {first, last}:
+    for end in {first, last} if first < last else ():
         if 0 < end < flat.size and flat[order[end - 1]] == flat[order[end]]:
             open_choice |= flat == flat[order[end]]
     return kept.reshape(magnitude.shape), open_choice.reshape(magnitude.shape)
