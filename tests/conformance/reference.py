@@ -42,28 +42,51 @@ def without_outliers(delta, density, gamma):
 
 # --- merging -------------------------------------------------------------------------------------------------
 
-def merge_deltas(base, deltas, weights, elect, normalize, lam):
+def in_turn(parts):
+    """Their sum, one after the other."""
+    total = np.zeros_like(parts[0])
+    for part in parts:
+        total = total + part
+    return total
+
+
+def in_fours(parts):
+    """Their sum as torch takes it over the elements at the end of a tensor that fill no vector: four sums of every fourth
+    part, the rest to the first of them. Up to four parts are added in turn."""
+    whole = len(parts) // 4 * 4
+    sums = [in_turn(parts[i:whole:4]) if whole else np.zeros_like(parts[0]) for i in range(4)]
+    for part in parts[whole:]:
+        sums[0] = sums[0] + part
+    return in_turn(sums)
+
+
+def merge_deltas(base, deltas, weights, elect, normalize, lam, add=in_turn):
     """base + lambda times the sum of the weighted deltas; `elect`: of those with the elected sign."""
     votes = [delta * F(weight) for delta, weight in zip(deltas, weights)]
-    total = np.zeros_like(base)
-    for vote in votes:
-        total = total + vote
     if elect:
-        elected, mixed, divisor = np.where(total >= 0, F(1), F(-1)), np.zeros_like(base), np.zeros_like(base)
-        for vote, weight in zip(votes, weights):
-            agrees = np.sign(vote) == elected
-            mixed = mixed + np.where(agrees, vote, F(0))
-            divisor = divisor + np.where(agrees, F(weight), F(0))
+        elected = np.where(add(votes) >= 0, F(1), F(-1))
+        agrees = [np.sign(vote) == elected for vote in votes]
+        mixed = add([np.where(mask, vote, F(0)) for mask, vote in zip(agrees, votes)])
+        divisor = add([np.where(mask, F(weight), F(0)) for mask, weight in zip(agrees, weights)])
         divisor = np.where(divisor == 0, F(1), divisor)
     else:
-        mixed, divisor = total, F(0)
-        for weight in weights:
-            divisor = F(divisor + F(weight))
+        mixed = add(votes)
+        divisor = in_turn([np.array(weight, F) for weight in weights])
         divisor = F(1) if abs(divisor) < 1e-8 else divisor
     if normalize:
         mixed = mixed / divisor
     if lam != 1:
         mixed = mixed * F(lam)
+    return np.where(mixed == 0, base, base + mixed)
+
+
+def ram(base, deltas, epsilon, factors, add=in_turn):
+    """What one model changed times its factor; what several changed, averaged over those."""
+    changed = [np.abs(delta) > F(epsilon) for delta in deltas]
+    count = in_turn([mask.astype(F) for mask in changed])
+    parts = [np.where(mask, np.where(count == 1, delta * F(factor), delta / np.maximum(count, F(1))), F(0))
+             for mask, delta, factor in zip(changed, deltas, factors)]
+    mixed = add(parts)
     return np.where(mixed == 0, base, base + mixed)
 
 

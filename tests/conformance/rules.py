@@ -99,24 +99,37 @@ def rounded(values, out_type):
     return (((raw + 0x7FFF + ((raw >> 16) & 1)) >> 16) << 16).astype(np.uint32).view(np.float32)
 
 
+def other_sum(tensor, merge):
+    """Of five models and more torch adds up some elements in another order. `merge(add)`: the tensor, with sums so taken;
+    ours must be the one, mergekit's the other."""
+    if len(tensor.models) < 5:
+        return {}
+    ours, theirs = (rounded(merge(add), tensor.out_type) for add in (reference.in_turn, reference.in_fours))
+    return {"another order of sums": same(tensor.ours, ours) & (tensor.theirs == theirs)}
+
+
 def chosen(tensor):
     """Where magnitudes at a threshold are equal, mergekit may have kept any of them; Braid keeps lower indices."""
     parts, options = selected(tensor), options_of(tensor)
+    kept_deltas = [np.where(kept, delta, F(0)) for delta, kept, _ in parts]
     open_choice = np.logical_or.reduce([tied for _, _, tied in parts])
     at = np.nonzero(open_choice & ~same(tensor.ours, tensor.theirs))
     excused = np.zeros(tensor.base.shape, bool)
     if at[0].size:
         base = tensor.base[at]
-        ours = rounded(reference.merge_deltas(base, [np.where(kept, delta, F(0))[at] for delta, kept, _ in parts],
-                                              tensor.weights, **options), tensor.out_type)
+
+        def merged(deltas):
+            return rounded(reference.merge_deltas(base, deltas, tensor.weights, **options), tensor.out_type)
+
         one_of_theirs = np.zeros(base.shape, bool)
         for choice in range(2 ** len(parts)):  # keep or drop, for each model that ties at the element
-            deltas = [np.where(np.where(tied, bool(choice >> i & 1), kept), delta, F(0))[at]
-                      for i, (delta, kept, tied) in enumerate(parts)]
-            theirs = rounded(reference.merge_deltas(base, deltas, tensor.weights, **options), tensor.out_type)
+            theirs = merged([np.where(np.where(tied, bool(choice >> i & 1), kept), delta, F(0))[at]
+                             for i, (delta, kept, tied) in enumerate(parts)])
             one_of_theirs |= (theirs == tensor.theirs[at])  # +0 and -0 alike
-        excused[at] = same(ours, tensor.ours[at]) & one_of_theirs
-    return {**kept_zeros(tensor), "equal magnitudes at a threshold": excused}
+        excused[at] = same(merged([delta[at] for delta in kept_deltas]), tensor.ours[at]) & one_of_theirs
+    return {**kept_zeros(tensor), "equal magnitudes at a threshold": excused,
+            **other_sum(tensor, lambda add: reference.merge_deltas(tensor.base, kept_deltas, tensor.weights,
+                                                                   **options, add=add))}
 
 
 def rescaled(tensor):
@@ -141,10 +154,23 @@ def rescaled(tensor):
 
 
 def task_vectors(tensor):
-    trims = tensor.method in SELECTIONS and any(density < 1 for density in tensor.each("density"))
-    if not trims:
-        return kept_zeros(tensor)
-    return rescaled(tensor) if tensor.shared("rescale") else chosen(tensor)
+    if tensor.method in SELECTIONS and any(density < 1 for density in tensor.each("density")):
+        return rescaled(tensor) if tensor.shared("rescale") else chosen(tensor)
+    deltas = [model - tensor.base for model in tensor.models]
+    return {**kept_zeros(tensor), **other_sum(tensor, lambda add: reference.merge_deltas(
+        tensor.base, deltas, tensor.weights, **options_of(tensor), add=add))}
+
+
+def ram(tensor):
+    deltas, epsilon = [model - tensor.base for model in tensor.models], tensor.shared("epsilon")
+    factors = [F(1)] * len(deltas)
+    if tensor.method == "ramplus_tl":
+        changed = [np.abs(delta) > F(epsilon) for delta in deltas]
+        by_many = sum(mask.astype(int) for mask in changed) > 1
+        ratios = [F((mask & by_many).sum()) / max(F((mask & ~by_many).sum()), F(epsilon)) for mask in changed]
+        factors = [F(1) + F(tensor.shared("r")) * min(ratio, F(tensor.shared("alpha"))) for ratio in ratios]
+    return {**kept_zeros(tensor), **other_sum(tensor, lambda add: reference.ram(tensor.base, deltas, epsilon, factors,
+                                                                                add))}
 
 
 # --- within rounding -----------------------------------------------------------------------------------------
@@ -165,10 +191,12 @@ def reach(tensor):
 
 
 def few_ulps(tensor):
-    allowed = ULPS * unit(reach(tensor), "float32")
+    # linear adds up in float32, each product and each sum rounded, as it is defined.
+    ulps = max(ULPS, len(tensor.models) + 1) if tensor.method == "linear" else ULPS
+    allowed = ulps * unit(reach(tensor), "float32")
     if tensor.out_type != "float32":  # a sum next to the middle of two values may be rounded to either
         allowed = allowed + unit(tensor.theirs, tensor.out_type)
-    return {f"within {ULPS} units of float64": distance(tensor) <= allowed}
+    return {f"within {ulps} units of float64": distance(tensor) <= allowed}
 
 
 # --- thresholds of statistics --------------------------------------------------------------------------------
@@ -238,9 +266,8 @@ def bfloat16_steps(tensor):
 FAMILY = ["task_arithmetic", "ties", "breadcrumbs", "breadcrumbs_ties", "dare_linear", "dare_ties", "della",
           "della_linear"]
 RULES = {**dict.fromkeys(FAMILY, task_vectors),
-         **dict.fromkeys(["ram", "ramplus_tl", "nearswap", "passthrough"], kept_zeros),
+         **dict.fromkeys(["ram", "ramplus_tl"], ram), **dict.fromkeys(["nearswap", "passthrough"], kept_zeros),
          **dict.fromkeys(["linear", "slerp", "nuslerp", "multislerp", "karcher", "model_stock"], few_ulps),
          "sce": sce, "arcee_fusion": arcee_fusion}
 # Their norms and importances are what float32 sums make of them; the comparison is with mergekit in float64.
 IN_FLOAT64 = {"linear", "slerp", "nuslerp", "multislerp", "karcher", "model_stock", "sce", "arcee_fusion"}
-EVERY_METHOD = frozenset(RULES)
