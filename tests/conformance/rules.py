@@ -9,6 +9,7 @@ from reference import F
 
 ULPS = 2                # what rounding once and carrying float32 sums may cost beside float64
 NEAR = 1e-5             # relative distance from a threshold within which an element may lie on either side
+OPPOSITE = 1e-4         # of unit vectors that cancel so far, float64 does not say to float32's precision where the rest points
 NORM_ERROR = 4e-6       # of a float32 sum of magnitudes in torch, relative
 BASE_IS_A_MODEL = {"linear", "karcher", "passthrough"}
 
@@ -199,6 +200,38 @@ def few_ulps(tensor):
     return {f"within {ulps} units of float64": distance(tensor) <= allowed}
 
 
+def vectors(tensor):
+    """What is rotated, in float64: the models, or with a base their task vectors."""
+    base = 0 if tensor.base is None else tensor.base.astype(np.float64)
+    return [model.astype(np.float64) - base for model in tensor.models]
+
+
+def nuslerp(tensor):
+    """Opposite vectors have no arc between them: rounding, here and there, chooses one."""
+    a, b = vectors(tensor)
+    axis = None if tensor.shared("nuslerp_flatten") else 0 if tensor.shared("nuslerp_row_wise") else -1
+
+    def over(values):
+        return np.sum(values, axis=axis, keepdims=True)
+
+    norms = np.maximum(np.sqrt(over(a * a)), 1e-7) * np.maximum(np.sqrt(over(b * b)), 1e-7)
+    cosine = over(a * b) / norms
+    opposite = np.broadcast_to((cosine < 0) & (1 - cosine ** 2 < OPPOSITE ** 2), a.shape)
+    return {**few_ulps(tensor), "opposite vectors": opposite & np.isfinite(tensor.ours)}
+
+
+def multislerp(tensor):
+    """The mean of unit vectors that nearly cancel is rounding here (from inner products) and there (from sums)."""
+    parts, weights = vectors(tensor), np.array(tensor.weights)
+    if len(parts) == 1:
+        return few_ulps(tensor)
+    if tensor.shared("normalize_weights"):
+        weights = weights / weights.sum()
+    mean = sum(w * v / (np.sqrt(np.sum(v * v)) + tensor.shared("eps")) for w, v in zip(weights, parts))
+    cancels = np.sqrt(np.sum(mean * mean)) < OPPOSITE
+    return {**few_ulps(tensor), "directions that cancel": np.full(mean.shape, cancels) & np.isfinite(tensor.ours)}
+
+
 # --- thresholds of statistics --------------------------------------------------------------------------------
 
 def near_threshold(tensor, near, kept, dropped):
@@ -267,7 +300,7 @@ FAMILY = ["task_arithmetic", "ties", "breadcrumbs", "breadcrumbs_ties", "dare_li
           "della_linear"]
 RULES = {**dict.fromkeys(FAMILY, task_vectors),
          **dict.fromkeys(["ram", "ramplus_tl"], ram), **dict.fromkeys(["nearswap", "passthrough"], kept_zeros),
-         **dict.fromkeys(["linear", "slerp", "nuslerp", "multislerp", "karcher", "model_stock"], few_ulps),
-         "sce": sce, "arcee_fusion": arcee_fusion}
+         **dict.fromkeys(["linear", "slerp", "karcher", "model_stock"], few_ulps),
+         "nuslerp": nuslerp, "multislerp": multislerp, "sce": sce, "arcee_fusion": arcee_fusion}
 # Their norms and importances are what float32 sums make of them; the comparison is with mergekit in float64.
 IN_FLOAT64 = {"linear", "slerp", "nuslerp", "multislerp", "karcher", "model_stock", "sce", "arcee_fusion"}
