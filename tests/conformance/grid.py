@@ -280,7 +280,6 @@ def threshold_cases(grid):
     grid.add("gradients and filters", "sce", [{}] * 3,
              {"select_topk": [{"filter": "mlp", "value": [0.2, 0.8]}, {"value": 0.5}]})
     every_family(grid, "sce", [{}] * 3)
-    grid.add("select_topk 0.5 of odd-f32", "sce", [{}] * 3, {"select_topk": 0.5}, family="odd-f32")
     grid.add("out_dtype bfloat16", "sce", [{}] * 3, out_dtype="bfloat16")
     grid.add("two models", "arcee_fusion", [{}])
     every_family(grid, "arcee_fusion", [{}])

@@ -12,6 +12,7 @@ import reference
 import rules
 from common import read_tensors
 from compare import Disagreement
+from rules import ELECTING
 
 METHODS = ["dare_linear", "dare_ties", "della", "della_linear"]
 SIGMAS = 5          # of a check's own error: none of some hundred checks fails by chance in a thousand runs
@@ -113,9 +114,9 @@ class RandomCase:
 
     def check_independence(self, deltas, masks, other_seed):
         def noise(mask, delta):
-            """What is left of a mask after its probabilities, of tensors that have enough entries."""
-            return {name: m - probabilities(self.method, delta[name], self.density) for name, m in mask.items()
-                    if m.size > 1000}
+            """What is left of a mask after its probabilities, of tensors that have enough entries; in order of their names."""
+            return {name: mask[name] - probabilities(self.method, delta[name], self.density) for name in sorted(mask)
+                    if mask[name].size > 1000}
 
         first, second = noise(masks[0], deltas[0]), noise(masks[1], deltas[1])
         check_independent(zip(first.values(), second.values()), "between models")
@@ -131,8 +132,7 @@ class RandomCase:
         output = merged(weights, normalize=True, **{"lambda": 0.9})
         for name, found in output.items():
             kept = [np.where(mask[name], delta[name], reference.F(0)) for mask, delta in zip(masks, deltas)]
-            wanted = reference.merge_deltas(np.zeros_like(found), kept, weights, not self.method.endswith("linear"),
-                                            True, 0.9)
+            wanted = reference.merge_deltas(np.zeros_like(found), kept, weights, self.method in ELECTING, True, 0.9)
             need(rules.same(found, wanted).all(), f"{name} is not what the masks of its models make")
 
     def check_unbiased(self, merged, delta):

@@ -75,6 +75,9 @@ SELECTIONS = {
 }
 
 
+ELECTING = {"ties", "breadcrumbs_ties", "dare_ties", "della"}
+
+
 def selected(tensor):
     """Per model: its task vector, the mask of what stays by our rule, the mask of what another order may exchange."""
     parts = []
@@ -85,7 +88,7 @@ def selected(tensor):
 
 
 def options_of(tensor):
-    return {"elect": tensor.method.endswith("ties"), "normalize": tensor.shared("normalize"),
+    return {"elect": tensor.method in ELECTING, "normalize": tensor.shared("normalize"),
             "lam": tensor.shared("lambda")}
 
 
@@ -192,8 +195,8 @@ def reach(tensor):
 
 
 def few_ulps(tensor):
-    # linear adds up in float32, each product and each sum rounded, as it is defined.
-    ulps = max(ULPS, len(tensor.models) + 1) if tensor.method == "linear" else ULPS
+    # These add up in float32, each product and each sum rounded, as they are defined.
+    ulps = max(ULPS, len(tensor.models) + 1) if tensor.method in ("linear", "sce") else ULPS
     allowed = ulps * unit(reach(tensor), "float32")
     if tensor.out_type != "float32":  # a sum next to the middle of two values may be rounded to either
         allowed = allowed + unit(tensor.theirs, tensor.out_type)
@@ -236,7 +239,7 @@ def multislerp(tensor):
 
 def near_threshold(tensor, near, kept, dropped):
     """Both results are one of two: the element kept, or dropped."""
-    allowed = ULPS * unit(reach(tensor), "float32")
+    allowed = (len(tensor.models) + 1) * unit(reach(tensor), "float32")
 
     def either(result):
         return (np.abs(result - kept) <= allowed) | (np.abs(result - dropped) <= allowed)
@@ -257,6 +260,9 @@ def sce(tensor):
         threshold = ranked[count - 1] if count else np.inf
         mask = variance >= threshold
         near = np.abs(variance - threshold) <= NEAR * threshold
+        single = variance.astype(F)
+        if not np.isfinite(single).all() or ((variance > 0) & (single < np.finfo(F).tiny)).any():
+            return {"variances beyond float32": np.isfinite(tensor.ours)}
     squares = [np.mean(np.where(mask, delta, 0) ** 2) for delta in deltas]
     weights = [s / sum(squares) if sum(squares) >= 1e-6 else 1 / len(deltas) for s in squares]
     total = sum(deltas)
