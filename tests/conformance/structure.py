@@ -37,20 +37,26 @@ class StructureCase:
         if self.tokenizer:
             tokenizers = [AutoTokenizer.from_pretrained(directory) for directory in (ours, theirs)]
             compare_tokenizers(*tokenizers)
-            put_in_order(our_tensors, *(tokenizer.get_vocab() for tokenizer in tokenizers))
+            put_in_order(our_tensors, their_tensors, *(tokenizer.get_vocab() for tokenizer in tokenizers))
         counts = compare_tensors(self, our_tensors, their_tensors, resolved)
         compare_configs(ours, theirs, self.not_compared)
         check_runs(ours)
         return summary(counts)
 
 
-def put_in_order(tensors, our_ids, their_ids):
-    """Rows of tokens, from our ids to mergekit's; rows beyond the tokens stay."""
-    for name in {"model.embed_tokens.weight", "lm_head.weight"} & set(tensors):
-        rows = torch.arange(tensors[name].shape[0])
+def put_in_order(ours, theirs, our_ids, their_ids):
+    """Rows of tokens, from our ids to mergekit's. Those beyond the tokens are the mean of all rows, which mergekit takes in
+    float32; they are compared here, and then set equal."""
+    for name in {"model.embed_tokens.weight", "lm_head.weight"} & set(ours):
+        rows = torch.arange(ours[name].shape[0])
         for token, index in their_ids.items():
             rows[index] = our_ids[token]
-        tensors[name] = tensors[name][rows]
+        ours[name] = ours[name][rows]
+        padding = slice(len(their_ids), None)
+        if ours[name].shape == theirs[name].shape:
+            if not torch.allclose(ours[name][padding], theirs[name][padding], rtol=1e-5, atol=1e-7):
+                raise Disagreement(f"{name}: rows beyond the tokens differ by more than a float32 mean's error")
+            ours[name][padding] = theirs[name][padding]
 
 
 def compare_configs(ours, theirs, not_compared):
