@@ -107,17 +107,6 @@ void EditCommonKeys(std::string* object, std::string_view dtype) {
 
 }  // namespace
 
-bool IsTokenizerFile(std::string_view name) {
-  constexpr auto kOthers =
-      std::to_array<std::string_view>({"added_tokens.json", "special_tokens_map.json", "merges.txt", "tekken.json"});
-  for (std::string_view prefix :
-       {"tokenizer", "vocab.", "chat_template", "additional_chat_templates/", "spiece", "sentencepiece"})
-    if (name.starts_with(prefix)) return true;
-  for (std::string_view suffix : {".spm", "spm.model", ".tiktoken", "tiktoken.model"})
-    if (name.ends_with(suffix)) return true;
-  return std::find(kOthers.begin(), kOthers.end(), name) != kOthers.end();
-}
-
 std::vector<std::string> SideFiles(const std::string& path) {
   ModelDirectory directory(path);
   std::vector<std::string> files;

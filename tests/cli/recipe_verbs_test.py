@@ -108,13 +108,6 @@ class Convert(CliTest):
         self.assertTrue(read_text(self.path("r.toml")).startswith("# Mine.\nmethod"))
         self.assertFalse(os.path.exists(self.path("r.toml.partial")))
 
-    def test_what_has_no_form(self):
-        write_text(self.path("r.toml"), 'method = "average"\ntokenizer = "t"\n[[models]]\npath = "x"\n')
-        self.assert_fails(
-            self.run_braid("recipe", "convert", "r.toml", "r.yml"), USAGE, "'tokenizer' has no form in mergekit's YAML"
-        )
-        self.assertFalse(os.path.exists(self.path("r.yml")))
-
 
 if __name__ == "__main__":
     main()

@@ -1,10 +1,11 @@
-"""Every recipe in configs/ runs as it is, and the two syntaxes of one merge give the same weights."""
+"""Every recipe in configs/ runs as it is, every method has one, and the two syntaxes of one merge give the same weights."""
 
 import glob
 import os
+import re
 import shutil
 
-from support import CliTest, main, read_weights, synth
+from support import CliTest, main, read_text, read_weights, synth
 
 CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "configs")
 
@@ -14,6 +15,13 @@ def layers_of(weights):
 
 
 class Recipes(CliTest):
+    def test_every_method_has_a_recipe(self):
+        methods = {method["name"] for method in self.assert_ok(self.run_braid("methods", "--json")).json()["methods"]}
+        shown = set()
+        for path in glob.glob(os.path.join(CONFIGS, "*.toml")) + glob.glob(os.path.join(CONFIGS, "*.yml")):
+            shown |= set(re.findall(r"^(?:merge_)?method *[=:] *\"?(\w+)", read_text(path), re.MULTILINE))
+        self.assertEqual(methods - shown, set(), "methods without a recipe in configs/")
+
     def test_configs(self):
         shutil.copytree(CONFIGS, self.path("configs"))
         families = {}  # recipes that stack layers want more of them

@@ -103,15 +103,23 @@ def weight_of(i, shift=0.0):
     return round(0.4 + 0.1 * i + shift, 3)
 
 
+# Methods that have no base: it is one more model. And those whose models have no weights.
+WITHOUT_BASE = {"linear", "average", "karcher", "passthrough"}
+WITHOUT_WEIGHTS = {"average", "karcher", "passthrough", "slerp", "model_stock", "nearswap", "arcee_fusion", "sce", "ram",
+                   "ramplus_tl", "consensus_ta", "magmax", "pcb", "metagpt"}
+
+
 def recipe_text(method, dtype, parameters, models, shift=0.0):
     """A recipe in TOML over the models, the base first; `shift` moves every weight."""
     lines = [f"method = {json.dumps(method)}", f"dtype = {json.dumps(TORCH_NAMES[dtype])}"]
     sources = models
-    if method != "linear":
+    if method not in WITHOUT_BASE:
         lines.append(f"base = {json.dumps(str(models[0]))}")
         sources = models[1:]
     lines.append("\n[parameters]")
     lines += [f"{name} = {json.dumps(value)}" for name, value in parameters.items()]  # JSON's values are TOML's
     for i, source in enumerate(sources):
-        lines += ["\n[[models]]", f"path = {json.dumps(str(source))}", f"weight = {weight_of(i, shift)}"]
+        lines += ["\n[[models]]", f"path = {json.dumps(str(source))}"]
+        if method not in WITHOUT_WEIGHTS:
+            lines.append(f"weight = {weight_of(i, shift)}")
     return "\n".join(lines) + "\n"

@@ -40,6 +40,8 @@ class Bench:
         self.directory, self.runs, self.say, self.peers = directory, runs, say, peers
         directory.mkdir(parents=True, exist_ok=True)
         self.families = families.Families(directory, self.braid, say)
+        told = json.loads(run_measured([self.braid, "methods", "--json"]).output)
+        self.methods = {method["name"] for method in told["methods"]}
 
     def measure(self, row, still_needed):
         """An entry of the report: what was asked, and what was measured or why nothing was."""
@@ -61,6 +63,8 @@ class Bench:
     # --- merges ----------------------------------------------------------------------------------------------
 
     def _merge(self, row, still_needed):
+        if row.method not in self.methods:
+            raise Skipped(f"the method {row.method}, which this braid does not have")
         if row.cached and "--cache" not in run_measured([self.braid, "merge", "--help"]).output:
             raise Skipped("--cache")
         models = self.families.obtain(row.family, [*still_needed, row.family])[:row.finetunes + 1]

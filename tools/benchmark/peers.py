@@ -1,6 +1,6 @@
 """The other ways to merge, on the same files: mergekit, and the script that one would write with torch.
 
-Both are of the versions in tests/compare/requirements.txt and live in the virtual environment of tests/compare, which
+Both are of the versions in tests/conformance/requirements.txt and live in the virtual environment of tests/conformance, which
 is made when --peer asks for it.
 """
 import json
@@ -15,7 +15,7 @@ from benchmark.process import Failed, run_measured
 from benchmark.skipped import Skipped
 
 HERE = Path(__file__).resolve().parent
-COMPARE = HERE.parent.parent / "tests/compare"
+CONFORMANCE = HERE.parent.parent / "tests/conformance"
 ENOUGH_SECONDS = 60     # a peer that has run for longer is not run again
 
 # mergekit rounds every step of ties to bfloat16 and so trims other elements; nothing bounds the difference.
@@ -24,11 +24,11 @@ COMPARABLE = {"torch script": ("ties", "linear", "task_arithmetic"), "mergekit":
 
 def make_environment():
     """The virtual environment's directory."""
-    made = subprocess.run([COMPARE / "setup_venv.sh"], env={**os.environ, "BRAID_PEERS": "1"}, stdout=subprocess.PIPE,
+    made = subprocess.run([CONFORMANCE / "setup_venv.sh"], env={**os.environ, "BRAID_PEERS": "1"}, stdout=subprocess.PIPE,
                           text=True)
     if made.returncode != 0:
         raise SystemExit(f"bench: {made.stdout.strip()}")
-    return COMPARE / ".venv"
+    return CONFORMANCE / ".venv"
 
 
 class Peers:

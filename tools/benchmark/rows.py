@@ -98,6 +98,34 @@ ROWS = [
     PlanRow("plan 100000 tensors", 100_000, 200, 0, 1.0, 256 * MIB),
     PlanRow("plan 100000 tensors, base + 3", 100_000, 200, 3),
 ]
+# A row for every other method, cold: base + 3 of the family, or as many as the method takes.
+ONE_ROUND, TWO_ROUNDS, MORE_ROUNDS, DELLA = 1.3, 1.5, 2.5, 3
+ROWS += [Row(f"{method} cold", B124, method, "cold", target, parameters, finetunes)
+         for method, target, finetunes, parameters in [
+    ("average", ONE_ROUND, 3, {}),
+    ("dare_linear", TWO_ROUNDS, 3, {"density": 0.2}),
+    ("dare_ties", TWO_ROUNDS, 3, {"density": 0.2}),
+    ("breadcrumbs", TWO_ROUNDS, 3, {"density": 0.2}),
+    ("breadcrumbs_ties", TWO_ROUNDS, 3, {"density": 0.2}),
+    ("della", DELLA, 3, {"density": 0.4}),
+    ("della_linear", DELLA, 3, {"density": 0.4}),
+    ("sce", MORE_ROUNDS, 3, {"select_topk": 0.1}),
+    ("slerp", TWO_ROUNDS, 1, {"t": 0.5}),
+    ("nuslerp", TWO_ROUNDS, 2, {}),
+    ("multislerp", TWO_ROUNDS, 3, {}),
+    ("karcher", TWO_ROUNDS, 3, {}),
+    ("model_stock", TWO_ROUNDS, 3, {}),
+    ("nearswap", ONE_ROUND, 1, {"t": 0.001}),
+    ("arcee_fusion", MORE_ROUNDS, 1, {}),
+    ("ram", ONE_ROUND, 3, {}),
+    ("ramplus_tl", TWO_ROUNDS, 3, {}),
+    ("passthrough", ONE_ROUND, 0, {"scale": 0.5}),
+    ("consensus_ta", ONE_ROUND, 3, {}),
+    ("magmax", ONE_ROUND, 3, {}),
+    ("pcb", MORE_ROUNDS, 3, {}),
+    ("metagpt", MORE_ROUNDS, 3, {}),
+]]
+
 SERIES = [
     Series("size", 0.3, 0.10, 16),
     Series("fine-tunes", None, 0.10, None),
@@ -112,6 +140,8 @@ QUICK_ROWS = [
     Row("small ties cached", SMALL, **{**QUICK, "parameters": MODEL_TIES}, cached=True),
     Row("small task_arithmetic", SMALL, "task_arithmetic", "warm", None, {"lambda": 0.7}, 2, "64MiB", peer_target=1),
     Row("small linear", SMALL_F32, "linear", "warm", None, {}, 2, "64MiB", peer_target=1),
+    Row("small slerp", SMALL, "slerp", "warm", None, {"t": 0.5}, 1, "64MiB"),
+    Row("small della", SMALL, "della", "warm", None, {"density": 0.4}, 2, "64MiB"),
     Row("small fine-tunes 2", SMALL, **QUICK, finetunes=2, peer_target=1, series=("fine-tunes",)),
     Row("small fine-tunes 3", SMALL, **QUICK, finetunes=3, series=("fine-tunes",)),
     Row("small fine-tunes 4", SMALL, **QUICK, finetunes=4, series=("fine-tunes",)),

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Merges a real trained checkpoint (all-MiniLM-L6-v2: float32, BERT names, one integer buffer) with perturbed copies.
 
-    tests/compare/compare_minilm.py --braid build/release/braid [--seed N]
+    tests/conformance/minilm_test.py --braid build/release/braid [--seed N]
 
 The expected tensors come from the plain numpy of reference.py, and must agree bit for bit. The copies differ from the
 trained model as fine-tunes do; one more pair is rounded so coarsely that many magnitudes are equal at the threshold,

@@ -2,7 +2,7 @@
 """Merges models with different vocabularies with mergekit 0.1.5 and Braid, loads both results with transformers, and
 compares tokens, ids and the rows that belong to them.
 
-    tests/compare/compare_tokenizers.py --braid build/release/braid [--only NAME] [--seed N] [--keep DIR]
+    tests/conformance/tokenizers_test.py --braid build/release/braid [--only NAME] [--seed N] [--keep DIR]
 
 What must hold:
 - the same tokens; for the vocabulary of the base or of one model also the same ids, and the same ids for a text. In a

@@ -9,11 +9,12 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 SKIPPED = 77  # the exit status that ctest counts as skipped
 
+os.environ["TQDM_DISABLE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may ask the network for a model
 
 
 def enter_venv(modules):
-    """Goes on under tests/compare/.venv unless this Python has the modules already."""
+    """Goes on under tests/conformance/.venv unless this Python has the modules already."""
     from importlib.util import find_spec
     if all(find_spec(module) for module in modules):
         return

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes tests/compare/.venv with the pinned mergekit, torch and transformers that the comparisons run.
+# Makes tests/conformance/.venv with the pinned mergekit, torch and transformers that the comparisons run.
 # Exits with 77 (skipped) and a clear line when the packages cannot be had.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -20,7 +20,7 @@ if ! python3 -m venv .venv; then
 fi
 if ! .venv/bin/pip install --quiet --requirement requirements.txt; then
   rm -rf .venv
-  echo "SKIPPED: the Python packages of tests/compare/requirements.txt cannot be installed (no network?)"
+  echo "SKIPPED: the Python packages of tests/conformance/requirements.txt cannot be installed (no network?)"
   exit 77
 fi
 cp requirements.txt "$stamp"
