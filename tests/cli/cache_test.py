@@ -14,7 +14,7 @@ SHAPES = {
 }
 ELEMENTS = 3000 * 256 + 512 * 256 + 256
 ONE_READ = 3 * 2 * ELEMENTS
-MEMORY = ("--memory", "5MiB")  # the embedding does not stay in memory
+MEMORY = ("--memory", "6MiB")  # the embedding does not stay in memory
 
 
 class Cache(CliTest):
