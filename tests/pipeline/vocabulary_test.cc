@@ -23,7 +23,7 @@ constexpr const char* kHeadBias = "lm_head.bias";
 
 struct Model {
   std::string name;
-  std::map<std::string, uint32_t> ids;
+  std::map<std::string, uint32_t> ids = {};
   std::set<std::string> added = {};
   uint64_t rows = 0;
   DType type = DType::kF32;
@@ -193,7 +193,9 @@ TEST_F(Vocabularies, United) {
     std::string order;
     for (const Token& token : tokenizer.tokens)
       if (token.text[0] == '<') order += token.text + (tokenizer.FindAdded(token.id) != nullptr ? "+" : "");
-    if (with_base) EXPECT_EQ(order, "<y><x>+<shared>+<z>+");
+    if (with_base) {
+      EXPECT_EQ(order, "<y><x>+<shared>+<z>+");
+    }
     EXPECT_EQ(tokenizer.Ids(), with_base ? 42u : 41u);
     ExpectRows(tokenizer, with_base ? std::vector<const Model*>{&a_, &b_, &base_} : std::vector<const Model*>{&a_, &b_}, with_base);
   }
