@@ -117,7 +117,7 @@ void SampleTile(const LaneTile& tile, uint64_t elements, const Coefficients& coe
       return source;
     };
     std::transform(tile.models.begin(), tile.models.end(), models.begin(), from);
-    const LaneTile run{.first = at, .count = kResidentRunLanes, .base = from(tile.base), .models = models};
+    const LaneTile run{.first = at, .count = kResidentRunLanes, .tensor = tile.tensor, .base = from(tile.base), .models = models};
     scope.merger()->Accumulate(scope.round(), coefficients, run, nullptr, scratch, accumulator, {});
   }
 }
