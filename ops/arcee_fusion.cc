@@ -113,7 +113,8 @@ class ArceeFusionMerger : public Merger {
     switch (r) {
       case 0:
         return {.name = "divergences and high halves",
-                .accumulator_bytes = Histograms::Bytes(1, kHighBins, elements_) + elements_ / row_ * sizeof(float)};
+                .accumulator_bytes = Histograms::Bytes(1, kHighBins, elements_) + elements_ / row_ * sizeof(float),
+                .kept_bytes = elements_ / row_ * sizeof(float)};
       case 1: return {.name = "low halves", .accumulator_bytes = Histograms::Bytes(kQuartiles, kLowBins, elements_)};
       default: return {.name = "merge"};
     }

@@ -1,7 +1,6 @@
 #include "ops/method.h"
 
 #include <algorithm>
-#include <array>
 
 // Every method: the function that declares it, in the file that computes it.
 #define BRAID_METHODS(METHOD) \
@@ -36,17 +35,6 @@ namespace braid {
 #define METHOD(name) MethodInfo name();
 BRAID_METHODS(METHOD)
 #undef METHOD
-
-namespace {
-
-// Of mergekit 0.1.5's methods and of those that Braid does not have yet.
-constexpr std::array kOtherParameters = {
-    "weight",  "density",   "lambda",      "normalize",       "rescale",           "int8_mask", "gamma",
-    "epsilon", "t",         "scale",       "select_topk",     "nuslerp_row_wise",  "nuslerp_flatten",
-    "eps",     "max_iter",  "tol",         "filter_wise",     "normalize_weights", "r",         "alpha",
-};
-
-}  // namespace
 
 const ParameterSpec* MethodInfo::Find(std::string_view parameter) const {
   int index = IndexOf(parameter);
@@ -92,7 +80,6 @@ const MethodInfo* FindMethod(std::string_view name) {
 }
 
 bool IsParameterOfAnotherMethod(std::string_view parameter) {
-  if (std::find(kOtherParameters.begin(), kOtherParameters.end(), parameter) != kOtherParameters.end()) return true;
   return std::any_of(Methods().begin(), Methods().end(),
                      [&](const MethodInfo& method) { return method.Find(parameter) != nullptr; });
 }

@@ -85,8 +85,8 @@ const std::vector<MethodInfo>& Methods();
 // nullptr when there is none of that name.
 const MethodInfo* FindMethod(std::string_view name);
 
-// Parameters that mergekit's other methods take: named in a recipe for a method that has no use for them, they
-// are a warning rather than an error.
+// Parameters that some method takes: named in a recipe for a method that has no use for them, they are a warning rather
+// than an error, as mergekit lets them pass.
 bool IsParameterOfAnotherMethod(std::string_view parameter);
 
 }  // namespace braid

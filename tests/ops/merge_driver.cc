@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "tests/ops/reference.h"
+
 namespace braid::test {
 namespace {
 
@@ -282,6 +284,16 @@ class Driver {
 };
 
 }  // namespace
+
+void ExpectBytes(const std::vector<float>& expected, DType type, const std::vector<std::byte>& bytes) {
+  const std::vector<std::byte> wanted = reference::Encode(type, expected);
+  ASSERT_EQ(bytes.size(), wanted.size());
+  if (bytes == wanted) return;
+  const auto at = std::mismatch(bytes.begin(), bytes.end(), wanted.begin()).first - bytes.begin();
+  const size_t i = static_cast<size_t>(at) / static_cast<size_t>(LaneBytes(type));
+  FAIL() << "element " << i << " of " << expected.size() << " as " << DTypeName(type) << ": "
+         << reference::Decode(type, bytes)[i] << " instead of " << expected[i];
+}
 
 TensorFacts FactsOf(const ScopeTensor& tensor) {
   return {.elements = tensor.elements, .row = tensor.row > 0 ? tensor.row : tensor.elements, .slice = tensor.slice,

@@ -51,6 +51,9 @@ TensorFacts FactsOf(const ScopeTensor& tensor);
 Driven Drive(const MethodInfo& method, const std::vector<ScopeTensor>& tensors, const DriveOptions& options,
              Random& random);
 
+// That these are the elements, rounded to the type.
+void ExpectBytes(const std::vector<float>& expected, DType type, const std::vector<std::byte>& bytes);
+
 // The defaults of `method` for so many models; set what differs by name.
 Coefficients DefaultCoefficients(const MethodInfo& method, size_t num_models);
 void SetShared(const MethodInfo& method, Coefficients& coefficients, std::string_view name, double value);

@@ -12,6 +12,7 @@ namespace braid {
 namespace {
 
 using test::Drive;
+using test::ExpectBytes;
 using test::Driven;
 using test::DriveOptions;
 using test::Random;
@@ -123,16 +124,6 @@ size_t RandomSize(Random& random, size_t most) {
                                             1000,   1023,   1024,   1025,    2049,    5000,    20'000,
                                             65'535, 65'536, 65'537, 131'072, 150'001, 200'003, 300'000});
   return size <= most ? size : 1 + random.Below(3000);
-}
-
-void ExpectBytes(const std::vector<float>& expected, DType type, const std::vector<std::byte>& bytes) {
-  const std::vector<std::byte> wanted = reference::Encode(type, expected);
-  ASSERT_EQ(bytes.size(), wanted.size());
-  if (bytes == wanted) return;
-  const auto at = std::mismatch(bytes.begin(), bytes.end(), wanted.begin()).first - bytes.begin();
-  const size_t i = static_cast<size_t>(at) / static_cast<size_t>(LaneBytes(type));
-  FAIL() << "element " << i << " of " << expected.size() << " as " << DTypeName(type) << ": "
-         << reference::Decode(type, bytes)[i] << " instead of " << expected[i];
 }
 
 void ExpectNonFinite(const std::vector<std::vector<std::byte>>& tensors, DType type,

@@ -12,6 +12,7 @@ namespace {
 using reference::Sparsifier;
 using reference::SparseMerge;
 using test::Drive;
+using test::ExpectBytes;
 using test::Driven;
 using test::Random;
 using test::ScopeTensor;
@@ -61,16 +62,6 @@ ScopeTensor TensorOf(SparseMerge* merge, const std::string& name, const std::vec
   }
   tensor.coefficients = c;
   return tensor;
-}
-
-void ExpectBytes(const std::vector<float>& expected, DType type, const std::vector<std::byte>& bytes) {
-  const std::vector<std::byte> wanted = reference::Encode(type, expected);
-  ASSERT_EQ(bytes.size(), wanted.size());
-  if (bytes == wanted) return;
-  const auto at = std::mismatch(bytes.begin(), bytes.end(), wanted.begin()).first - bytes.begin();
-  const size_t i = static_cast<size_t>(at) / static_cast<size_t>(LaneBytes(type));
-  FAIL() << "element " << i << " of " << expected.size() << " as " << DTypeName(type) << ": "
-         << reference::Decode(type, bytes)[i] << " instead of " << expected[i];
 }
 
 // --- random cases -----------------------------------------------------------------------------------------
