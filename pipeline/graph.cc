@@ -266,7 +266,7 @@ bool GraphRun::ReadScope(const PlannedScope& scope, bool anew, Read::gateway_typ
   const std::shared_ptr<ScopeRun> run = StartScope(scope, anew);
   if (run == nullptr) return false;
   std::erase_if(drafted_, [](const auto& drafted) { return drafted->DraftSettled(); });
-  if (scope.approach == Approach::kDraft && !anew) drafted_.push_back(run);
+  if (run->drafts_tiles()) drafted_.push_back(run);
   if (run->spec().sample && !run->resident()) {
     {
       StageTimer timer(progress_.of(Stage::kRead));
@@ -290,8 +290,6 @@ std::shared_ptr<ScopeRun> GraphRun::StartScope(const PlannedScope& scope, bool a
   {
     StallTimer stall(progress_.of(Stage::kRead));
     if (!budget_.Take(bytes)) return nullptr;
-    const bool draft = scope.approach == Approach::kDraft && !anew;
-    if (draft && !draft_tokens_.Take(plan_.Tiles(plan_.tensors[scope.tensors.front()]))) return nullptr;
   }
   auto run = std::make_shared<ScopeRun>(plan_, scope, anew);
   run->taken = bytes;
@@ -332,6 +330,7 @@ bool GraphRun::ReadTile(ScopeRun* run, uint32_t slot, uint64_t first, uint64_t o
   {
     StallTimer stall(progress_.of(Stage::kRead));
     if (!budget_.Take(work->cost)) return false;
+    if (run->drafts_tiles() && !draft_tokens_.Take(1)) return false;   // drafts read before will give theirs back
   }
   if (run->resident()) run->tiles.push_back(work);
   work->windows.resize(tensor.models.size() + 1);
