@@ -11,6 +11,7 @@
 #include "ops/elementary.h"
 #include "ops/magnitude_selection.h"
 #include "ops/task_vector_statistics.h"
+#include "ops/wide_vectors.h"
 
 namespace braid {
 namespace {
