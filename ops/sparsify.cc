@@ -36,6 +36,15 @@ void KeepBitsTarget(const uint64_t* bits, size_t first, size_t n, float* d) {
   }
 }
 
+void FindNonZerosTarget(const float* d, size_t n, uint64_t* words) {
+  constexpr size_t kWord = 64;
+  for (size_t at = 0; at < n; at += kWord) {
+    uint64_t word = 0;
+    for (size_t i = 0; i < kWord; i += hn::Lanes(df)) word |= MaskBits(df, hn::Ne(hn::LoadU(df, d + at + i), hn::Zero(df))) << i;
+    words[at / kWord] = n - at >= kWord ? word : word & ((uint64_t{1} << (n - at)) - 1);
+  }
+}
+
 void KeepKeysTarget(uint32_t low, uint32_t high, size_t n, float* d) {
   // As signed integers: keys have no sign bit.
   const auto below = hn::Set(di, static_cast<int32_t>(low) - 1), end = hn::Set(di, static_cast<int32_t>(high));
@@ -65,6 +74,7 @@ namespace braid {
 
 HWY_EXPORT(KeepDrawnTarget);
 HWY_EXPORT(KeepBitsTarget);
+HWY_EXPORT(FindNonZerosTarget);
 HWY_EXPORT(KeepKeysTarget);
 HWY_EXPORT(AddTaskVectorTarget);
 
@@ -82,6 +92,7 @@ void AddBits(const uint64_t* words, size_t n, uint64_t* bits, size_t first) {
     if (shift > 0) to[1] |= *words >> (64 - shift);
   }
 }
+void FindNonZeros(const float* d, size_t n, uint64_t* words) { HWY_DYNAMIC_DISPATCH(FindNonZerosTarget)(d, n, words); }
 void KeepKeys(uint32_t low, uint32_t high, size_t n, float* d) { HWY_DYNAMIC_DISPATCH(KeepKeysTarget)(low, high, n, d); }
 void AddTaskVector(const float* base, const float* merged, size_t n, float* out) {
   HWY_DYNAMIC_DISPATCH(AddTaskVectorTarget)(base, merged, n, out);

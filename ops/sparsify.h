@@ -16,6 +16,9 @@ void KeepBits(const uint64_t* bits, size_t first, size_t n, float* d);
 // Sets those of bits first .. first + n that are set in `words`, whose bits from n on are clear; may touch a word behind them.
 void AddBits(const uint64_t* words, size_t n, uint64_t* bits, size_t first);
 
+// Sets bit i of `words` where d[i] is not 0 (a NaN is not), clears it elsewhere, also behind n.
+void FindNonZeros(const float* d, size_t n, uint64_t* words);
+
 // d[i] becomes 0 unless low <= key < high. Nothing behind d[n - 1] changes.
 void KeepKeys(uint32_t low, uint32_t high, size_t n, float* d);
 

@@ -10,6 +10,7 @@ ScopeRun::ScopeRun(const Plan& plan, const PlannedScope& scope, bool anew)
     : plan_(plan), scope_(scope), resident_(scope.resident && !anew) {
   if (plan.tensors[scope.tensors.front()].action == TensorAction::kMerge)
     merger_ = plan.MakeMerger(scope, anew ? Approach::kPlain : scope.approach);
+  if (merger_ != nullptr && scope.keeps_decisions) merger_->KeepDecisions();
   BeginRound();
 }
 

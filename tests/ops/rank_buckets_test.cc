@@ -112,6 +112,9 @@ TEST(Sparsify, KeepsBitsFromAnywhere) {
       KeepBits(bits.data(), first + before, n - before, d.data());
       for (size_t i = before; i < n; ++i)
         ASSERT_TRUE(test::SameLane(d[i - before], expected[i] || std::isnan(lanes[i]) ? lanes[i] : 0.0f)) << i << " of " << n;
+      FindNonZeros(d.data(), n - before, words.data());
+      for (size_t i = 0; i < (n - before + 63) / 64 * 64; ++i)
+        ASSERT_EQ(words[i / 64] >> i % 64 & 1, i < n - before && d[i] != 0) << i << " of " << n - before;
     }
   });
 }
