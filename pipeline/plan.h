@@ -105,6 +105,7 @@ struct PlannedScope {
   uint64_t statistics_bytes = 0;    // one accumulator of its largest round
   uint64_t sums_bytes = 0;
   uint64_t kept_bytes = 0;          // of them, what stays until the last tile is written
+  bool keeps_decisions = false;     // those of its statistics, for the merge
   std::vector<ModelStatistics> known = {};   // per model, by the statistics cache; empty: nothing
 };
 

@@ -157,6 +157,15 @@ void PlanDrafts(Plan* plan, const std::vector<PlannedScope*>& scopes, uint64_t s
   m.pool -= m.drafts * m.buffer_bytes + m.open;
 }
 
+// Whether the scope's sources, its statistics and so many bytes more leave a third of the pool, to read the next one meanwhile.
+bool FitsThePool(const Plan& plan, const PlannedScope& scope, uint64_t more) {
+  const PlannedTensor& tensor = plan.tensors[scope.tensors.front()];
+  const MemoryPlan& m = plan.memory;
+  const uint64_t needed = plan.Tiles(tensor) * TileCost(plan, tensor, plan.TileElements(tensor)) +
+                          scope.statistics_bytes * m.accumulators + scope.sums_bytes + more;
+  return needed <= m.pool / 3 * 2;
+}
+
 // How each scope finds its thresholds, and whether its sources stay meanwhile.
 void ChooseApproaches(Plan* plan, const PlanOptions& options, const std::vector<PlannedScope*>& draftable) {
   const MemoryPlan& m = plan->memory;
@@ -171,12 +180,7 @@ void ChooseApproaches(Plan* plan, const PlanOptions& options, const std::vector<
     if (scope.rounds == 1 || scope.elements < options.least_sampled) continue;
     if (scope.tensors.size() > 1) use(&scope, Approach::kSampled);
   }
-  const auto resident = [&](const PlannedScope& scope) {   // and a third to read the next one meanwhile
-    const PlannedTensor& tensor = plan->tensors[scope.tensors.front()];
-    const uint64_t needed = plan->Tiles(tensor) * TileCost(*plan, tensor, plan->TileElements(tensor)) +
-                            scope.statistics_bytes * m.accumulators + scope.sums_bytes;
-    return needed <= m.pool / 3 * 2;
-  };
+  const auto resident = [&](const PlannedScope& scope) { return FitsThePool(*plan, scope, 0); };
   const auto spread_sample_pays = [&](const PlannedScope& scope) {
     const PlannedTensor& tensor = plan->tensors[scope.tensors.front()];
     return tensor.rows.empty() && SourceBytes(*plan, tensor) >= options.least_spread_sample;
@@ -188,6 +192,22 @@ void ChooseApproaches(Plan* plan, const PlanOptions& options, const std::vector<
     else if (!resident(*scope) && spread_sample_pays(*scope)) use(scope, Approach::kSampled);
   }
   for (PlannedScope& scope : plan->scopes) scope.resident = scope.rounds > 1 && scope.tensors.size() == 1 && resident(scope);
+}
+
+// Decisions are kept for the merge where they take little of the pool, and not at the price of reading a tensor twice.
+void ChooseWhatIsKept(Plan* plan) {
+  const MemoryPlan& m = plan->memory;
+  const uint64_t two_tiles = 2 * LargestTileCost(*plan, m.tile_elements);
+  for (PlannedScope& scope : plan->scopes) {
+    if (scope.rounds == 1 || scope.approach == Approach::kDraft) continue;
+    const uint64_t bytes = plan->MakeMerger(scope, scope.approach)->DecisionBytes();
+    const uint64_t taken = scope.statistics_bytes * m.accumulators + scope.sums_bytes + bytes;
+    const bool fits = scope.resident ? FitsThePool(*plan, scope, bytes)
+                                     : bytes <= m.pool / 4 && taken + two_tiles <= m.pool;
+    if (bytes == 0 || !fits) continue;
+    scope.keeps_decisions = true;
+    scope.sums_bytes += bytes, scope.kept_bytes += bytes;
+  }
 }
 
 // Bytes that each round maps, counted from the merge back; a resident scope maps its bytes once, counted to the merge.
@@ -304,6 +324,7 @@ void PlanMemory(Plan* plan, const PlanOptions& options) {
   const uint64_t spare = m.pool - for_tiles - accumulator * m.accumulators;
   PlanDrafts(plan, draftable, std::min(spare, m.pool / 4 * 3));
   ChooseApproaches(plan, options, draftable);
+  ChooseWhatIsKept(plan);
   CountBytes(plan);
 }
 

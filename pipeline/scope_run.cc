@@ -11,6 +11,7 @@ ScopeRun::ScopeRun(const Plan& plan, const PlannedScope& scope, bool anew)
       drafts_tiles_(scope.approach == Approach::kDraft && !anew) {
   if (plan.tensors[scope.tensors.front()].action == TensorAction::kMerge)
     merger_ = plan.MakeMerger(scope, anew ? Approach::kPlain : scope.approach);
+  if (merger_ != nullptr && scope.keeps_decisions) merger_->KeepDecisions();
   BeginRound();
 }
 
