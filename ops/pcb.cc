@@ -50,13 +50,9 @@ struct Standing {
   uint32_t window_low = 0, window_high = 0;   // keys of scores, both inclusive
   float threshold = 0, top = 0;        // t and the largest score
 
-  // Of estimated scores only those not below t matter. Not so where zeros count, too.
-  bool MergesByEstimate() const { return threshold >= 0 && top > threshold; }
-  ScoreLimits MergeLimits() const {
-    constexpr float kInfinity = std::numeric_limits<float>::infinity();
-    return {.open = threshold > 0 ? estimate.Below(threshold) : std::numeric_limits<float>::denorm_min(),
-            .above = kInfinity, .below = -kInfinity};
-  }
+  // Whether only scores above some limit matter to the merge, and which. Where t is negative zeros count, too.
+  bool MergesByEstimate() const { return estimate.usable() && threshold >= 0 && top > threshold; }
+  float MergeLimit() const { return threshold > 0 ? estimate.Below(threshold) : std::numeric_limits<float>::denorm_min(); }
 };
 
 class Extremes : public Accumulator {
@@ -100,24 +96,31 @@ void SumUp(const DeltaBlock& block, float* sum) {
   for (const float* d : block.d) AddLanes(d, block.n, sum);
 }
 
+// Entries of one model in a block, and the sums of all models' there.
+struct DeltaLanes {
+  const float* d;
+  const float* sum;
+  size_t n;
+};
+
 // The lanes of a block whose scores are needed, and these.
 struct OpenScores {
-  SettledScores settled;   // settled.open: how many they are
+  size_t count = 0;
   uint32_t places[kBlockLanes];
   float d[kBlockLanes], sum[kBlockLanes], scores[kBlockLanes];
 
-  // All lanes but those that estimates settle.
-  void Find(const float* lanes, const float* sums, size_t n, const Standing& model, const ScoreLimits& limits) {
-    if (!model.estimate.usable() || !SettleScores(lanes, sums, n, model.estimate, limits, places, &settled))
-      return TakeAll(lanes, sums, n, model);
-    for (size_t i = 0; i < settled.open; ++i) d[i] = lanes[places[i]], sum[i] = sums[places[i]];
-    ExactSmallScores(d, sum, settled.open, model.curve, scores);
+  // Of the lanes at `places`.
+  void Use(const OpenLanes& lanes, const DeltaLanes& block, const ScoreCurve& curve) {
+    count = lanes.count;
+    for (size_t i = 0; i < count; ++i) d[i] = block.d[places[i]], sum[i] = block.sum[places[i]];
+    if (lanes.small) ExactSmallScores(d, sum, count, curve, scores);
+    else ExactScores(d, sum, count, curve, scores);
   }
-  void TakeAll(const float* lanes, const float* sums, size_t n, const Standing& model) {
-    settled = {.open = n};
-    std::iota(places, places + n, 0u);
-    std::copy_n(lanes, n, d);
-    ExactScores(lanes, sums, n, model.curve, scores);
+  void UseAll(const DeltaLanes& block, const ScoreCurve& curve) {
+    count = block.n;
+    std::iota(places, places + count, 0u);
+    std::copy_n(block.d, count, d);
+    ExactScores(d, block.sum, count, curve, scores);
   }
 };
 
@@ -127,14 +130,14 @@ BRAID_WIDE_VECTORS void AddBalanced(const OpenScores& open, const Standing& mode
   const float reached = range > 0 ? 0.0f : 1.0f;
   const ScoreCurve curve = model.curve;
   float weight[kBlockLanes], term[kBlockLanes];
-  for (size_t i = 0; i < open.settled.open; ++i) {
+  for (size_t i = 0; i < open.count; ++i) {
     const float score = open.scores[i], share = ((score < t ? t : score) - t) / scale;
     const float c = score >= t ? std::max(share, reached) : 0.0f;
     const float magnitude = ClampedMagnitude(open.d[i], curve);
     const float clamped = open.d[i] == 0 ? 0.0f : std::copysign(magnitude, open.d[i]);
     weight[i] = c, term[i] = clamped * c;
   }
-  for (size_t i = 0; i < open.settled.open; ++i) {
+  for (size_t i = 0; i < open.count; ++i) {
     merged[open.places[i]] += term[i];
     divisor[open.places[i]] += weight[i];
   }
@@ -173,8 +176,8 @@ class PcbMerger : public Merger {
   }
   uint64_t SmallestRank() const { return elements_ - MagnitudeRank(0) + 1; }   // of lo, from the smallest up
 
-  void CountInside(size_t m, const float* d, const float* sum, size_t n, InsideScores& inside) const;
-  void CountScores(bool high, size_t m, const float* d, const float* sum, size_t n, Histograms& histograms) const;
+  void CountInside(size_t m, const DeltaLanes& block, InsideScores& inside) const;
+  void CountScores(bool high, size_t m, const DeltaLanes& block, Histograms& histograms) const;
   void FinishExtremes(Extremes& extremes);
   void FinishMagnitudes(bool high, const Histograms& histograms);
   void FinishScoreSample(const SampleKeys& sample);
@@ -270,34 +273,39 @@ void PcbMerger::Accumulate(size_t r, const Coefficients&, const LaneTile& tile, 
           for (size_t i = 0; i < n; ++i) slot.places.push_back(PlaceOf(ScoreKey(scores[i]) >> 1, 0));
           break;
         }
-        case Step::kScoresInside: CountInside(m, d, sum, n, static_cast<InsideScores&>(*accumulator)); break;
+        case Step::kScoresInside: CountInside(m, {d, sum, n}, static_cast<InsideScores&>(*accumulator)); break;
         case Step::kScoresHigh:
-        case Step::kScoresLow: CountScores(step == Step::kScoresHigh, m, d, sum, n, static_cast<Histograms&>(*accumulator)); break;
+        case Step::kScoresLow: CountScores(step == Step::kScoresHigh, m, {d, sum, n}, static_cast<Histograms&>(*accumulator)); break;
         case Step::kMerge: break;
       }
     }
   });
 }
 
-void PcbMerger::CountInside(size_t m, const float* d, const float* sum, size_t n, InsideScores& inside) const {
+void PcbMerger::CountInside(size_t m, const DeltaLanes& block, InsideScores& inside) const {
   const Standing& model = models_[m];
-  const uint32_t largest = inside.slots[m].largest;
-  ScoreLimits limits;
-  limits.open = model.estimate.Below(ScoreAt(model.window_low));
-  limits.above = model.estimate.Above(ScoreAt(model.window_high));
-  // What may be the largest is looked at.
-  limits.below = largest > model.window_high ? model.estimate.Below(ScoreAt(largest)) : limits.above;
   OpenScores open;
-  open.Find(d, sum, n, model, limits);
-  for (size_t i = 0; i < open.settled.open; ++i) inside.Count(model, m, ScoreKey(open.scores[i]), 1);
-  if (open.settled.zeros > 0) inside.Count(model, m, kZeroScoreKey, static_cast<uint32_t>(open.settled.zeros));
-  inside.slots[m].above += open.settled.between;
+  if (model.estimate.usable()) {
+    const uint32_t largest = inside.slots[m].largest;
+    ScoreLimits limits;
+    limits.open = model.estimate.Below(ScoreAt(model.window_low));
+    limits.above = model.estimate.Above(ScoreAt(model.window_high));
+    // What may be the largest is looked at.
+    limits.below = largest > model.window_high ? model.estimate.Below(ScoreAt(largest)) : limits.above;
+    SettledScores settled;
+    open.Use(CountSettledScores(block.d, block.sum, block.n, model.estimate, limits, open.places, &settled), block, model.curve);
+    if (settled.zeros > 0) inside.Count(model, m, kZeroScoreKey, static_cast<uint32_t>(settled.zeros));
+    inside.slots[m].above += settled.between;
+  } else {
+    open.UseAll(block, model.curve);
+  }
+  for (size_t i = 0; i < open.count; ++i) inside.Count(model, m, ScoreKey(open.scores[i]), 1);
 }
 
-void PcbMerger::CountScores(bool high, size_t m, const float* d, const float* sum, size_t n, Histograms& histograms) const {
+void PcbMerger::CountScores(bool high, size_t m, const DeltaLanes& block, Histograms& histograms) const {
   float scores[kBlockLanes];
-  ExactScores(d, sum, n, models_[m].curve, scores);
-  for (size_t i = 0; i < n; ++i) {
+  ExactScores(block.d, block.sum, block.n, models_[m].curve, scores);
+  for (size_t i = 0; i < block.n; ++i) {
     const uint32_t key = ScoreKey(scores[i]);
     if (high) ++histograms.Row(m)[key >> 16];
     for (size_t e = 0; !high && e < kEnds; ++e)
@@ -422,8 +430,11 @@ void PcbMerger::Merge(const Coefficients& c, const LaneTile& tile, const uint64_
     std::fill_n(divisor, block.n, 0.0f);
     for (size_t v = 0; v < block.d.size(); ++v) {
       const Standing& model = models_[block.models[v]];
-      if (model.MergesByEstimate()) open.Find(block.d[v], sum, block.n, model, model.MergeLimits());
-      else open.TakeAll(block.d[v], sum, block.n, model);
+      const DeltaLanes lanes{block.d[v], sum, block.n};
+      if (model.MergesByEstimate())
+        open.Use(FindOpenScores(lanes.d, sum, lanes.n, model.estimate, model.MergeLimit(), open.places), lanes, model.curve);
+      else
+        open.UseAll(lanes, model.curve);
       AddBalanced(open, model, block.merged, divisor);
     }
     Divide(divisor, block.n, block.merged);

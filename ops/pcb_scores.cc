@@ -31,34 +31,47 @@ HWY_INLINE VF PowerOfTwo(VF y) {
 }
 
 // Masks first, 64 lanes to a word, as CollectKeys does.
-bool SettleScoresTarget(const float* d, const float* sum, size_t n, const ScoreEstimate& estimate,
-                        const ScoreLimits& limits, uint32_t* places, SettledScores* settled) {
+template <bool kCount>
+HWY_INLINE OpenLanes FindOpen(const float* d, const float* sum, size_t n, const ScoreEstimate& estimate,
+                              const ScoreLimits& limits, uint32_t* places, SettledScores* settled) {
   constexpr size_t kWord = 64;
   const VF low = hn::Set(df, estimate.low), high = hn::Set(df, estimate.high), factor = hn::Set(df, estimate.factor);
-  const VF open_limit = hn::Set(df, limits.open), above = hn::Set(df, limits.above), below = hn::Set(df, limits.below);
-  const VF small = hn::Set(df, kSmallProduct);
-  SettledScores found;
+  const VF limit = hn::Set(df, limits.open), above = hn::Set(df, limits.above), below = hn::Set(df, limits.below);
+  const VF bound = hn::Set(df, kSmallProduct);
+  OpenLanes open;
   for (size_t start = 0; start < n; start += kWord) {
-    uint64_t is_small = 0, reaches = 0, between = 0, zero = 0;
+    uint64_t small = 0, reaching = 0, between = 0, zero = 0;
     for (size_t i = 0; i < kWord; i += hn::Lanes(df)) {
       const VF entry = hn::LoadU(df, d + start + i), product = hn::Mul(entry, hn::LoadU(df, sum + start + i));
       const VF place = hn::Mul(hn::Sub(hn::Min(hn::Max(hn::Abs(entry), low), high), low), factor);
       const VF score = hn::Mul(PowerOfTwo(hn::Mul(place, place)), product);
-      is_small |= MaskBits(df, hn::Le(hn::Abs(product), small)) << i;
-      reaches |= MaskBits(df, hn::Ge(score, open_limit)) << i;
+      small |= MaskBits(df, hn::Le(hn::Abs(product), bound)) << i;
+      reaching |= MaskBits(df, hn::Ge(score, limit)) << i;
+      if (!kCount) continue;
       between |= MaskBits(df, hn::And(hn::Gt(score, above), hn::Lt(score, below))) << i;
       zero |= MaskBits(df, hn::Eq(product, hn::Zero(df))) << i;
     }
     const uint64_t valid = n - start >= kWord ? ~uint64_t{0} : (uint64_t{1} << (n - start)) - 1;
-    if ((~is_small & valid) != 0) return false;
-    between &= valid & ~zero;
-    found.between += hwy::PopCount(between);
-    found.zeros += hwy::PopCount(zero & valid);
-    for (uint64_t left = reaches & valid & ~zero & ~between; left != 0; left &= left - 1)
-      places[found.open++] = static_cast<uint32_t>(start + hwy::Num0BitsBelowLS1Bit_Nonzero64(left));
+    open.small &= (~small & valid) == 0;
+    if (kCount) {
+      between &= small & ~zero & valid;
+      settled->between += hwy::PopCount(between);
+      settled->zeros += hwy::PopCount(zero & valid);
+    }
+    for (uint64_t left = (reaching | ~small) & valid & ~zero & ~between; left != 0; left &= left - 1)
+      places[open.count++] = static_cast<uint32_t>(start + hwy::Num0BitsBelowLS1Bit_Nonzero64(left));
   }
-  *settled = found;
-  return true;
+  return open;
+}
+
+OpenLanes FindOpenScoresTarget(const float* d, const float* sum, size_t n, const ScoreEstimate& estimate, float limit,
+                               uint32_t* places) {
+  return FindOpen<false>(d, sum, n, estimate, {.open = limit}, places, nullptr);
+}
+
+OpenLanes CountSettledTarget(const float* d, const float* sum, size_t n, const ScoreEstimate& estimate,
+                             const ScoreLimits& limits, uint32_t* places, SettledScores* settled) {
+  return FindOpen<true>(d, sum, n, estimate, limits, places, settled);
 }
 
 void AddLanesTarget(const float* d, size_t n, float* sum) {
@@ -73,37 +86,35 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace braid {
 
-HWY_EXPORT(SettleScoresTarget);
+HWY_EXPORT(FindOpenScoresTarget);
+HWY_EXPORT(CountSettledTarget);
 HWY_EXPORT(AddLanesTarget);
 
-bool SettleScores(const float* d, const float* sum, size_t n, const ScoreEstimate& estimate, const ScoreLimits& limits,
-                  uint32_t* places, SettledScores* settled) {
-  return HWY_DYNAMIC_DISPATCH(SettleScoresTarget)(d, sum, n, estimate, limits, places, settled);
+OpenLanes FindOpenScores(const float* d, const float* sum, size_t n, const ScoreEstimate& estimate, float limit,
+                         uint32_t* places) {
+  return HWY_DYNAMIC_DISPATCH(FindOpenScoresTarget)(d, sum, n, estimate, limit, places);
+}
+OpenLanes CountSettledScores(const float* d, const float* sum, size_t n, const ScoreEstimate& estimate,
+                             const ScoreLimits& limits, uint32_t* places, SettledScores* settled) {
+  return HWY_DYNAMIC_DISPATCH(CountSettledTarget)(d, sum, n, estimate, limits, places, settled);
 }
 void AddLanes(const float* d, size_t n, float* sum) { HWY_DYNAMIC_DISPATCH(AddLanesTarget)(d, n, sum); }
 
 namespace {
 
-inline float Clamped(float magnitude, float low, float high) {
-  const float raised = magnitude < low ? low : magnitude;
-  return raised > high ? high : raised;
-}
-
-// 0 where all magnitudes are clamped to one.
+// 1 where all magnitudes are clamped to one.
 float RangeOf(const ScoreCurve& curve) {
   const float range = curve.high - curve.low;
   return range > 0 ? range : 1.0f;
 }
 
 inline float Growth(float d, const ScoreCurve& curve, float range) {
-  const float place = (Clamped(std::fabs(d), curve.low, curve.high) - curve.low) / range;
+  const float place = (ClampedMagnitude(d, curve) - curve.low) / range;
   const float square = place * place, exponent = curve.models * square;
   return static_cast<float>(Exp(static_cast<double>(exponent)));
 }
 
 }  // namespace
-
-float ClampedMagnitude(float d, const ScoreCurve& curve) { return Clamped(std::fabs(d), curve.low, curve.high); }
 
 BRAID_WIDE_VECTORS void ExactScores(const float* d, const float* sum, size_t n, const ScoreCurve& curve, float* scores) {
   const ScoreCurve c = curve;

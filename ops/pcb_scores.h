@@ -3,8 +3,8 @@
 // distance, which settles on which side of a limit most scores lie. See ops/kernels.h for what holds of all kernels.
 #pragma once
 
-#include <array>
 #include <bit>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
@@ -22,7 +22,10 @@ struct ScoreCurve {
   float models = 1;
 };
 
-float ClampedMagnitude(float d, const ScoreCurve& curve);
+inline float ClampedMagnitude(float d, const ScoreCurve& curve) {
+  const float magnitude = std::fabs(d), raised = magnitude < curve.low ? curve.low : magnitude;
+  return raised > curve.high ? curve.high : raised;
+}
 
 // What is no number (where infinities meet) counts as 0.
 void ExactScores(const float* d, const float* sum, size_t n, const ScoreCurve& curve, float* scores);
@@ -63,19 +66,27 @@ class ScoreEstimate {
   double error_ = 0;
 };
 
-struct ScoreLimits {
-  float open = 0;              // estimates below this are settled: too small to matter
-  float above = 0, below = 0;  // those between these two (exclusive) are settled, too, and counted
-};
-struct SettledScores {
-  size_t open = 0;             // how many places were written
-  uint64_t between = 0, zeros = 0;
+// The lanes whose scores estimates do not settle.
+struct OpenLanes {
+  size_t count = 0;
+  bool small = true;   // all their products
 };
 
-// Writes the places of lanes whose estimates settle nothing to `places` (room for n). Scores of 0 are counted and never open,
-// whatever the limits. False: a product is not small, and nothing else is true. `sum` is padded as `d` is.
-bool SettleScores(const float* d, const float* sum, size_t n, const ScoreEstimate& estimate, const ScoreLimits& limits,
-                  uint32_t* places, SettledScores* settled);
+// Writes the places (room for n) of the lanes that may reach `limit`, above 0, and of those whose products are not small.
+// `sum` is padded as `d` is.
+OpenLanes FindOpenScores(const float* d, const float* sum, size_t n, const ScoreEstimate& estimate, float limit,
+                         uint32_t* places);
+
+// The same, but any limit, and of those that may reach it settled are, too, the ones whose estimates are between two others
+// (exclusive) and those that are 0.
+struct ScoreLimits {
+  float open = 0, above = 0, below = 0;
+};
+struct SettledScores {
+  uint64_t between = 0, zeros = 0;
+};
+OpenLanes CountSettledScores(const float* d, const float* sum, size_t n, const ScoreEstimate& estimate,
+                             const ScoreLimits& limits, uint32_t* places, SettledScores* settled);
 
 // sum[i] += d[i] for n lanes and up to a vector more.
 void AddLanes(const float* d, size_t n, float* sum);
