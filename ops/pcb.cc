@@ -8,8 +8,8 @@
 // A model that lacks a tensor of the scope has zeros there.
 //
 // Rounds: the ends of the magnitudes are kept as they come by (ops/extreme_keys.h); a sample says where t lies, and one read
-// counts the scores around it; then the merge. Where that does not fit in memory, or the sample misled, two histograms find
-// what one read did not. Most scores are only estimated (ops/pcb_scores.h): that they are below t, or above, is all that matters.
+// counts the scores around it; then the merge. Where there is no sample, or it misled, a histogram of the scores says where t
+// lies. Most scores are only estimated (ops/pcb_scores.h): that they are below t, or above, is all that matters.
 #include <array>
 #include <bit>
 #include <cmath>
@@ -30,8 +30,8 @@ enum Parameter : size_t { kLambda, kRatio, kScope };
 
 constexpr double kOutliers = 0.0001;       // share of the magnitudes beyond lo, and beyond hi
 constexpr float kLeastDivisor = 1e-12f;
-constexpr size_t kEnds = 2;                // order statistics of magnitudes, and of scores: the lower and the upper one
-constexpr size_t kScoreHighBins = 0x10000;
+constexpr size_t kEnds = 2;                // of the magnitudes: the lower and the upper one
+constexpr uint32_t kScoreHighBins = 0x10000, kScoreLowBins = 0x10000;   // of their keys' halves
 
 // The ends of the magnitudes of so few elements take less memory than two histograms of their low halves.
 constexpr uint64_t kFewExtremes = uint64_t{1} << 28;
@@ -44,7 +44,7 @@ constexpr uint32_t kLeastScoreKey = 0x007fffff, kLargestScoreKey = 0xff800000;  
 // What is known of one model.
 struct Standing {
   uint64_t zeros = 0;                  // elements of tensors that it lacks
-  std::array<CriticalBin, kEnds> bins; // of magnitudes, then of scores
+  std::array<CriticalBin, kEnds> bins; // of magnitudes
   ScoreCurve curve;
   ScoreEstimate estimate;
   uint32_t window_low = 0, window_high = 0;   // keys of scores, both inclusive
@@ -162,29 +162,27 @@ class PcbMerger : public Merger {
              std::byte* out, MergeCounts* counts) const override;
 
  private:
-  enum class Step { kExtremes, kMagnitudesHigh, kMagnitudesLow, kScoreSample, kScoresInside, kScoresHigh, kScoresLow, kMerge };
+  enum class Step { kExtremes, kMagnitudesHigh, kMagnitudesLow, kScoresHigh, kScoreSample, kScoresInside, kMerge };
 
   // Ranks from the largest down.
   uint64_t MagnitudeRank(size_t end) const {
     const auto n = static_cast<double>(elements_);
     return elements_ - static_cast<uint64_t>(end == 0 ? n * kOutliers : std::max(0.0, n * (1 - kOutliers) - 1));
   }
-  uint64_t ScoreRank(size_t end) const {
-    if (end == 1) return 1;
+  uint64_t ThresholdRank() const {
     const auto index = static_cast<uint64_t>(static_cast<double>(elements_) * (1 - ratio_));
     return elements_ - std::min(index, elements_ - 1);
   }
   uint64_t SmallestRank() const { return elements_ - MagnitudeRank(0) + 1; }   // of lo, from the smallest up
 
   void CountInside(size_t m, const DeltaLanes& block, InsideScores& inside) const;
-  void CountScores(bool high, size_t m, const DeltaLanes& block, Histograms& histograms) const;
   void FinishExtremes(Extremes& extremes);
   void FinishMagnitudes(bool high, const Histograms& histograms);
   void FinishScoreSample(const SampleKeys& sample);
   bool FindWindow(const PlaceSample& sample, Standing* model) const;
   void FinishInside(size_t r, const InsideScores& inside);
   bool FindInside(const InsideScores& inside, size_t m, Standing* model) const;
-  void FinishScores(bool high, const Histograms& histograms);
+  void FinishScores(const Histograms& histograms);
   void UseEnds(float low, float high, Standing* model) const;
 
   double ratio_;
@@ -198,9 +196,7 @@ PcbMerger::PcbMerger(const Coefficients& c, uint64_t elements, Approach approach
   const bool sampled = approach == Approach::kSampled;
   if (sampled || elements <= kFewExtremes) steps_ = {Step::kExtremes};
   else steps_ = {Step::kMagnitudesHigh, Step::kMagnitudesLow};
-  if (sampled) steps_.insert(steps_.end(), {Step::kScoreSample, Step::kScoresInside});
-  else steps_.insert(steps_.end(), {Step::kScoresHigh, Step::kScoresLow});
-  steps_.push_back(Step::kMerge);
+  steps_.insert(steps_.end(), {sampled ? Step::kScoreSample : Step::kScoresHigh, Step::kScoresInside, Step::kMerge});
 }
 
 RoundSpec PcbMerger::round(size_t r) const {
@@ -214,11 +210,12 @@ RoundSpec PcbMerger::round(size_t r) const {
       return {.name = "magnitudes, low halves", .accumulator_bytes = Histograms::Bytes(n * kEnds, kLowBins, elements_)};
     case Step::kScoreSample:
       return {.name = "sample of scores", .accumulator_bytes = n * kSampleLanes * sizeof(uint64_t), .sample = true};
-    case Step::kScoresInside: return {.name = "scores inside", .accumulator_bytes = Histograms::Bytes(n, kWindow, elements_)};
     case Step::kScoresHigh:
       return {.name = "scores, high halves", .accumulator_bytes = Histograms::Bytes(n, kScoreHighBins, elements_)};
-    case Step::kScoresLow:
-      return {.name = "scores, low halves", .accumulator_bytes = Histograms::Bytes(n * kEnds, kLowBins, elements_)};
+    case Step::kScoresInside: {
+      const size_t widest = steps_[r - 1] == Step::kScoreSample ? kWindow : kScoreLowBins;
+      return {.name = "scores inside", .accumulator_bytes = Histograms::Bytes(n, widest, elements_)};
+    }
     case Step::kMerge: break;
   }
   return {.name = "merge"};
@@ -233,8 +230,7 @@ std::unique_ptr<Accumulator> PcbMerger::NewAccumulator(size_t r) const {
       return extremes;
     }
     case Step::kMagnitudesHigh: return std::make_unique<Histograms>(n, kHighBins);
-    case Step::kMagnitudesLow:
-    case Step::kScoresLow: return std::make_unique<Histograms>(n * kEnds, kLowBins);
+    case Step::kMagnitudesLow: return std::make_unique<Histograms>(n * kEnds, kLowBins);
     case Step::kScoreSample: return std::make_unique<SampleKeys>(n);
     case Step::kScoresInside: {
       uint32_t widest = 0;
@@ -255,7 +251,7 @@ void PcbMerger::Accumulate(size_t r, const Coefficients&, const LaneTile& tile, 
   if (step == Step::kScoresInside) static_cast<InsideScores&>(*accumulator).bins.WillCount(tile.count);
   float sum[kBlockLanes + kLanePadding], scores[kBlockLanes];
   ForEachDeltaBlock(tile, scratch, [&](const DeltaBlock& block) {
-    if (step >= Step::kScoreSample) SumUp(block, sum);
+    if (step >= Step::kScoresHigh) SumUp(block, sum);
     for (size_t v = 0; v < block.d.size(); ++v) {
       const size_t m = block.models[v], n = block.n;
       const float* const d = block.d[v];
@@ -266,6 +262,12 @@ void PcbMerger::Accumulate(size_t r, const Coefficients&, const LaneTile& tile, 
           for (size_t e = 0; e < kEnds; ++e)
             CountLowHalves(d, n, models_[m].bins[e].high, static_cast<Histograms&>(*accumulator).Row(m * kEnds + e));
           break;
+        case Step::kScoresHigh: {
+          uint32_t* const bins = static_cast<Histograms&>(*accumulator).Row(m);
+          ExactScores(d, sum, n, models_[m].curve, scores);
+          for (size_t i = 0; i < n; ++i) ++bins[ScoreKey(scores[i]) >> 16];
+          break;
+        }
         case Step::kScoreSample: {
           PlaceSample& slot = static_cast<SampleKeys&>(*accumulator).slots[m];
           ExactScores(d, sum, n, models_[m].curve, scores);
@@ -274,8 +276,6 @@ void PcbMerger::Accumulate(size_t r, const Coefficients&, const LaneTile& tile, 
           break;
         }
         case Step::kScoresInside: CountInside(m, {d, sum, n}, static_cast<InsideScores&>(*accumulator)); break;
-        case Step::kScoresHigh:
-        case Step::kScoresLow: CountScores(step == Step::kScoresHigh, m, {d, sum, n}, static_cast<Histograms&>(*accumulator)); break;
         case Step::kMerge: break;
       }
     }
@@ -302,17 +302,6 @@ void PcbMerger::CountInside(size_t m, const DeltaLanes& block, InsideScores& ins
   for (size_t i = 0; i < open.count; ++i) inside.Count(model, m, ScoreKey(open.scores[i]), 1);
 }
 
-void PcbMerger::CountScores(bool high, size_t m, const DeltaLanes& block, Histograms& histograms) const {
-  float scores[kBlockLanes];
-  ExactScores(block.d, block.sum, block.n, models_[m].curve, scores);
-  for (size_t i = 0; i < block.n; ++i) {
-    const uint32_t key = ScoreKey(scores[i]);
-    if (high) ++histograms.Row(m)[key >> 16];
-    for (size_t e = 0; !high && e < kEnds; ++e)
-      if (key >> 16 == models_[m].bins[e].high) ++histograms.Row(m * kEnds + e)[key & 0xffff];
-  }
-}
-
 void PcbMerger::Finish(size_t r, Accumulator* accumulator, std::span<const double>) {
   switch (steps_[r]) {
     case Step::kExtremes: return FinishExtremes(static_cast<Extremes&>(*accumulator));
@@ -320,8 +309,7 @@ void PcbMerger::Finish(size_t r, Accumulator* accumulator, std::span<const doubl
     case Step::kMagnitudesLow: return FinishMagnitudes(false, static_cast<const Histograms&>(*accumulator));
     case Step::kScoreSample: return FinishScoreSample(static_cast<const SampleKeys&>(*accumulator));
     case Step::kScoresInside: return FinishInside(r, static_cast<const InsideScores&>(*accumulator));
-    case Step::kScoresHigh: return FinishScores(true, static_cast<const Histograms&>(*accumulator));
-    case Step::kScoresLow: return FinishScores(false, static_cast<const Histograms&>(*accumulator));
+    case Step::kScoresHigh: return FinishScores(static_cast<const Histograms&>(*accumulator));
     case Step::kMerge: return;
   }
 }
@@ -360,16 +348,13 @@ void PcbMerger::FinishMagnitudes(bool high, const Histograms& histograms) {
 void PcbMerger::FinishScoreSample(const SampleKeys& sample) {
   bool found = true;
   for (size_t m = 0; m < models_.size(); ++m) found &= FindWindow(sample.slots[m], &models_[m]);
-  if (found) return;
-  const auto inside = std::find(steps_.begin(), steps_.end(), Step::kScoresInside);
-  *inside = Step::kScoresHigh;
-  steps_.insert(inside + 1, Step::kScoresLow);
+  if (!found) steps_.insert(std::find(steps_.begin(), steps_.end(), Step::kScoresInside), Step::kScoresHigh);
 }
 
 // Keys of the sample are half as fine as those of scores. Tensors that the model lacks are not in it.
 bool PcbMerger::FindWindow(const PlaceSample& sample, Standing* model) const {
   const uint64_t seen = elements_ - model->zeros;
-  const auto bracket = BracketOf(sample, std::min(ScoreRank(0), seen), seen, false);
+  const auto bracket = BracketOf(sample, std::min(ThresholdRank(), seen), seen, false);
   if (!bracket) return false;
   uint32_t low = std::max(bracket->open.key << 1, kLeastScoreKey);
   uint32_t high = bracket->sure.key == kNanKey ? kLargestScoreKey : bracket->sure.key << 1 | 1;
@@ -381,12 +366,14 @@ bool PcbMerger::FindWindow(const PlaceSample& sample, Standing* model) const {
 void PcbMerger::FinishInside(size_t r, const InsideScores& inside) {
   bool found = true;
   for (size_t m = 0; m < models_.size(); ++m) found &= FindInside(inside, m, &models_[m]);
-  if (!found) steps_.insert(steps_.begin() + static_cast<ptrdiff_t>(r) + 1, {Step::kScoresHigh, Step::kScoresLow});
+  // What a histogram said is so, unless the files change meanwhile, which others notice.
+  if (!found && steps_[r - 1] == Step::kScoreSample)
+    steps_.insert(steps_.begin() + static_cast<ptrdiff_t>(r) + 1, {Step::kScoresHigh, Step::kScoresInside});
 }
 
 // Where t is inside the window, so is what may be the largest, or above it.
 bool PcbMerger::FindInside(const InsideScores& inside, size_t m, Standing* model) const {
-  const uint64_t rank = ScoreRank(0);
+  const uint64_t rank = ThresholdRank();
   uint64_t above = inside.slots[m].above + (kZeroScoreKey > model->window_high ? model->zeros : 0);
   if (above >= rank) return false;
   for (uint32_t key = model->window_high; key >= model->window_low; --key) {
@@ -399,23 +386,13 @@ bool PcbMerger::FindInside(const InsideScores& inside, size_t m, Standing* model
   return false;
 }
 
-void PcbMerger::FinishScores(bool high, const Histograms& histograms) {
+void PcbMerger::FinishScores(const Histograms& histograms) {
   for (size_t m = 0; m < models_.size(); ++m) {
-    Standing& model = models_[m];
-    if (high) {
-      std::vector<uint64_t> bins = histograms.Totals(m);
-      bins[kZeroScoreKey >> 16] += model.zeros;
-      const std::vector<BinCount> filled = FilledBins(bins.data(), bins.size());
-      for (size_t e = 0; e < kEnds; ++e) model.bins[e] = FindCriticalBin(filled, ScoreRank(e));
-      continue;
-    }
-    std::array<float, kEnds> ends;
-    for (size_t e = 0; e < kEnds; ++e) {
-      std::vector<uint64_t> bins = histograms.Totals(m * kEnds + e);
-      if (model.bins[e].high == kZeroScoreKey >> 16) bins[kZeroScoreKey & 0xffff] += model.zeros;
-      ends[e] = ScoreAt(FindThreshold(model.bins[e], bins.data(), ScoreRank(e)).key);
-    }
-    model.threshold = ends[0], model.top = ends[1];
+    std::vector<uint64_t> bins = histograms.Totals(m);
+    bins[kZeroScoreKey >> 16] += models_[m].zeros;
+    const uint32_t high = FindCriticalBin(FilledBins(bins.data(), bins.size()), ThresholdRank()).high;
+    models_[m].window_low = std::max(high << 16, kLeastScoreKey);
+    models_[m].window_high = std::min(high << 16 | (kScoreLowBins - 1), kLargestScoreKey);
   }
 }
 

@@ -116,7 +116,21 @@ inline float Growth(float d, const ScoreCurve& curve, float range) {
 
 }  // namespace
 
-BRAID_WIDE_VECTORS void ExactScores(const float* d, const float* sum, size_t n, const ScoreCurve& curve, float* scores) {
+BRAID_WIDE_VECTORS void ExactSmallScores(const float* d, const float* sum, size_t n, const ScoreCurve& curve, float* scores) {
+  const ScoreCurve c = curve;
+  const float range = RangeOf(c);
+  for (size_t i = 0; i < n; ++i) scores[i] = Growth(d[i], c, range) * (d[i] * sum[i]);
+}
+
+namespace {
+
+BRAID_WIDE_VECTORS bool AllSmall(const float* d, const float* sum, size_t n) {
+  uint32_t large = 0;
+  for (size_t i = 0; i < n; ++i) large |= std::fabs(d[i] * sum[i]) <= kSmallProduct ? 0u : 1u;
+  return large == 0;
+}
+
+BRAID_WIDE_VECTORS void AnyScores(const float* d, const float* sum, size_t n, const ScoreCurve& curve, float* scores) {
   const ScoreCurve c = curve;
   const float range = RangeOf(c);
   for (size_t i = 0; i < n; ++i) {
@@ -126,10 +140,11 @@ BRAID_WIDE_VECTORS void ExactScores(const float* d, const float* sum, size_t n, 
   }
 }
 
-BRAID_WIDE_VECTORS void ExactSmallScores(const float* d, const float* sum, size_t n, const ScoreCurve& curve, float* scores) {
-  const ScoreCurve c = curve;
-  const float range = RangeOf(c);
-  for (size_t i = 0; i < n; ++i) scores[i] = Growth(d[i], c, range) * (d[i] * sum[i]);
+}  // namespace
+
+void ExactScores(const float* d, const float* sum, size_t n, const ScoreCurve& curve, float* scores) {
+  if (std::isfinite(curve.low) && std::isfinite(curve.high) && AllSmall(d, sum, n)) ExactSmallScores(d, sum, n, curve, scores);
+  else AnyScores(d, sum, n, curve, scores);
 }
 
 ScoreEstimate::ScoreEstimate(const ScoreCurve& curve) : low(curve.low), high(curve.high) {
