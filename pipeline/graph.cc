@@ -267,14 +267,14 @@ bool GraphRun::ReadScope(const PlannedScope& scope, bool anew, Read::gateway_typ
   if (run == nullptr) return false;
   std::erase_if(drafted_, [](const auto& drafted) { return drafted->DraftSettled(); });
   if (run->drafts_tiles()) drafted_.push_back(run);
-  if (run->spec().sample && !run->resident()) {
-    {
-      StageTimer timer(progress_.of(Stage::kRead));
-      SampleScope(plan_, run.get());
-    }
-    FinishStatistics(run.get());
-  }
   for (;;) {
+    if (run->spec().sample && !run->resident()) {
+      {
+        StageTimer timer(progress_.of(Stage::kRead));
+        SampleScope(plan_, run.get());
+      }
+      FinishStatistics(run.get());
+    }
     const uint32_t round = run->round();
     const bool last = run->merging() || run->drafting() || run->resident();
     if (!ReadRound(run.get(), gateway)) return false;
