@@ -46,9 +46,16 @@ std::unique_ptr<const Vocabulary> Vocabulary::Make(Plan* plan) {
     return nullptr;
   }
   std::unique_ptr<Vocabulary> vocabulary(new Vocabulary(plan));
-  vocabulary->ReadTokenizers();
-  vocabulary->ChooseTokens();
-  PlanTokenizerFiles(plan, &vocabulary->from_, &vocabulary->out_);
+  try {
+    vocabulary->ReadTokenizers();
+    vocabulary->ChooseTokens();
+    PlanTokenizerFiles(plan, &vocabulary->from_, &vocabulary->out_);
+  } catch (const Error& error) {
+    // A broken file is no fault of the recipe.
+    if (error.code() == ErrorCode::kUsage || error.code() == ErrorCode::kIncompatible)
+      throw AskedForAt(error, plan->recipe, plan->recipe.tokenizer->where);
+    throw;
+  }
   plan->tokenizer.rows = vocabulary->rows_;
   return vocabulary;
 }
