@@ -35,7 +35,8 @@ std::optional<uint64_t> WholeNumber(const RecipeNode& node) {
 }
 
 RecipeSlice ReadSlice(RecipeReader* reader, const RecipeNode& node, const SliceSyntax& syntax) {
-  reader->RequireTable(node, "slices");
+  if (node.kind != RecipeNode::Kind::kTable)
+    reader->Fail(node.where, "an entry of 'slices' must be a table", "list its 'sources' in it");
   const RecipeNode* sources = node.Find("sources");
   if (sources == nullptr) reader->Fail(node.where, "a slice without 'sources'", "list the models that its layers are from");
   RecipeSlice slice{.where = node.where, .models = {}};
@@ -86,8 +87,8 @@ void CheckLengths(const Recipe& recipe, const RecipeSlice& slice) {
     const LayerRange &first = *slice.models.front().layers, &range = *model.layers;
     if (range.size() == first.size()) continue;
     throw RecipeError(recipe, range.where,
-                      fmt::format("{} layers of {}, but {} of {}: the sources of a slice are merged layer by layer",
-                                  range.size(), Quoted(model.reference), first.size(),
+                      fmt::format("{} layer{} of {}, but {} of {}: the sources of a slice are merged layer by layer",
+                                  range.size(), range.size() == 1 ? "" : "s", Quoted(model.reference), first.size(),
                                   Quoted(slice.models.front().reference)))
         .Hint("give all of them as many layers");
   }

@@ -23,7 +23,9 @@ std::string DirectoryOf(const std::string& reference) {
     if (const auto snapshot = FindSnapshot(*id)) return snapshot->directory;
   Error error(ErrorCode::kUsage, "the model whose tokenizer is asked for does not exist");
   error.Path(reference);
-  if (id) error.Hint("if it is a model's id, download it first: " + DownloadCommand(*id));
+  const std::string near = NearestName(reference, std::vector<std::string>{"base", "union"});
+  if (!near.empty()) error.Hint(fmt::format("did you mean '{}'?", near));
+  else if (id) error.Hint("if it is a model's id, download it first: " + DownloadCommand(*id));
   throw error;
 }
 

@@ -2,8 +2,8 @@
 
 Each file is a recipe whose first line is its error: `# error: LINE:COLUMN: what is wrong; what to do`. They are planned
 beside small models: base, a, b of two layers; wide, with more tokens; tokens, with a tokenizer; words, with one in a form
-that is not read; stacks, an encoder of three layers and a decoder of two; flat, without layers; deep, with 4,000. The list
-of all methods, which grows, is written METHODS.
+that is not read; stacks, an encoder of three layers and a decoder of two; flat, without layers; deep, with 4,000; gap,
+with the first and a very late one. The list of all methods, which grows, is written METHODS.
 
     python3 tests/cli/golden_errors_test.py --update      writes the first lines anew, to be looked at
 """
@@ -38,6 +38,7 @@ OTHERS = {
     "words": TINY_SHAPES,
     "stacks": STACKS,
     "flat": {"embed_tokens.weight": [32, 8], "norm.weight": [8]},
+    "gap": {"model.layers.0.w": [8], "model.layers.999999999.w": [8]},
     "deep": {f"model.layers.{i}.w": [1] for i in range(4000)},
 }
 

@@ -55,10 +55,6 @@ class SlicesTest : public testing::Test {
 
   Json Config() const { return Json::parse(fixture::FileText(place_ / "out/config.json")); }
 
-  Error PlanError(const std::string& recipe) {
-    return fixture::ErrorOf([&] { fixture::PlanOf(Recipe(recipe)); });
-  }
-
   fixture::TemporaryDirectory place_;
   MergeReport report_;
   std::vector<std::string> order_;
@@ -263,12 +259,6 @@ TEST_F(T5Test, EncoderAndDecoderApart) {
 
 TEST_F(T5Test, StacksOfDifferentHeightNeedModules) {
   WriteT5("a", 4, 2, 100), WriteT5("b", 4, 2, 200);
-  const std::string slices = "slices:\n" + Slice(Source("a", 0, 2)) + Slice(Source("b", 1, 2));
-  const Error error = PlanError(kLinear + slices);
-  EXPECT_EQ(error.code(), ErrorCode::kUsage);
-  EXPECT_NE(error.message().find("decoder.block (2 layers), encoder.block (4 layers)"), std::string::npos) << error.what();
-  EXPECT_NE(error.hint().find("modules"), std::string::npos) << error.what();
-
   const auto values = Merged(R"(merge_method: linear
 parameters: {weight: 1}
 modules:
@@ -327,37 +317,6 @@ modules:
   EXPECT_EQ(sliced.at("visual.blocks.2.w"), 102);
   EXPECT_EQ(sliced.at("model.layers.5.w"), 230);
   EXPECT_EQ(Config()["vision_config"]["depth"], 3);
-
-  const Error error = PlanError("merge_method: linear\nparameters: {weight: 1}\nmodules:\n  vision_tower: {models: [{model: '@a'}]}\n");
-  EXPECT_NE(std::string(error.what()).find("no module takes the tensor 'model.embed_tokens.weight'"), std::string::npos) << error.what();
-}
-
-// --- places of what is wrong --------------------------------------------------------------------------------
-
-TEST_F(SlicesTest, LayersThatAreNotThere) {
-  WriteLlama("a", 4, 1), WriteLlama("b", 2, 1);
-  fixture::WriteCheckpoint(place_, "odd", {Constant("transformer.h.0.w", DType::kF32, 1, 1), Constant("wte", DType::kF32, 1, 1)});
-  fixture::WriteCheckpoint(place_, "flat", {Constant("w", DType::kF32, 1, 1)});
-  fixture::WriteCheckpoint(place_, "gap", {Constant("model.layers.0.w", DType::kF32, 1, 1), Constant("model.layers.999999999.w", DType::kF32, 1, 1)});
-  const auto expect = [&](const std::string& sources, const std::string& place, const std::string& words) {
-    const Error error = PlanError("merge_method: linear\nslices:\n" + Slice(sources));
-    EXPECT_EQ(error.code(), ErrorCode::kUsage);
-    const std::string what = error.what();
-    EXPECT_NE(what.find("recipe.yml:" + place + ": "), std::string::npos) << what;
-    EXPECT_NE(what.find(words), std::string::npos) << what;
-  };
-  expect(Source("a", 2, 5), "5:22", "layer_range [2, 5] reaches beyond the layers of");
-  expect(Source("a", 2, 5), "5:22", "model.layers has 4, numbered 0 to 3");
-  expect(Source("a", 0, 2) + Source("odd", 0, 2), "7:16", "has no layers named model.layers.N: it has transformer.h (1 layer)");
-  expect(Source("flat", 0, 2), "3:3", "has no numbered layers to slice: none of its tensors has a number in its name");
-  expect(Source("gap", 0, 1'000'000), "5:22", "has no layer model.layers.1");
-}
-
-TEST_F(SlicesTest, ABaseMustBeListedInEachSlice) {
-  WriteLlama("a", 4, 1), WriteLlama("b", 4, 2);
-  const std::string ties = "merge_method: ties\nbase_model: '@a'\nslices:\n";
-  const Error error = PlanError(ties + Slice(Source("a", 0, 2, "") + Source("b", 0, 2)) + Slice(Source("b", 2, 4)));
-  EXPECT_NE(std::string(error.what()).find("recipe.yml:11:5: ties needs the base"), std::string::npos) << error.what();
 }
 
 // --- the same as a merge of models whose layers lie that way already ------------------------------------------
