@@ -109,11 +109,16 @@ struct PlannedScope {
 };
 
 // How the budget is spent. All in bytes unless named otherwise.
+// What planning may occupy above the budget: part of the 64 MiB that are promised for the program itself, whose threads
+// have not begun yet.
+constexpr uint64_t kPlanningAllowance = 32 << 20;
+
 struct MemoryPlan {
   uint64_t budget = 0;
   uint64_t least = 0;               // the smallest budget that works for this plan
   int threads = 1;
   uint64_t catalogue = 0;           // headers, plan
+  uint64_t planning = 0;            // tokenizers, which are there only while the plan is made
   uint64_t workspace = 0;           // Scratch::workspace of one worker
   uint64_t scratch = 0;             // lane buffers and workspaces of all workers
   uint64_t tile_elements = 0;

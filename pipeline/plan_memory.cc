@@ -210,12 +210,22 @@ void CountBytes(Plan* plan) {
       (!copy ? totals.merged : tensor.action == TensorAction::kCopy ? totals.copied : totals.unchanged) += 1;
       if (!copy) totals.merged_elements += tensor.elements;
       uint64_t largest_round = 0, all_rounds = 0;
+      std::vector<bool> was_read(tensor.models.size() + 1);
       for (uint32_t i = 0; i < reads; ++i) {
-        uint64_t bytes = 0;
+        uint64_t bytes = 0, for_padding = 0;   // which a reader takes the mean for when it first meets it
+        bool reads_any = false;
+        const auto read = [&](size_t slot) {
+          const uint64_t once = FileBytes(*plan, tensor, slot);
+          const RowMap* rows = tensor.RowsAt(slot);
+          bytes += once, reads_any |= tensor.SourceAt(slot).present();
+          if (!was_read[slot] && rows != nullptr && rows->Has(RowRun::Kind::kPadding)) for_padding += once;
+          was_read[slot] = true;
+        };
         for (size_t m = 0; m < tensor.models.size(); ++m)
-          if (copy || merger->Reads(rounds[i], m, plan->coefficients[tensor.coefficients])) bytes += BytesOf(*plan, tensor, m + 1);
-        if (bytes > 0 || i + 1 == reads) bytes += BytesOf(*plan, tensor, 0);
-        if (!scope.resident) totals.read_per_round[i + totals.read_per_round.size() - reads] += bytes;
+          if (copy || merger->Reads(rounds[i], m, plan->coefficients[tensor.coefficients])) read(m + 1);
+        if (reads_any || i + 1 == reads) read(0);
+        totals.read_per_round[i + totals.read_per_round.size() - reads] += (scope.resident ? 0 : bytes) + for_padding;
+        totals.bytes_read += for_padding;
         largest_round = std::max(largest_round, bytes);
         all_rounds += bytes;
       }
@@ -258,7 +268,6 @@ void PlanScopes(Plan* plan) {
 
 void PlanMemory(Plan* plan, const PlanOptions& options) {
   MemoryPlan& m = plan->memory;
-  m.budget = options.memory > 0 ? options.memory : DefaultMemory();
   m.threads = options.threads > 0 ? options.threads : DefaultThreads();
   PlanRounds(plan);
   m.catalogue = CatalogueBytes(*plan);
@@ -271,11 +280,8 @@ void PlanMemory(Plan* plan, const PlanOptions& options) {
   const uint64_t fixed = m.catalogue + m.scratch;
   const uint64_t smallest_tile = LargestTileCost(*plan, kReductionBlock);
   m.least = fixed + 2 * BufferBytes(*plan, kReductionBlock) + accumulator + sums + 2 * smallest_tile;
-  if (m.budget < m.least) {
-    const uint64_t mebibytes = (m.least + (1 << 20) - 1) >> 20;
-    throw Error(ErrorCode::kMemory, fmt::format("this merge does not fit in {} MiB of memory", m.budget >> 20))
-        .Hint(fmt::format("the smallest --memory that works is {}MiB", mebibytes));
-  }
+  m.least = std::max(m.least, m.planning + m.catalogue - std::min(m.planning + m.catalogue, kPlanningAllowance));
+  if (m.budget < m.least) throw DoesNotFit(m.budget, m.least);
   const auto threads = static_cast<uint64_t>(m.threads);
   const auto buffers_for = [&](uint64_t tile) {
     const uint64_t bytes = BufferBytes(*plan, tile), rest = m.budget - fixed;

@@ -70,10 +70,12 @@ bool IsInAnotherTower(std::string_view name, const std::vector<std::string>& sta
   });
 }
 
-// Embeddings of tokens and positions, and what belongs to them, by the names that architectures give them. Everything
-// else outside the layers is taken to be behind them: final norms, poolers, heads.
+// Embeddings of tokens and positions, and what belongs to them, and what makes the first states of pictures and sound, by
+// the names that architectures give them. Everything else outside the layers is taken to be behind them: final norms,
+// poolers, heads.
 bool IsEmbedding(std::string_view name) {
-  constexpr std::array<std::string_view, 4> kNames = {"wte", "wpe", "shared", "project_in"};
+  constexpr auto kNames = std::to_array<std::string_view>(
+      {"wte", "wpe", "shared", "project_in", "patch_conv", "conv1", "conv2", "ln_pre", "pre_layrnorm", "pre_layernorm"});
   for (size_t begin = 0; begin <= name.size();) {
     const size_t end = std::min(name.find('.', begin), name.size());
     const std::string_view component = name.substr(begin, end - begin);

@@ -51,7 +51,7 @@ size_t MostOpenFiles(size_t output_shards) {
 }  // namespace
 
 SourceFiles::SourceFiles(const Plan& plan, Budget* budget, StageCounters* counters)
-    : plan_(plan), buffers_(budget), files_(plan.checkpoints.size()),
+    : plan_(plan), counters_(*counters), buffers_(budget), files_(plan.checkpoints.size()),
       rows_(plan, [this](const TensorSource& source, uint64_t begin, uint64_t bytes, std::byte* to) { ReadBytes(source, begin, bytes, to); }),
       most_open_(MostOpenFiles(plan.shards.size())) {
   const auto is_direct = [](const ReadChoice& choice) { return choice.backend == ReadBackend::kDirect; };
@@ -141,6 +141,7 @@ std::vector<DirectRange> SourceFiles::MakeWindows(const std::vector<SourceRange>
     File& file = FileOf(source);
     Open(&file, IsDirect(source));
     const uint64_t offset = plan_.Info(source).offset + bytes_of(range, range.first);
+    counters_.bytes += bytes;
     if (file.map != nullptr) {
       MappedWindow map = file.map->Map(offset, bytes);
       map.Touch(file.cached);
@@ -160,6 +161,7 @@ void SourceFiles::ReadBytes(const TensorSource& source, uint64_t begin, uint64_t
   File& file = FileOf(source);
   Open(&file, IsDirect(source));
   const uint64_t offset = plan_.Info(source).offset + begin;
+  counters_.bytes += bytes;
   if (file.map != nullptr) return file.map->Read(offset, bytes, to);
   for (uint64_t at = 0; at < bytes; at += kBounceBytes) {
     const uint64_t here = std::min(kBounceBytes, bytes - at);

@@ -55,7 +55,7 @@ struct SourceRange {
 
 class SourceFiles {
  public:
-  // `budget`: what windows are taken from. `counters`: of the reading threads.
+  // `budget`: what windows are taken from. `counters`: of reading; counts bytes of files.
   SourceFiles(const Plan& plan, Budget* budget, StageCounters* counters);
   ~SourceFiles();
 
@@ -87,6 +87,7 @@ class SourceFiles {
   std::vector<DirectRange> MakeWindows(const std::vector<SourceRange>& ranges);
 
   const Plan& plan_;
+  StageCounters& counters_;
   ReadBuffers buffers_;
   std::vector<std::vector<std::unique_ptr<File>>> files_;  // [checkpoint][shard]
   std::unique_ptr<ReadQueue> queue_;                       // if anything is read directly

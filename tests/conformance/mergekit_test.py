@@ -23,6 +23,7 @@ import yaml
 
 import grid
 import models
+import multimodule
 import peer
 import randomness
 import structure
@@ -75,7 +76,7 @@ class Suite:
 def every_case(seed):
     rng = random.Random(seed)
     return [*grid.numeric_cases(rng), *randomness.random_cases(rng), *structure.slice_cases(rng),
-            *structure.module_cases(), *structure.example_cases(), *vocabulary.vocabulary_cases()]
+            *structure.module_cases(), *multimodule.module_cases(rng), *structure.example_cases(), *vocabulary.vocabulary_cases()]
 
 
 def main():
@@ -103,6 +104,7 @@ def main():
     try:
         models.make_families(work, arguments.seed)
         vocabulary.make_family(work, arguments.seed)
+        multimodule.make_families(work, arguments.seed)
         for case in cases:
             suite.check(case)
     finally:

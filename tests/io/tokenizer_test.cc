@@ -160,7 +160,7 @@ class RewrittenTokenizer : public testing::Test {
       if (token.text != lost) tokens.push_back(token);
     for (const AddedToken& token : from.added)
       if (token.content != lost) added.push_back(token);
-    const std::string text = RewriteTokenizer(kBpe, from, MakeTokenizer(std::move(tokens), std::move(added), "t"));
+    const std::string text = RewriteTokenizer(kBpe, "t", from, MakeTokenizer(std::move(tokens), std::move(added), "t"));
     return ParseJson(text, "t");
   }
   TemporaryDirectory place_;
@@ -192,9 +192,9 @@ TEST_F(RewrittenTokenizer, AListOfPiecesCannotHaveGaps) {
   const std::string text = R"({"model": {"type": "Unigram", "vocab": [["x", -1.5]]}})";
   place_.Write("tokenizer.json", text);
   const Tokenizer from = *ReadTokenizer(place_.path());
-  EXPECT_EQ(ParseJson(RewriteTokenizer(text, from, MakeTokenizer({{"x", 0, -1.5}, {"y", 1, -2}}, {}, "t")), "t")["model"]["vocab"],
+  EXPECT_EQ(ParseJson(RewriteTokenizer(text, "t", from, MakeTokenizer({{"x", 0, -1.5}, {"y", 1, -2}}, {}, "t")), "t")["model"]["vocab"],
             ParseJson(R"([["x", -1.5], ["y", -2.0]])", "t"));
-  EXPECT_EQ(fixture::ErrorOf([&] { RewriteTokenizer(text, from, MakeTokenizer({{"x", 0}, {"y", 2}}, {}, "t")); }).code(),
+  EXPECT_EQ(fixture::ErrorOf([&] { RewriteTokenizer(text, "t", from, MakeTokenizer({{"x", 0}, {"y", 2}}, {}, "t")); }).code(),
             ErrorCode::kIncompatible);
 }
 

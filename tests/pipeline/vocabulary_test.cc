@@ -91,7 +91,9 @@ class Vocabularies : public testing::Test {
   // Runs it; the output's tokens.
   Tokenizer Run(const std::string& recipe, PlanOptions options = {}) {
     std::filesystem::remove_all(out_);
-    warnings_ = fixture::Merge(recipe, out_, options).warnings;
+    const MergeReport report = fixture::Merge(recipe, out_, options);
+    EXPECT_EQ(report.bytes_read, report.totals.bytes_read) << "what the plan foretold";
+    warnings_ = report.warnings;
     config_ = ParseJson(fixture::FileText(out_ + "/config.json"), "config.json");
     return *ReadTokenizer(out_);
   }
@@ -297,6 +299,21 @@ TEST_F(Vocabularies, AlikeInEveryModelChangeNothing) {
   a.ids.erase("t3"), a.ids["other"] = 3;
   Write(a);
   EXPECT_NE(PlanFingerprint(fixture::PlanOf(Recipe("linear", "tokenizer_source: base\n"))), PlanFingerprint(without));
+}
+
+// The mean that padding needs takes a reading of its own.
+TEST_F(Vocabularies, ReadingForPaddingIsCounted) {
+  Model base{.name = "base", .rows = 12}, a{.name = "a", .rows = 12}, b{.name = "b", .rows = 12};
+  for (uint32_t i = 0; i < 12; ++i) base.ids[fmt::format("t{}", i)] = i;
+  a.ids = b.ids = base.ids;
+  Write(base), Write(a), Write(b);
+  const uint64_t embedding_head_and_bias = 3 * 12 * (width_ + width_ + 1) * sizeof(float);
+  for (const char* method : {"linear", "ties"}) {
+    const uint64_t without = fixture::PlanOf(Recipe(method, "tokenizer_source: union\n")).totals.bytes_read;
+    const std::string padded = Recipe(method, "tokenizer: {source: union, pad_to_multiple_of: 16}\n");
+    EXPECT_EQ(fixture::PlanOf(padded).totals.bytes_read, without + embedding_head_and_bias) << method;
+    Run(padded);
+  }
 }
 
 TEST_F(Vocabularies, TiedEmbeddingsStayTied) {
