@@ -280,7 +280,7 @@ void PlanMemory(Plan* plan, const PlanOptions& options) {
   const uint64_t fixed = m.catalogue + m.scratch;
   const uint64_t smallest_tile = LargestTileCost(*plan, kReductionBlock);
   m.least = fixed + 2 * BufferBytes(*plan, kReductionBlock) + accumulator + sums + 2 * smallest_tile;
-  m.least = std::max(m.least, m.planning + m.catalogue - std::min(m.planning + m.catalogue, kPlanningAllowance));
+  m.least = std::max(m.least, m.planning - std::min(m.planning, kPlanningAllowance));
   if (m.budget < m.least) throw DoesNotFit(m.budget, m.least);
   const auto threads = static_cast<uint64_t>(m.threads);
   const auto buffers_for = [&](uint64_t tile) {

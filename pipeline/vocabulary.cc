@@ -83,7 +83,7 @@ void Vocabulary::ReadTokenizers() {
     if (!checkpoint.directory.empty()) tokenizer = ReadTokenizer(checkpoint.directory);
     if (tokenizer) {
       Hold(c, std::move(*tokenizer));
-      if (most_ > plan_.memory.budget + kPlanningAllowance) CountTokenizers(i + 1);
+      if (MemoryBytes() > plan_.memory.budget + kPlanningAllowance) CountTokenizers(i + 1);
     } else if (i == 0) {
       throw NoTokenizer(checkpoint.reference);
     } else {
@@ -121,6 +121,14 @@ void Vocabulary::CountTokenizers(size_t first) {
     if (auto tokenizer = ReadTokenizer(checkpoint.directory)) Hold(order[i], std::move(*tokenizer));
   }
   CheckMemory();
+}
+
+uint64_t Vocabulary::MemoryBytes() const {
+  uint64_t checkpoints = 0, kept = plan_.tokenizer.MemoryBytes();
+  for (const Checkpoint& checkpoint : plan_.checkpoints) checkpoints += checkpoint.MemoryBytes();
+  for (const auto& [sources, maps] : maps_)
+    for (const auto& map : maps) kept += map != nullptr ? map->MemoryBytes() : 0;
+  return checkpoints + std::max(most_, held_ + kept);
 }
 
 void Vocabulary::CheckMemory() const {

@@ -28,8 +28,8 @@ class Vocabulary {
   // the recipe does not name a tokenizer. Throws Error: kMemory when plan->memory.budget cannot hold the tokenizers.
   static std::unique_ptr<const Vocabulary> Make(Plan* plan);
 
-  // The most that planning with it occupies, beside what the plan keeps.
-  uint64_t MemoryBytes() const { return std::max(most_, held_); }
+  // The most that planning with it occupies, what the plan keeps of it included.
+  uint64_t MemoryBytes() const;
 
   // Whether the tensor has a row per token in every source that has it.
   bool Covers(const PlannedTensor& tensor) const;
