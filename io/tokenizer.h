@@ -1,9 +1,9 @@
 // A model's tokenizer as far as a merge needs it: which token has which id. Nothing is ever tokenized here.
 //
 // Read from tokenizer.json (the vocabulary of a BPE, WordPiece, WordLevel or Unigram model and its added tokens), else
-// from vocab.json beside merges.txt, else from a SentencePiece tokenizer.model, whose pieces have the ids of their places
-// in Llama, Gemma and their kin; then what tokenizer_config.json adds, as transformers does when it loads them. Files are
-// untrusted: sizes are bounded, ids and texts are unique.
+// from vocab.json beside merges.txt, else from a SentencePiece tokenizer.model, whose pieces have the ids of their
+// places in Llama, Gemma and their kin; then what tokenizer_config.json adds, as transformers does when it loads them.
+// Files are untrusted: sizes are bounded, ids and texts are unique.
 //
 // Immutable after reading; any thread may use it.
 #pragma once

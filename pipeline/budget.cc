@@ -20,7 +20,8 @@
 namespace braid {
 
 bool Budget::Take(uint64_t bytes) {
-  if (bytes > total_) throw Error(ErrorCode::kInternal, fmt::format("{} bytes are more than the budget's {}", bytes, total_));
+  if (bytes > total_)
+    throw Error(ErrorCode::kInternal, fmt::format("{} bytes are more than the budget's {}", bytes, total_));
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [&] { return cancelled_ || free_ >= bytes; });
   if (cancelled_) return false;

@@ -17,7 +17,8 @@ Plan MakePlan(Recipe recipe, const PlanOptions& options) {
   Plan plan;
   plan.method = FindMethod(recipe.method);
   plan.recipe = std::move(recipe);
-  plan.relative = plan.method->base == BaseUse::kRequired || (plan.method->base == BaseUse::kOptional && plan.recipe.base);
+  plan.relative =
+      plan.method->base == BaseUse::kRequired || (plan.method->base == BaseUse::kOptional && plan.recipe.base);
 
   plan.memory.budget = options.memory > 0 ? options.memory : DefaultMemory();
 

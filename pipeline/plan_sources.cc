@@ -59,7 +59,8 @@ bool DifferInRowsOnly(const std::vector<uint64_t>& a, const std::vector<uint64_t
 
 std::string ShapeHint(std::string_view name, const std::vector<uint64_t>& a, const std::vector<uint64_t>& b) {
   if ((IsEmbedding(name) || IsOutputHead(name)) && DifferInRowsOnly(a, b))
-    return "the models have different vocabularies: align them with 'tokenizer_source' (in TOML 'tokenizer'), the base's "
+    return "the models have different vocabularies: align them with 'tokenizer_source' (in TOML 'tokenizer'), the "
+           "base's "
            "with \"base\", all of them with \"union\"";
   return "only models of one architecture can be merged";
 }
@@ -156,7 +157,8 @@ void TensorPlanner::PlanSlices() {
     const auto group = std::find_if(wanted.groups.begin(), wanted.groups.end(),
                                     [&](const SourceGroup* candidate) { return HasSource(wanted, *candidate); });
     if (group != wanted.groups.end()) return PlanOne(wanted, **group);
-    plan_.warnings.push_back(fmt::format("{} is left out: neither the first nor the last slice has a source with it", Printable(wanted.name)));
+    plan_.warnings.push_back(fmt::format("{} is left out: neither the first nor the last slice has a source with it",
+                                         Printable(wanted.name)));
   });
   for (const PlannedTensor& tensor : plan_.tensors) names_.push_back(tensor.name);   // for filters on what comes out
   for (RecipeWarning& warning : sliced.Differences()) plan_.recipe.warnings.push_back(std::move(warning));
@@ -168,7 +170,8 @@ void TensorPlanner::RearrangeConfig(const SlicedModel& sliced) {
   const ModelConfig donor = plan_.donor_config;
   for (const StackedLayers& stacked : sliced.Stacks()) {
     std::vector<LayerOrigin> origins;
-    for (const auto& [checkpoint, layer] : stacked.layers) origins.push_back({&plan_.checkpoints[checkpoint].config, layer});
+    for (const auto& [checkpoint, layer] : stacked.layers)
+      origins.push_back({&plan_.checkpoints[checkpoint].config, layer});
     plan_.donor_config.text = ConfigWithLayers(donor, std::move(plan_.donor_config.text), stacked.stack,
                                                sliced.LayersOf(plan_.Donor(), stacked.stack), origins, &plan_.warnings);
   }
@@ -207,7 +210,9 @@ TensorSource TensorPlanner::Find(uint32_t index, const std::string& name, uint32
 // Who lends what is not merged: the base, wherever it stands among the sources; else the first of them.
 SourceGroup::Source TensorPlanner::LenderOf(const SourceGroup& group) const {
   if (group.base) return *group.base;
-  const auto is_base = [&](const SourceGroup::Source& source) { return static_cast<int32_t>(source.checkpoint) == plan_.base; };
+  const auto is_base = [&](const SourceGroup::Source& source) {
+    return static_cast<int32_t>(source.checkpoint) == plan_.base;
+  };
   const auto base = std::find_if(group.models.begin(), group.models.end(), is_base);
   if (base != group.models.end()) return *base;
   if (plan_.base >= 0 && plan_.recipe.modules.empty()) return {static_cast<uint32_t>(plan_.base), nullptr};
@@ -220,7 +225,8 @@ void TensorPlanner::PlanExcluded(const WantedTensor& wanted, const SourceGroup& 
   const TensorSource source = Find(lender.checkpoint, wanted.NameIn(lender), wanted.guess);
   if (!source.present()) {
     plan_.warnings.push_back(fmt::format("{} is left out: the recipe excludes it, and {} does not have it",
-                                         Printable(wanted.name), Printable(plan_.checkpoints[lender.checkpoint].reference)));
+                                         Printable(wanted.name),
+                                         Printable(plan_.checkpoints[lender.checkpoint].reference)));
     return;
   }
   const TensorInfo& info = plan_.Info(source);
@@ -240,7 +246,9 @@ void TensorPlanner::CheckSomethingIsMerged() const {
 
 void TensorPlanner::PlanOne(const WantedTensor& wanted, const SourceGroup& group) {
   if (!IsMerged(plan_.recipe, wanted.name)) return PlanExcluded(wanted, group);
-  const auto find = [&](const SourceGroup::Source& source) { return Find(source.checkpoint, wanted.NameIn(source), wanted.guess); };
+  const auto find = [&](const SourceGroup::Source& source) {
+    return Find(source.checkpoint, wanted.NameIn(source), wanted.guess);
+  };
   PlannedTensor tensor;
   tensor.name = wanted.name;
   if (group.base) tensor.base = find(*group.base);
@@ -254,7 +262,8 @@ void TensorPlanner::PlanOne(const WantedTensor& wanted, const SourceGroup& group
   plan_.tensors.push_back(std::move(tensor));
 }
 
-// Where layers are rearranged, the base's tensor for a layer is that of its layer in the slice, if it is a source of it.
+// Where layers are rearranged, the base's tensor for a layer is that of its layer in the slice, if it is a source of
+// it.
 TensorSource TensorPlanner::LentByBase(const SourceGroup& group, const PlannedTensor& tensor) {
   if (plan_.recipe.modules.empty()) return Find(static_cast<uint32_t>(plan_.base), tensor.name, 0);
   for (size_t m = 0; m < group.models.size(); ++m)
@@ -290,7 +299,8 @@ bool TensorPlanner::HandleMissing(const WantedTensor& wanted, const SourceGroup&
       throw missing(group.models[m],
                     "on_missing = \"base\" takes the base's tensor for it, \"skip\" merges the others without it");
     } else if (policy == OnMissing::kBase) {
-      if (!lender.present()) throw missing(group.models[m], "the base does not have it either; on_missing = \"skip\" merges the others");
+      if (!lender.present())
+        throw missing(group.models[m], "the base does not have it either; on_missing = \"skip\" merges the others");
       tensor->models[m] = lender;
     } else {
       skip_weight_[m] = 0;
@@ -318,8 +328,8 @@ void TensorPlanner::CheckShapesAndTypes(const SourceGroup& group, PlannedTensor*
     const TensorInfo& info = plan_.Info(sources[s]);
     if (by_token ? !DifferInRowsOnly(info.shape, first.shape) : info.shape != first.shape)
       throw Unfit(tensor->name,
-                  fmt::format("its shape is {} in {} but {} in {}", ShapeText(first.shape), ReferenceOf(sources.front()),
-                              ShapeText(info.shape), ReferenceOf(sources[s])),
+                  fmt::format("its shape is {} in {} but {} in {}", ShapeText(first.shape),
+                              ReferenceOf(sources.front()), ShapeText(info.shape), ReferenceOf(sources[s])),
                   ShapeHint(tensor->name, info.shape, first.shape), places[s]);
     if (IsLaneType(info.dtype)) promoted = promoted ? PromoteLaneTypes(*promoted, info.dtype) : info.dtype;
     else all_lanes = false;
@@ -353,7 +363,8 @@ void TensorPlanner::Resolve(const WantedTensor& wanted, const SourceGroup& group
     }
     for (size_t m = 0; m < c.model.size(); ++m) {
       const SourceGroup::Source& source = group.models[m];
-      c.model[m][p] = ResolveParameter(plan_.recipe, source.model, specs[p], wanted.NameIn(source), wanted.position, group.settings);
+      c.model[m][p] = ResolveParameter(plan_.recipe, source.model, specs[p], wanted.NameIn(source), wanted.position,
+                                       group.settings);
       if (specs[p].name == "weight") c.model[m][p] *= skip_weight_[m];
     }
   }
@@ -361,7 +372,8 @@ void TensorPlanner::Resolve(const WantedTensor& wanted, const SourceGroup& group
     c.shared[static_cast<size_t>(plan_.method->IndexOf("lambda"))] *= plan_.recipe.layer_scale->At(wanted.position);
   if (plan_.method->check != nullptr && tensor->action == TensorAction::kMerge)
     if (const std::string wrong = plan_.method->check(*plan_.method, c); !wrong.empty())
-      throw RecipeError(plan_.recipe, plan_.recipe.method_where, fmt::format("for tensor '{}' {}", Printable(tensor->name), wrong));
+      throw RecipeError(plan_.recipe, plan_.recipe.method_where,
+                        fmt::format("for tensor '{}' {}", Printable(tensor->name), wrong));
   tensor->coefficients = Intern(std::move(c));
 }
 

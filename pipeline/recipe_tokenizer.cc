@@ -104,7 +104,8 @@ bool IsSource(const Recipe& recipe, const std::string& reference) {
   if (recipe.base == reference || std::any_of(recipe.models.begin(), recipe.models.end(), is_it)) return true;
   for (const RecipeModule& module : recipe.modules)
     for (const RecipeSlice& slice : module.slices)
-      if ((slice.base && is_it(*slice.base)) || std::any_of(slice.models.begin(), slice.models.end(), is_it)) return true;
+      if ((slice.base && is_it(*slice.base)) || std::any_of(slice.models.begin(), slice.models.end(), is_it))
+        return true;
   return false;
 }
 

@@ -89,7 +89,8 @@ void WriteDonorFiles(const Plan& plan, bool with_tokenizer, Staging* staging) {
       if (wanted(name) && !tokenizer.texts.contains(name)) CopyDurably(directory + "/" + name, staging->PathFor(name));
   };
   const bool own = !tokenizer.directory.empty();
-  copy(plan.donor_directory, [&](const std::string& name) { return (with_tokenizer && !own) || !IsTokenizerFile(name); });
+  copy(plan.donor_directory,
+       [&](const std::string& name) { return (with_tokenizer && !own) || !IsTokenizerFile(name); });
   if (!with_tokenizer) return;
   copy(tokenizer.directory, [&](const std::string& name) {
     return IsTokenizerFile(name) && !(tokenizer.rewritten && IsVocabularyFile(name));

@@ -12,8 +12,8 @@ namespace braid {
 // Error.
 void PlanTokenizerFiles(Plan* plan, const std::string& directory, const Tokenizer* from, const Tokenizer* to);
 
-// Copies the donor's side files, the tokenizer's among them if `tokenizer` says so, and writes what the plan has instead.
-// Throws Error.
+// Copies the donor's side files, the tokenizer's among them if `tokenizer` says so, and writes what the plan has
+// instead. Throws Error.
 void WriteDonorFiles(const Plan& plan, bool tokenizer, Staging* staging);
 
 }  // namespace braid

@@ -100,7 +100,8 @@ void Vocabulary::Hold(uint32_t c, Tokenizer tokenizer) {
   most_ = std::max(most_, held_ + tokenizer.file_bytes + 2 * bytes);   // a list that grows is there twice
   directories_[c] = plan_.checkpoints[c].directory;
   const XXH128_hash_t sum = tokenizer.Sum();
-  const auto known = std::find_if(sums_.begin(), sums_.end(), [&](const XXH128_hash_t& s) { return XXH128_isEqual(s, sum); });
+  const auto known =
+      std::find_if(sums_.begin(), sums_.end(), [&](const XXH128_hash_t& s) { return XXH128_isEqual(s, sum); });
   const auto index = static_cast<size_t>(known - sums_.begin());
   if (known == sums_.end()) {
     sums_.push_back(sum);
@@ -137,8 +138,8 @@ void Vocabulary::CheckMemory() const {
     throw DoesNotFit(plan_.memory.budget, needed - kPlanningAllowance);
 }
 
-// Which tokenizer the output's begins with, whose files it has, and how many of its tokens have a row: of others a client
-// must not make ids.
+// Which tokenizer the output's begins with, whose files it has, and how many of its tokens have a row: of others a
+// client must not make ids.
 void Vocabulary::ChooseSource() {
   const RecipeTokenizer& recipe = *plan_.recipe.tokenizer;
   const std::vector<uint32_t> order = Order();
@@ -173,7 +174,8 @@ void Vocabulary::ChooseTokens() {
   const auto has_row = [&](const auto& token) { return token.id < from_rows_; };
   const auto kept = std::partition_point(from_->tokens.begin(), from_->tokens.end(), has_row);
   if (kept != from_->tokens.end())
-    plan_.warnings.push_back(fmt::format("{} tokens of {} have no row and are left out", from_->tokens.end() - kept, directory_));
+    plan_.warnings.push_back(
+        fmt::format("{} tokens of {} have no row and are left out", from_->tokens.end() - kept, directory_));
   NewTokens more;
   if (kept != from_->tokens.begin()) more.next = std::prev(kept)->id + 1;
   std::copy_if(from_->added.begin(), from_->added.end(), std::back_inserter(more.added), has_row);

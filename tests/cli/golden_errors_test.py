@@ -1,9 +1,9 @@
 """Bad recipes, and word for word what their users are told: tests/golden/errors.
 
-Each file is a recipe whose first line is its error: `# error: LINE:COLUMN: what is wrong; what to do`. They are planned
-beside small models: base, a, b of two layers; wide, with more tokens; tokens, with a tokenizer; words, with one in a form
-that is not read; stacks, an encoder of three layers and a decoder of two; flat, without layers; deep, with 4,000; gap,
-with the first and a very late one. The list of all methods, which grows, is written METHODS.
+Each file is a recipe whose first line is its error: `# error: LINE:COLUMN: what is wrong; what to do`. They are
+planned beside small models: base, a, b of two layers; wide, with more tokens; tokens, with a tokenizer; words, with one
+in a form that is not read; stacks, an encoder of three layers and a decoder of two; flat, without layers; deep, with
+4,000; gap, with the first and a very late one. The list of all methods, which grows, is written METHODS.
 
     python3 tests/cli/golden_errors_test.py --update      writes the first lines anew, to be looked at
 """

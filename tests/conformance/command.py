@@ -52,7 +52,7 @@ class CommandCase:
         if "mergekit_config.yml" in files[1] and (ours / "mergekit_config.yml").read_text() != recipe.read_text():
             raise Disagreement("mergekit_config.yml is not the recipe")
         check_runs(ours)
-        return f"{len(their_tensors)} tensors in {len(weight_files(ours))} files, {len(weight_files(theirs))} of mergekit"
+        return f"{len(their_tensors)} tensors in {len(weight_files(ours))} files, mergekit {len(weight_files(theirs))}"
 
 
 def command_cases():

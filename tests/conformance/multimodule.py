@@ -1,7 +1,7 @@
 """Models of several modules: an encoder and a decoder (T5), a vision tower beside a language model (Mistral3).
 
-The modules of a recipe are merged apart: other models, other slices, other parameters for each. mergekit's other models of
-several modules cannot be loaded by it with transformers 5, or name their modules as these do.
+The modules of a recipe are merged apart: other models, other slices, other parameters for each. mergekit's other models
+of several modules cannot be loaded by it with transformers 5, or name their modules as these do.
 """
 import numpy as np
 import torch
@@ -94,8 +94,8 @@ def check_runs(directory):
 
 
 def module_cases(rng):
-    """`parts`: module -> its models, as (name, parameters), or its slices, as lists of (name, first, last, parameters) or
-    mappings with such a list as `sources`; beside either, the module's parameters."""
+    """`parts`: module -> its models, as (name, parameters), or its slices, as lists of (name, first, last, parameters)
+    or mappings with such a list as `sources`; beside either, the module's parameters."""
     def draw():
         return round(rng.uniform(0.1, 1), 4)
 
@@ -134,6 +134,7 @@ def module_cases(rng):
                              not_compared=not_compared, runs=check_runs)
 
     two = [("ft1", {}), ("ft2", {})]
+    by_attention = [{"filter": "SelfAttention", "value": [0.8, 0.3]}, {"value": 0.6}]
     return [
         case("t5-f32", "models for all modules", "ties", {"models": two},
              parameters={"weight": [draw(), draw()], "density": [0.9, 0.2]}),
@@ -141,7 +142,7 @@ def module_cases(rng):
              {"encoder": {"models": two, "parameters": {"density": 0.4}},
               "decoder": {"models": [("ft3", {"weight": draw()}), ("ft1", {"density": 0.7})]},
               "shared": {"models": [("ft2", {"weight": [draw(), draw()]})]}},
-             parameters={"weight": draw(), "density": [{"filter": "SelfAttention", "value": [0.8, 0.3]}, {"value": 0.6}]}),
+             parameters={"weight": draw(), "density": by_attention}),
         case("t5-f32", "slices in the decoder", "linear",
              {"encoder": {"models": [("ft1", {"weight": [1, 2, 4]}), ("ft2", {"weight": 0.5})]},
               "decoder": {"slices": [[("ft1", 0, 2, {"weight": 1}), ("ft2", 0, 2, {"weight": [0.2, 0.7]})],

@@ -46,8 +46,8 @@ class StructureCase:
 
 
 def put_in_order(ours, theirs, our_ids, their_ids):
-    """Rows of tokens, from our ids to mergekit's. Those beyond the tokens are the mean of all rows, which mergekit takes in
-    float32; they are compared here, and then set equal."""
+    """Rows of tokens, from our ids to mergekit's. Those beyond the tokens are the mean of all rows, which mergekit
+    takes in float32; they are compared here, and then set equal."""
     for name in {"model.embed_tokens.weight", "lm_head.weight"} & set(ours):
         rows = torch.arange(ours[name].shape[0])
         for token, index in their_ids.items():

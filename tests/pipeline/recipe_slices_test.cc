@@ -16,7 +16,8 @@ Recipe Toml(const std::string& text) { return ParseTomlRecipe(text, "recipe.toml
 std::string Describe(const RecipeModel& model) {
   std::string out = model.reference;
   if (model.layers) out += fmt::format("[{},{})", model.layers->begin, model.layers->end);
-  for (const auto& [name, settings] : model.settings) out += fmt::format(" {}={}", name, settings.front().values.front());
+  for (const auto& [name, settings] : model.settings)
+    out += fmt::format(" {}={}", name, settings.front().values.front());
   return out;
 }
 
@@ -25,12 +26,15 @@ std::string Describe(const Recipe& recipe) {
   std::string out;
   for (const RecipeModule& module : recipe.modules) {
     out += fmt::format("'{}'", module.name);
-    for (const auto& [name, settings] : module.settings) out += fmt::format(" {}={}", name, settings.front().values.front());
+    for (const auto& [name, settings] : module.settings)
+      out += fmt::format(" {}={}", name, settings.front().values.front());
     for (const RecipeSlice& slice : module.slices) {
       out += " (";
-      for (const auto& [name, settings] : slice.settings) out += fmt::format("{}={} ", name, settings.front().values.front());
+      for (const auto& [name, settings] : slice.settings)
+        out += fmt::format("{}={} ", name, settings.front().values.front());
       if (slice.base) out += "base " + Describe(*slice.base) + ", ";
-      for (const RecipeModel& model : slice.models) out += (&model == slice.models.data() ? "" : ", ") + Describe(model);
+      for (const RecipeModel& model : slice.models)
+        out += (&model == slice.models.data() ? "" : ", ") + Describe(model);
       out += ")";
     }
     out += "\n";
@@ -82,16 +86,20 @@ TEST(RecipeSlices, TheBaseOfASlice) {
   EXPECT_EQ(Describe(Yaml(ties + "  - sources: [{model: x, layer_range: [0, 2]}, {model: b, layer_range: [1, 3]}]\n")),
             "'' (base b[1,3), x[0,2))\n");
   // A slice may have one of its own.
-  const Recipe own = Yaml(ties + "  - base_model: x\n    sources: [{model: x, layer_range: [0, 2]}, {model: b, layer_range: [1, 3]}]\n");
+  const Recipe own = Yaml(
+      ties + "  - base_model: x\n    sources: [{model: x, layer_range: [0, 2]}, {model: b, layer_range: [1, 3]}]\n");
   EXPECT_EQ(Describe(own), "'' (base x[0,2), b[1,3))\n");
   EXPECT_EQ(own.base, "b");
-  const Recipe only = Yaml("merge_method: ties\nparameters: {weight: 1}\nslices:\n"
-                           "  - base_model: x\n    sources: [{model: x, layer_range: [0, 2]}, {model: y, layer_range: [1, 3]}]\n");
+  const Recipe only = Yaml(
+      "merge_method: ties\nparameters: {weight: 1}\nslices:\n"
+      "  - base_model: x\n    sources: [{model: x, layer_range: [0, 2]}, {model: y, layer_range: [1, 3]}]\n");
   EXPECT_EQ(only.base, "x") << "lends config and tokenizer";
   // linear knows no base: it is a source where it is listed.
   EXPECT_EQ(Describe(Yaml("merge_method: linear\nbase_model: b\nparameters: {weight: 1}\nslices:\n"
                           "  - sources: [{model: x, layer_range: [0, 2]}]\n")), "'' (x[0,2))\n");
-  const Recipe ignored = Yaml(ties + "  - sources: [{model: x, layer_range: [0, 2]}, {model: b, layer_range: [1, 3], parameters: {weight: 2}}]\n");
+  const Recipe ignored = Yaml(
+      ties +
+      "  - sources: [{model: x, layer_range: [0, 2]}, {model: b, layer_range: [1, 3], parameters: {weight: 2}}]\n");
   ASSERT_EQ(ignored.warnings.size(), 1u);
   EXPECT_NE(ignored.warnings[0].message.find("parameters of the base model"), std::string::npos);
 }
