@@ -36,8 +36,18 @@ Error NoTokenizer(const std::string& reference) {
       .Hint("add its tokenizer.json, or name another model as the tokenizer's source");
 }
 
-// Copies of the text and its parts while a vocabulary is rewritten, and merges as a tree where some are dropped.
+// Copies of the text and its parts while a vocabulary is rewritten; merges are a tree where some are dropped.
 constexpr uint64_t kTextsOfRewriting = 5, kTextsOfDropping = 16;
+// Of a token in a tokenizer.json beside its text: quotes, id, indentation.
+constexpr uint64_t kTokenInText = 24;
+// Of a new token while vocabularies are united: a node of a map.
+constexpr uint64_t kUnitedToken = 96;
+
+uint64_t TextBytes(const Tokenizer& tokenizer) {
+  uint64_t bytes = 0;
+  for (const Token& token : tokenizer.tokens) bytes += token.text.size() + kTokenInText;
+  return bytes;
+}
 
 }  // namespace
 
@@ -186,11 +196,12 @@ void Vocabulary::ChooseTokens() {
     std::vector<Token> tokens;
     tokens.reserve(static_cast<size_t>(kept - from_->tokens.begin()) + more.tokens.size());
     tokens.assign(from_->tokens.begin(), kept);
+    const uint64_t uniting = more.tokens.size() * kUnitedToken;
     std::move(more.tokens.begin(), more.tokens.end(), std::back_inserter(tokens));
     Tokenizer out = MakeTokenizer(std::move(tokens), std::move(more.added), directory_);
     out.format = from_->format, out.model = from_->model, out.listed = from_->listed;
+    most_ = std::max(most_, held_ + 2 * out.MemoryBytes() + uniting);
     held_ += out.MemoryBytes();
-    most_ = std::max(most_, held_ + out.MemoryBytes());
     out_ = std::make_shared<const Tokenizer>(std::move(out));
     CheckMemory();
   }
@@ -206,7 +217,8 @@ void Vocabulary::ChooseTokens() {
 void Vocabulary::PlanFiles() {
   if (out_ != from_) {
     const bool drops = out_->tokens.size() < from_->tokens.size() || from_rows_ < from_->Ids();
-    most_ = std::max(most_, held_ + (drops ? kTextsOfDropping : kTextsOfRewriting) * from_->file_bytes);
+    const uint64_t copies = drops ? kTextsOfDropping : kTextsOfRewriting;
+    most_ = std::max(most_, held_ + copies * std::max(from_->file_bytes, TextBytes(*out_)));
     CheckMemory();
   }
   PlanTokenizerFiles(&plan_, directory_, from_.get(), out_ == from_ ? nullptr : out_.get());
