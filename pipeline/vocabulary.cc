@@ -36,8 +36,9 @@ Error NoTokenizer(const std::string& reference) {
       .Hint("add its tokenizer.json, or name another model as the tokenizer's source");
 }
 
-// Copies of the text and its parts while a vocabulary is rewritten; merges are a tree where some are dropped.
-constexpr uint64_t kTextsOfRewriting = 5, kTextsOfDropping = 16;
+// Copies of the text and its parts while a tokenizer.json is rewritten: where only added tokens come in; where its
+// vocabulary is another; where some are dropped, for which the merges are a tree.
+constexpr uint64_t kTextsOfAdding = 3, kTextsOfRewriting = 5, kTextsOfDropping = 16;
 // Of a token in a tokenizer.json beside its text: quotes, id, indentation.
 constexpr uint64_t kTokenInText = 24;
 // Of a new token while vocabularies are united: a node of a map.
@@ -216,9 +217,11 @@ void Vocabulary::ChooseTokens() {
 
 void Vocabulary::PlanFiles() {
   if (out_ != from_) {
-    const bool drops = out_->tokens.size() < from_->tokens.size() || from_rows_ < from_->Ids();
-    const uint64_t copies = drops ? kTextsOfDropping : kTextsOfRewriting;
-    most_ = std::max(most_, held_ + copies * std::max(from_->file_bytes, TextBytes(*out_)));
+    const bool drops = from_rows_ < from_->Ids();
+    const auto is_plain = [&](const Token& t) { return out_->FindAdded(t.id) == nullptr && !KeptId(t.text); };
+    const bool rewrites = drops || std::any_of(out_->tokens.begin(), out_->tokens.end(), is_plain);
+    const uint64_t copies = drops ? kTextsOfDropping : rewrites ? kTextsOfRewriting : kTextsOfAdding;
+    most_ = std::max(most_, held_ + copies * (from_->file_bytes + (rewrites ? TextBytes(*out_) : 0)));
     CheckMemory();
   }
   PlanTokenizerFiles(&plan_, directory_, from_.get(), out_ == from_ ? nullptr : out_.get());
