@@ -344,7 +344,6 @@ bool GraphRun::ReadTile(ScopeRun* run, uint32_t slot, uint64_t first, uint64_t o
     Guarded([&] {
       if (error) std::rethrow_exception(error);
       CheckInputs();
-      progress_.of(Stage::kRead).bytes += MappedBytes(*work);
       gateway.try_put(work);
     });
     gateway.release_wait();

@@ -6,6 +6,7 @@
 #include <chrono>
 
 #include "io/file_system.h"
+#include "pipeline/budget.h"
 #include "pipeline/plan_internal.h"
 #include "pipeline/statistics_cache.h"
 #include "pipeline/vocabulary.h"
@@ -16,7 +17,10 @@ Plan MakePlan(Recipe recipe, const PlanOptions& options) {
   Plan plan;
   plan.method = FindMethod(recipe.method);
   plan.recipe = std::move(recipe);
-  plan.relative = plan.method->base == BaseUse::kRequired || (plan.method->base == BaseUse::kOptional && plan.recipe.base);
+  plan.relative =
+      plan.method->base == BaseUse::kRequired || (plan.method->base == BaseUse::kOptional && plan.recipe.base);
+
+  plan.memory.budget = options.memory > 0 ? options.memory : DefaultMemory();
 
   const auto before_opening = std::chrono::system_clock::now();
   OpenSources(&plan);
@@ -24,8 +28,14 @@ Plan MakePlan(Recipe recipe, const PlanOptions& options) {
   for (const Checkpoint& checkpoint : plan.checkpoints)
     plan.reading.push_back(
         ChooseReadBackend(options.read, FileSystemOf(checkpoint.shards.front().path), RunningKernel()));
-  const std::unique_ptr<const Vocabulary> vocabulary = Vocabulary::Make(&plan);
-  PlanTensors(&plan, vocabulary.get());
+  if (std::unique_ptr<const Vocabulary> vocabulary = Vocabulary::Make(&plan)) {
+    PlanTensors(&plan, vocabulary.get());
+    plan.memory.planning = vocabulary->MemoryBytes();
+    vocabulary.reset();
+    ReturnFreedMemory();
+  } else {
+    PlanTensors(&plan, nullptr);
+  }
   // Each output tensor knows its sources, coefficients and type.
   MarkUnchanged(&plan);
   // What is left is read because it may change.

@@ -1,8 +1,8 @@
 // Rounds, bytes, and how the budget is spent.
 //
 // Fixed parts first: catalogues and plan, lane buffers of the workers, output buffers, room for drafts. What remains is
-// the pool that tiles (ranges of the sources) and accumulators are taken from while the graph runs. A tile is as large as
-// lets every worker have two in flight, up to 2^22 elements: beyond that nothing gets faster.
+// the pool that tiles (ranges of the sources) and accumulators are taken from while the graph runs. A tile is as large
+// as lets every worker have two in flight, up to 2^22 elements: beyond that nothing gets faster.
 //
 // A tensor whose merged elements fit the room for drafts is read once. If all its sources fit the pool, they stay until
 // the sample is taken; otherwise the sample is read beforehand, in short runs, which pays for large tensors only.
@@ -20,13 +20,13 @@
 namespace braid {
 namespace {
 
-// 8 MiB of bf16. Such a window of a cached file is mapped by whole huge pages but for its ends: 0.3 s of system time in the
-// warm merge of 1.24 B, with 2 MiB windows 0.6 s.
+// 8 MiB of bf16. Such a window of a cached file is mapped by whole huge pages but for its ends: 0.3 s of system time in
+// the warm merge of 1.24 B, with 2 MiB windows 0.6 s.
 constexpr uint64_t kLargestTile = 64 * kReductionBlock;
 // What selection needs beside accumulators, per thread: ops/bracket.cc and ops/task_vector_draft.cc.
 constexpr uint64_t kSelectionTables = kHighBins * sizeof(uint32_t) + (128 << 10);
-// Entries that a bracket leaves open: 1 % hold three standard deviations of a sample of kSampleLanes, the rest is for rows
-// that differ. When it is not enough the draft starts anew with histograms.
+// Entries that a bracket leaves open: 1 % hold three standard deviations of a sample of kSampleLanes, the rest is for
+// rows that differ. When it is not enough the draft starts anew with histograms.
 constexpr double kOpenShare = 0.012;
 constexpr uint64_t kPage = 4096;
 constexpr uint64_t kMostMaps = 16'384;
@@ -38,11 +38,13 @@ uint64_t CatalogueBytes(const Plan& plan) {
   for (const Checkpoint& checkpoint : plan.checkpoints) bytes += checkpoint.MemoryBytes();
   for (const Coefficients& c : plan.coefficients) bytes += 96 + c.model.size() * (24 + c.shared.size() * 16);
   for (const PlannedShard& shard : plan.shards) bytes += 128 + shard.header.size();
-  const uint64_t per_tensor = sizeof(PlannedTensor) + sizeof(PlannedScope) + 256 + plan.most_models * sizeof(TensorSource);
+  const uint64_t per_tensor =
+      sizeof(PlannedTensor) + sizeof(PlannedScope) + 256 + plan.most_models * sizeof(TensorSource);
   for (const PlannedScope& scope : plan.scopes) bytes += scope.known.capacity() * sizeof(ModelStatistics);
   if (!plan.statistics.directory.empty()) bytes += StatisticsKeeper::MemoryBytes(plan.models.size());
   for (const PlannedTensor& tensor : plan.tensors)
-    for (const MappedRows& rows : tensor.rows) bytes += sizeof(MappedRows) + (rows.map != nullptr ? rows.map->MemoryBytes() : 0);
+    for (const MappedRows& rows : tensor.rows)
+      bytes += sizeof(MappedRows) + (rows.map != nullptr ? rows.map->MemoryBytes() : 0);
   bytes += plan.tokenizer.MemoryBytes() + RowReader::MemoryBytes(plan);
   return bytes + plan.tensors.size() * per_tensor + plan.recipe.text.size() * 4;
 }
@@ -50,14 +52,17 @@ uint64_t CatalogueBytes(const Plan& plan) {
 uint64_t LargestTileCost(const Plan& plan, uint64_t elements) {
   uint64_t cost = 0;
   for (const PlannedTensor& tensor : plan.tensors)
-    cost = std::max(cost, TileCost(plan, tensor, std::min(plan.TileElements(tensor, elements), std::max<uint64_t>(tensor.elements, 1))));
+    cost = std::max(
+        cost,
+        TileCost(plan, tensor, std::min(plan.TileElements(tensor, elements), std::max<uint64_t>(tensor.elements, 1))));
   return cost;
 }
 
 uint64_t BufferBytes(const Plan& plan, uint64_t tile_elements) {
   uint64_t bytes = 4096;
   for (const PlannedTensor& tensor : plan.tensors)
-    bytes = std::max(bytes, std::min(plan.TileElements(tensor, tile_elements), tensor.elements) * static_cast<uint64_t>(DTypeBits(tensor.type)) / 8);
+    bytes = std::max(bytes, std::min(plan.TileElements(tensor, tile_elements), tensor.elements) *
+                                static_cast<uint64_t>(DTypeBits(tensor.type)) / 8);
   return bytes + kPage;  // a tile begins at the same place within a page as it will in its file
 }
 
@@ -79,7 +84,8 @@ ScopeNeeds NeedsOf(const Plan& plan, const PlannedScope& scope, Approach approac
     const RoundSpec spec = merger->round(r);
     needs.workspace = std::max<uint64_t>(needs.workspace, spec.scratch_bytes);
     needs.accumulator = std::max<uint64_t>(needs.accumulator, spec.accumulator_bytes);
-    needs.sums = std::max<uint64_t>(needs.sums, spec.sums * (blocks + 1) * sizeof(double) + spec.kept_bytes);   // and the totals
+    needs.sums =
+        std::max<uint64_t>(needs.sums, spec.sums * (blocks + 1) * sizeof(double) + spec.kept_bytes);  // and the totals
     needs.kept = std::max<uint64_t>(needs.kept, spec.kept_bytes);
     needs.drafts |= spec.draft;
     needs.samples |= spec.sample;
@@ -191,7 +197,8 @@ void ChooseApproaches(Plan* plan, const PlanOptions& options, const std::vector<
     if (fits && (resident(*scope) || spread_sample_pays(*scope))) use(scope, Approach::kDraft);
     else if (!resident(*scope) && spread_sample_pays(*scope)) use(scope, Approach::kSampled);
   }
-  for (PlannedScope& scope : plan->scopes) scope.resident = scope.rounds > 1 && scope.tensors.size() == 1 && resident(scope);
+  for (PlannedScope& scope : plan->scopes)
+    scope.resident = scope.rounds > 1 && scope.tensors.size() == 1 && resident(scope);
 }
 
 // Decisions are kept for the merge where they take little of the pool, and not at the price of reading a tensor twice.
@@ -223,19 +230,30 @@ void CountBytes(Plan* plan) {
     for (uint32_t r = 0; r < scope.rounds; ++r)
       if (copy || (!merger->round(r).sample && (r == 0 || !merger->round(r - 1).draft))) rounds.push_back(r);
     const auto reads = static_cast<uint32_t>(rounds.size());
-    if (totals.read_per_round.size() < reads) totals.read_per_round.insert(totals.read_per_round.begin(), reads - totals.read_per_round.size(), 0);
+    if (totals.read_per_round.size() < reads)
+      totals.read_per_round.insert(totals.read_per_round.begin(), reads - totals.read_per_round.size(), 0);
     for (uint32_t index : scope.tensors) {
       const PlannedTensor& tensor = plan->tensors[index];
       totals.parameters += tensor.elements;
       (!copy ? totals.merged : tensor.action == TensorAction::kCopy ? totals.copied : totals.unchanged) += 1;
       if (!copy) totals.merged_elements += tensor.elements;
       uint64_t largest_round = 0, all_rounds = 0;
+      std::vector<bool> was_read(tensor.models.size() + 1);
       for (uint32_t i = 0; i < reads; ++i) {
-        uint64_t bytes = 0;
+        uint64_t bytes = 0, for_padding = 0;   // which a reader takes the mean for when it first meets it
+        bool reads_any = false;
+        const auto read = [&](size_t slot) {
+          const uint64_t once = FileBytes(*plan, tensor, slot);
+          const RowMap* rows = tensor.RowsAt(slot);
+          bytes += once, reads_any |= tensor.SourceAt(slot).present();
+          if (!was_read[slot] && rows != nullptr && rows->Has(RowRun::Kind::kPadding)) for_padding += once;
+          was_read[slot] = true;
+        };
         for (size_t m = 0; m < tensor.models.size(); ++m)
-          if (copy || merger->Reads(rounds[i], m, plan->coefficients[tensor.coefficients])) bytes += BytesOf(*plan, tensor, m + 1);
-        if (bytes > 0 || i + 1 == reads) bytes += BytesOf(*plan, tensor, 0);
-        if (!scope.resident) totals.read_per_round[i + totals.read_per_round.size() - reads] += bytes;
+          if (copy || merger->Reads(rounds[i], m, plan->coefficients[tensor.coefficients])) read(m + 1);
+        if (reads_any || i + 1 == reads) read(0);
+        totals.read_per_round[i + totals.read_per_round.size() - reads] += (scope.resident ? 0 : bytes) + for_padding;
+        totals.bytes_read += for_padding;
         largest_round = std::max(largest_round, bytes);
         all_rounds += bytes;
       }
@@ -271,14 +289,14 @@ void PlanScopes(Plan* plan) {
               [&](uint32_t a, uint32_t b) { return plan->tensors[a].name < plan->tensors[b].name; });
     PlannedScope scope{.tensors = std::move(whole_model)};
     for (const PlannedTensor& tensor : plan->tensors)  // the zeros of unchanged tensors are entries too
-      if (tensor.action == TensorAction::kMerge || tensor.action == TensorAction::kKeep) scope.elements += tensor.elements;
+      if (tensor.action == TensorAction::kMerge || tensor.action == TensorAction::kKeep)
+        scope.elements += tensor.elements;
     plan->scopes.push_back(std::move(scope));
   }
 }
 
 void PlanMemory(Plan* plan, const PlanOptions& options) {
   MemoryPlan& m = plan->memory;
-  m.budget = options.memory > 0 ? options.memory : DefaultMemory();
   m.threads = options.threads > 0 ? options.threads : DefaultThreads();
   PlanRounds(plan);
   m.catalogue = CatalogueBytes(*plan);
@@ -291,11 +309,8 @@ void PlanMemory(Plan* plan, const PlanOptions& options) {
   const uint64_t fixed = m.catalogue + m.scratch;
   const uint64_t smallest_tile = LargestTileCost(*plan, kReductionBlock);
   m.least = fixed + 2 * BufferBytes(*plan, kReductionBlock) + accumulator + sums + 2 * smallest_tile;
-  if (m.budget < m.least) {
-    const uint64_t mebibytes = (m.least + (1 << 20) - 1) >> 20;
-    throw Error(ErrorCode::kMemory, fmt::format("this merge does not fit in {} MiB of memory", m.budget >> 20))
-        .Hint(fmt::format("the smallest --memory that works is {}MiB", mebibytes));
-  }
+  m.least = std::max(m.least, m.planning - std::min(m.planning, kPlanningAllowance));
+  if (m.budget < m.least) throw DoesNotFit(m.budget, m.least);
   const auto threads = static_cast<uint64_t>(m.threads);
   const auto buffers_for = [&](uint64_t tile) {
     const uint64_t bytes = BufferBytes(*plan, tile), rest = m.budget - fixed;
@@ -310,7 +325,8 @@ void PlanMemory(Plan* plan, const PlanOptions& options) {
   const auto wanted = [&](uint64_t tile) {
     return accumulator * threads + sums + (2 * threads + 2) * LargestTileCost(*plan, tile);
   };
-  while (options.tile_elements == 0 && m.tile_elements > kReductionBlock && pool_for(m.tile_elements) < wanted(m.tile_elements))
+  while (options.tile_elements == 0 && m.tile_elements > kReductionBlock &&
+         pool_for(m.tile_elements) < wanted(m.tile_elements))
     m.tile_elements /= 2;
   m.buffers = static_cast<uint32_t>(buffers_for(m.tile_elements));
   m.buffer_bytes = BufferBytes(*plan, m.tile_elements);
@@ -318,8 +334,10 @@ void PlanMemory(Plan* plan, const PlanOptions& options) {
   const uint64_t for_tiles = sums + 2 * LargestTileCost(*plan, m.tile_elements);
   if (m.pool < for_tiles + accumulator)  // only a test that fixes the tile gets here
     throw Error(ErrorCode::kMemory, "these tiles do not fit the budget");
-  m.accumulators = accumulator == 0 ? 1
-                                    : static_cast<uint32_t>(std::clamp<uint64_t>((m.pool - for_tiles) / 2 / accumulator, 1, threads));
+  m.accumulators =
+      accumulator == 0
+          ? 1
+          : static_cast<uint32_t>(std::clamp<uint64_t>((m.pool - for_tiles) / 2 / accumulator, 1, threads));
   const std::vector<PlannedScope*> draftable = DraftableScopes(plan, options);
   const uint64_t spare = m.pool - for_tiles - accumulator * m.accumulators;
   PlanDrafts(plan, draftable, std::min(spare, m.pool / 4 * 3));

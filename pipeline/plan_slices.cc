@@ -59,8 +59,8 @@ size_t CommonComponents(std::string_view a, std::string_view b) {
   return common;
 }
 
-// A tower beside the layers, such as the vision part of a multimodal model: something that has numbered layers of its own,
-// none of which are stacked.
+// A tower beside the layers, such as the vision part of a multimodal model: something that has numbered layers of its
+// own, none of which are stacked.
 bool IsInAnotherTower(std::string_view name, const std::vector<std::string>& stacked, const LayerStacks& stacks) {
   return std::all_of(stacked.begin(), stacked.end(), [&](const std::string& stack) {
     const size_t common = CommonComponents(name, stack);
@@ -70,10 +70,12 @@ bool IsInAnotherTower(std::string_view name, const std::vector<std::string>& sta
   });
 }
 
-// Embeddings of tokens and positions, and what belongs to them, by the names that architectures give them. Everything
-// else outside the layers is taken to be behind them: final norms, poolers, heads.
+// Embeddings of tokens and positions, and what belongs to them, and what makes the first states of pictures and sound,
+// by the names that architectures give them. Everything else outside the layers is taken to be behind them: final
+// norms, poolers, heads.
 bool IsEmbedding(std::string_view name) {
-  constexpr std::array<std::string_view, 4> kNames = {"wte", "wpe", "shared", "project_in"};
+  constexpr auto kNames = std::to_array<std::string_view>({"wte", "wpe", "shared", "project_in", "patch_conv", "conv1",
+                                                           "conv2", "ln_pre", "pre_layrnorm", "pre_layernorm"});
   for (size_t begin = 0; begin <= name.size();) {
     const size_t end = std::min(name.find('.', begin), name.size());
     const std::string_view component = name.substr(begin, end - begin);
@@ -108,8 +110,9 @@ struct SlicedModel::Module {
 
 SlicedModel::SlicedModel(const Plan& plan) : plan_(plan) {
   const auto source_of = [&](const RecipeModel& model) {
-    const auto found = std::find_if(plan.checkpoints.begin(), plan.checkpoints.end(),
-                                    [&](const Checkpoint& checkpoint) { return checkpoint.reference == model.reference; });
+    const auto found =
+        std::find_if(plan.checkpoints.begin(), plan.checkpoints.end(),
+                     [&](const Checkpoint& checkpoint) { return checkpoint.reference == model.reference; });
     const auto index = static_cast<uint32_t>(found - plan.checkpoints.begin());
     if (!stacks_.contains(index)) stacks_.emplace(index, std::make_unique<LayerStacks>(*found));
     return SourceGroup::Source{index, &model};
@@ -124,6 +127,7 @@ SlicedModel::SlicedModel(const Plan& plan) : plan_(plan) {
       group.settings = {&slice.settings, &recipe.settings};
     }
   }
+  CheckModules();
   for (const auto& module : modules_) {
     if (!module->recipe->slices.front().leader().layers) continue;
     ChooseStacks(module.get());
@@ -138,9 +142,29 @@ const SlicedModel::Module& SlicedModel::ModuleOf(std::string_view tensor) const 
   std::vector<std::string_view> names;
   for (const auto& module : modules_) names.push_back(module->recipe->name);
   if (const auto owner = OwnerOf(tensor, names)) return *modules_[*owner];
-  throw RecipeError(plan_.recipe, modules_.front()->recipe->where,
-                    fmt::format("no module takes the tensor '{}': the modules are {}", Printable(tensor), fmt::join(names, ", ")))
+  throw RecipeError(
+      plan_.recipe, modules_.front()->recipe->where,
+      fmt::format("no module takes the tensor '{}': the modules are {}", Printable(tensor), fmt::join(names, ", ")))
       .Hint("name a module after a part of the tensor's name, or 'default' for all that is left");
+}
+
+// A module that nothing belongs to has a name that is not understood.
+void SlicedModel::CheckModules() const {
+  std::set<const Module*> without;
+  for (const auto& module : modules_) without.insert(module.get());
+  for (const Checkpoint& checkpoint : plan_.checkpoints)
+    for (size_t t = 0; t < checkpoint.tensors.size() && !without.empty(); ++t)
+      without.erase(&ModuleOf(checkpoint.tensors[t].info.name));
+  for (const auto& module : modules_) {
+    if (!without.contains(module.get())) continue;
+    const SourceGroup::Source& leader = module->groups.front().leader();
+    const LayerStacks& stacks = StacksOf(leader.checkpoint);
+    throw RecipeError(plan_.recipe, module->recipe->where,
+                      fmt::format("no tensor belongs to the module {}: the layers of {} are {}",
+                                  Quoted(module->recipe->name), Printable(CheckpointOf(leader).reference),
+                                  stacks.all().empty() ? "not numbered" : StacksText(stacks)))
+        .Hint("name a module after a part of its tensors' names");
+  }
 }
 
 // Which of a model's stacks the layers of slices are: its only one, or those of which its config.json gives the number.
@@ -152,19 +176,22 @@ void SlicedModel::ChooseStacks(Module* module) const {
     if (&ModuleOf(stack) == module) module->stacks.push_back(stack);
   const std::string name = Printable(checkpoint.reference);
   if (module->stacks.empty())
-    throw RecipeError(plan_.recipe, module->recipe->where,
-                      fmt::format("{} has no numbered layers to slice{}: {}", name,
-                                  module->recipe->name.empty() ? "" : " in this module",
-                                  stacks.all().empty() ? "none of its tensors has a number in its name" : "it has " + StacksText(stacks)));
+    throw RecipeError(
+        plan_.recipe, module->recipe->where,
+        fmt::format(
+            "{} has no numbered layers to slice{}: {}", name, module->recipe->name.empty() ? "" : " in this module",
+            stacks.all().empty() ? "none of its tensors has a number in its name" : "it has " + StacksText(stacks)));
   if (module->stacks.size() == 1) return;
   const std::vector<uint64_t> declared = DeclaredLayerCounts(checkpoint.config);
   std::vector<std::string> chosen;
   for (const std::string& stack : module->stacks)
-    if (std::find(declared.begin(), declared.end(), LayerStacks::Count(*stacks.Find(stack))) != declared.end()) chosen.push_back(stack);
+    if (std::find(declared.begin(), declared.end(), LayerStacks::Count(*stacks.Find(stack))) != declared.end())
+      chosen.push_back(stack);
   if (!chosen.empty()) module->stacks = std::move(chosen);
   if (module->stacks.size() == 1 || AreHalvesOfOne(stacks, module->stacks)) return;
-  throw RecipeError(plan_.recipe, module->recipe->where,
-                    fmt::format("which layers are meant cannot be told from the names: {} has {}", name, StacksText(stacks)))
+  throw RecipeError(
+      plan_.recipe, module->recipe->where,
+      fmt::format("which layers are meant cannot be told from the names: {} has {}", name, StacksText(stacks)))
       .Hint("say it with modules: each is named after a part of these names, and has slices or models of its own");
 }
 
@@ -190,13 +217,14 @@ void SlicedModel::CheckRange(const SourceGroup::Source& source, std::string_view
   if (layers == nullptr)
     throw RecipeError(plan_.recipe, source.model->where,
                       fmt::format("{} has no layers named {}.N: {}", name, stack_name,
-                                  stacks.all().empty() ? "none of its tensors has a number in its name" : "it has " + StacksText(stacks)))
+                                  stacks.all().empty() ? "none of its tensors has a number in its name"
+                                                       : "it has " + StacksText(stacks)))
         .Hint("only models of one architecture can be merged");
   const uint64_t count = LayerStacks::Count(*layers);
   if (range.end > count)
     throw RecipeError(plan_.recipe, range.where,
-                      fmt::format("layer_range [{}, {}] reaches beyond the layers of {}: {} has {}, numbered 0 to {}", range.begin,
-                                  range.end, name, stack_name, count, count - 1));
+                      fmt::format("layer_range [{}, {}] reaches beyond the layers of {}: {} has {}, numbered 0 to {}",
+                                  range.begin, range.end, name, stack_name, count, count - 1));
   uint64_t next = range.begin;
   for (auto layer = layers->lower_bound(range.begin); layer != layers->end() && layer->first == next; ++layer) ++next;
   if (next < range.end)
@@ -230,16 +258,22 @@ void SlicedModel::ForEach(const std::function<void(WantedTensor)>& visit) const 
         continue;
       }
       if (!seen.insert(name).second) continue;
-      const bool before = IsEmbedding(name) || IsInAnotherTower(name, module.stacks, StacksOf(module.groups.front().leader().checkpoint));
-      visit({.name = name, .groups = module.GroupsAround(before), .position = module.rearranged() ? 0 : positions.Of(name), .guess = t});
+      const bool before = IsEmbedding(name) ||
+                          IsInAnotherTower(name, module.stacks, StacksOf(module.groups.front().leader().checkpoint));
+      visit({.name = name,
+             .groups = module.GroupsAround(before),
+             .position = module.rearranged() ? 0 : positions.Of(name),
+             .guess = t});
     }
   }
 }
 
-void SlicedModel::VisitStack(const Module& module, const std::string& stack, const std::function<void(WantedTensor)>& visit) const {
+void SlicedModel::VisitStack(const Module& module, const std::string& stack,
+                             const std::function<void(WantedTensor)>& visit) const {
   uint64_t output = 0;
   for (const SourceGroup& group : module.groups)
-    for (uint64_t layer = 0; layer < group.leader().model->layers->size(); ++layer) VisitLayer(group, stack, layer, output++, visit);
+    for (uint64_t layer = 0; layer < group.leader().model->layers->size(); ++layer)
+      VisitLayer(group, stack, layer, output++, visit);
 }
 
 // What the leader has in its layer, in its order, then what only others have.
@@ -263,7 +297,8 @@ std::vector<StackedLayers> SlicedModel::Stacks() const {
   std::vector<StackedLayers> stacks;
   for (const auto& module : modules_)
     for (const std::string& stack : module->stacks) {
-      StackedLayers& stacked = stacks.emplace_back(StackedLayers{.stack = stack, .layers = {}, .where = module->recipe->where});
+      StackedLayers& stacked =
+          stacks.emplace_back(StackedLayers{.stack = stack, .layers = {}, .where = module->recipe->where});
       for (const SourceGroup& group : module->groups)
         for (uint64_t layer = 0; layer < group.leader().model->layers->size(); ++layer)
           stacked.layers.push_back({group.leader().checkpoint, group.leader().model->layers->begin + layer});
@@ -287,10 +322,12 @@ std::vector<RecipeWarning> SlicedModel::Differences() const {
   for (const auto& module : modules_) {
     const size_t first = module->groups.front().models.size(), last = module->groups.back().models.size();
     if (last > first)
-      warnings.push_back({fmt::format("for the tensors behind the layers (final norm, head) mergekit passes over {} of the {} sources of "
-                                      "the last slice; here all are merged",
-                                      last - first, last + module->groups.back().base.has_value()),
-                          module->recipe->slices.back().where});
+      warnings.push_back(
+          {fmt::format(
+               "for the tensors behind the layers (final norm, head) mergekit passes over {} of the {} sources of "
+               "the last slice; here all are merged",
+               last - first, last + module->groups.back().base.has_value()),
+           module->recipe->slices.back().where});
   }
   return warnings;
 }

@@ -73,6 +73,7 @@ class SlicedModel {
  private:
   struct Module;
 
+  void CheckModules() const;
   void ChooseStacks(Module* module) const;
   void CheckRanges(const Module& module) const;
   void CheckRange(const SourceGroup::Source& source, std::string_view stack) const;
@@ -80,7 +81,9 @@ class SlicedModel {
   void VisitLayer(const SourceGroup& group, std::string_view stack, uint64_t layer, uint64_t output,
                   const std::function<void(WantedTensor)>& visit) const;
   const LayerStacks& StacksOf(uint32_t checkpoint) const { return *stacks_.at(checkpoint); }
-  const Checkpoint& CheckpointOf(const SourceGroup::Source& source) const { return plan_.checkpoints[source.checkpoint]; }
+  const Checkpoint& CheckpointOf(const SourceGroup::Source& source) const {
+    return plan_.checkpoints[source.checkpoint];
+  }
   const Module& ModuleOf(std::string_view tensor) const;
 
   const Plan& plan_;

@@ -15,10 +15,18 @@
 namespace braid {
 namespace {
 
-uint32_t OpenOnce(Plan* plan, const std::string& reference) {
+// `where`: the first place in the recipe that names it.
+uint32_t OpenOnce(Plan* plan, const std::string& reference, Location where) {
   for (size_t i = 0; i < plan->checkpoints.size(); ++i)
     if (plan->checkpoints[i].reference == reference) return static_cast<uint32_t>(i);
-  plan->checkpoints.push_back(OpenCheckpoint(reference));
+  try {
+    plan->checkpoints.push_back(OpenCheckpoint(reference));
+  } catch (const Error& error) {
+    // A broken file is no fault of the recipe.
+    if (error.code() == ErrorCode::kUsage || error.code() == ErrorCode::kIncompatible)
+      throw AskedForAt(error, plan->recipe, where);
+    throw;
+  }
   for (const std::string& warning : plan->checkpoints.back().warnings) plan->warnings.push_back(warning);
   return static_cast<uint32_t>(plan->checkpoints.size() - 1);
 }
@@ -26,7 +34,7 @@ uint32_t OpenOnce(Plan* plan, const std::string& reference) {
 // Each source once.
 void OpenSourcesOfSlices(Plan* plan) {
   const auto open = [&](const RecipeModel& model) {
-    const uint32_t opened = OpenOnce(plan, model.reference);
+    const uint32_t opened = OpenOnce(plan, model.reference, model.where);
     const bool known = std::find(plan->models.begin(), plan->models.end(), opened) != plan->models.end();
     if (!known && static_cast<int32_t>(opened) != plan->base) plan->models.push_back(opened);
   };
@@ -51,7 +59,8 @@ bool DifferInRowsOnly(const std::vector<uint64_t>& a, const std::vector<uint64_t
 
 std::string ShapeHint(std::string_view name, const std::vector<uint64_t>& a, const std::vector<uint64_t>& b) {
   if ((IsEmbedding(name) || IsOutputHead(name)) && DifferInRowsOnly(a, b))
-    return "the models have different vocabularies: align them with 'tokenizer_source' (in TOML 'tokenizer'), the base's "
+    return "the models have different vocabularies: align them with 'tokenizer_source' (in TOML 'tokenizer'), the "
+           "base's "
            "with \"base\", all of them with \"union\"";
   return "only models of one architecture can be merged";
 }
@@ -86,13 +95,21 @@ class TensorPlanner {
   TensorSource Find(uint32_t checkpoint, const std::string& name, uint32_t guess);
   TensorSource LentByBase(const SourceGroup& group, const PlannedTensor& tensor);
   bool HandleMissing(const WantedTensor& wanted, const SourceGroup& group, PlannedTensor* tensor);
-  void CheckShapesAndTypes(PlannedTensor* tensor);
+  void CheckShapesAndTypes(const SourceGroup& group, PlannedTensor* tensor);
   void Resolve(const WantedTensor& wanted, const SourceGroup& group, PlannedTensor* tensor);
   uint32_t Intern(Coefficients c);
   void CheckModelScope();
   void ChooseConfigType();
   const std::string& ReferenceOf(const TensorSource& source) const {
     return plan_.checkpoints[static_cast<size_t>(source.checkpoint)].reference;
+  }
+  Location PlaceOf(const SourceGroup::Source& source) const {
+    return source.model != nullptr ? source.model->where : plan_.recipe.base_where;
+  }
+  // Of sources that do not fit together: the place of the one that is blamed.
+  Error Unfit(const std::string& tensor, std::string message, std::string hint, Location where) const {
+    return AskedForAt(Error(ErrorCode::kIncompatible, std::move(message)).Tensor(tensor).Hint(std::move(hint)),
+                      plan_.recipe, where);
   }
 
   Plan& plan_;
@@ -140,7 +157,8 @@ void TensorPlanner::PlanSlices() {
     const auto group = std::find_if(wanted.groups.begin(), wanted.groups.end(),
                                     [&](const SourceGroup* candidate) { return HasSource(wanted, *candidate); });
     if (group != wanted.groups.end()) return PlanOne(wanted, **group);
-    plan_.warnings.push_back(fmt::format("{} is left out: neither the first nor the last slice has a source with it", Printable(wanted.name)));
+    plan_.warnings.push_back(fmt::format("{} is left out: neither the first nor the last slice has a source with it",
+                                         Printable(wanted.name)));
   });
   for (const PlannedTensor& tensor : plan_.tensors) names_.push_back(tensor.name);   // for filters on what comes out
   for (RecipeWarning& warning : sliced.Differences()) plan_.recipe.warnings.push_back(std::move(warning));
@@ -152,7 +170,8 @@ void TensorPlanner::RearrangeConfig(const SlicedModel& sliced) {
   const ModelConfig donor = plan_.donor_config;
   for (const StackedLayers& stacked : sliced.Stacks()) {
     std::vector<LayerOrigin> origins;
-    for (const auto& [checkpoint, layer] : stacked.layers) origins.push_back({&plan_.checkpoints[checkpoint].config, layer});
+    for (const auto& [checkpoint, layer] : stacked.layers)
+      origins.push_back({&plan_.checkpoints[checkpoint].config, layer});
     plan_.donor_config.text = ConfigWithLayers(donor, std::move(plan_.donor_config.text), stacked.stack,
                                                sliced.LayersOf(plan_.Donor(), stacked.stack), origins, &plan_.warnings);
   }
@@ -191,7 +210,9 @@ TensorSource TensorPlanner::Find(uint32_t index, const std::string& name, uint32
 // Who lends what is not merged: the base, wherever it stands among the sources; else the first of them.
 SourceGroup::Source TensorPlanner::LenderOf(const SourceGroup& group) const {
   if (group.base) return *group.base;
-  const auto is_base = [&](const SourceGroup::Source& source) { return static_cast<int32_t>(source.checkpoint) == plan_.base; };
+  const auto is_base = [&](const SourceGroup::Source& source) {
+    return static_cast<int32_t>(source.checkpoint) == plan_.base;
+  };
   const auto base = std::find_if(group.models.begin(), group.models.end(), is_base);
   if (base != group.models.end()) return *base;
   if (plan_.base >= 0 && plan_.recipe.modules.empty()) return {static_cast<uint32_t>(plan_.base), nullptr};
@@ -204,7 +225,8 @@ void TensorPlanner::PlanExcluded(const WantedTensor& wanted, const SourceGroup& 
   const TensorSource source = Find(lender.checkpoint, wanted.NameIn(lender), wanted.guess);
   if (!source.present()) {
     plan_.warnings.push_back(fmt::format("{} is left out: the recipe excludes it, and {} does not have it",
-                                         Printable(wanted.name), Printable(plan_.checkpoints[lender.checkpoint].reference)));
+                                         Printable(wanted.name),
+                                         Printable(plan_.checkpoints[lender.checkpoint].reference)));
     return;
   }
   const TensorInfo& info = plan_.Info(source);
@@ -224,21 +246,24 @@ void TensorPlanner::CheckSomethingIsMerged() const {
 
 void TensorPlanner::PlanOne(const WantedTensor& wanted, const SourceGroup& group) {
   if (!IsMerged(plan_.recipe, wanted.name)) return PlanExcluded(wanted, group);
-  const auto find = [&](const SourceGroup::Source& source) { return Find(source.checkpoint, wanted.NameIn(source), wanted.guess); };
+  const auto find = [&](const SourceGroup::Source& source) {
+    return Find(source.checkpoint, wanted.NameIn(source), wanted.guess);
+  };
   PlannedTensor tensor;
   tensor.name = wanted.name;
   if (group.base) tensor.base = find(*group.base);
   for (const SourceGroup::Source& source : group.models) tensor.models.push_back(find(source));
   skip_weight_.assign(group.models.size(), 1);
   if (!HandleMissing(wanted, group, &tensor)) return;
-  CheckShapesAndTypes(&tensor);
+  CheckShapesAndTypes(group, &tensor);
   if (vocabulary_ != nullptr) vocabulary_->Align(&tensor);
   Resolve(wanted, group, &tensor);
   plan_.most_models = std::max(plan_.most_models, tensor.models.size());
   plan_.tensors.push_back(std::move(tensor));
 }
 
-// Where layers are rearranged, the base's tensor for a layer is that of its layer in the slice, if it is a source of it.
+// Where layers are rearranged, the base's tensor for a layer is that of its layer in the slice, if it is a source of
+// it.
 TensorSource TensorPlanner::LentByBase(const SourceGroup& group, const PlannedTensor& tensor) {
   if (plan_.recipe.modules.empty()) return Find(static_cast<uint32_t>(plan_.base), tensor.name, 0);
   for (size_t m = 0; m < group.models.size(); ++m)
@@ -250,9 +275,9 @@ TensorSource TensorPlanner::LentByBase(const SourceGroup& group, const PlannedTe
 bool TensorPlanner::HandleMissing(const WantedTensor& wanted, const SourceGroup& group, PlannedTensor* tensor) {
   const auto missing = [&](const SourceGroup::Source& source, std::string hint) {
     const std::string name = wanted.NameIn(source);
-    return Error(ErrorCode::kIncompatible, fmt::format("{} does not have {}", plan_.checkpoints[source.checkpoint].reference,
-                                                       name == wanted.name ? "it" : fmt::format("its source {}", Printable(name))))
-        .Tensor(tensor->name).Hint(std::move(hint));
+    const std::string what = name == wanted.name ? "it" : fmt::format("its source {}", Printable(name));
+    return Unfit(tensor->name, fmt::format("{} does not have {}", plan_.checkpoints[source.checkpoint].reference, what),
+                 std::move(hint), PlaceOf(source));
   };
   const OnMissing policy = plan_.recipe.on_missing;
   if (relative_ && !tensor->base.present()) {
@@ -274,7 +299,8 @@ bool TensorPlanner::HandleMissing(const WantedTensor& wanted, const SourceGroup&
       throw missing(group.models[m],
                     "on_missing = \"base\" takes the base's tensor for it, \"skip\" merges the others without it");
     } else if (policy == OnMissing::kBase) {
-      if (!lender.present()) throw missing(group.models[m], "the base does not have it either; on_missing = \"skip\" merges the others");
+      if (!lender.present())
+        throw missing(group.models[m], "the base does not have it either; on_missing = \"skip\" merges the others");
       tensor->models[m] = lender;
     } else {
       skip_weight_[m] = 0;
@@ -284,24 +310,27 @@ bool TensorPlanner::HandleMissing(const WantedTensor& wanted, const SourceGroup&
   return true;
 }
 
-void TensorPlanner::CheckShapesAndTypes(PlannedTensor* tensor) {
+void TensorPlanner::CheckShapesAndTypes(const SourceGroup& group, PlannedTensor* tensor) {
   std::vector<TensorSource> sources;
-  if (tensor->base.present()) sources.push_back(tensor->base);
-  for (const TensorSource& source : tensor->models)
-    if (source.present()) sources.push_back(source);
+  std::vector<Location> places;
+  const auto add = [&](const TensorSource& source, const SourceGroup::Source& of) {
+    if (source.present()) sources.push_back(source), places.push_back(PlaceOf(of));
+  };
+  if (group.base) add(tensor->base, *group.base);
+  for (size_t m = 0; m < group.models.size(); ++m) add(tensor->models[m], group.models[m]);
   const TensorInfo& first = plan_.Info(sources.front());
   tensor->shape = first.shape;
   tensor->elements = first.elements;
   bool all_lanes = true;
   std::optional<DType> promoted;
   const bool by_token = vocabulary_ != nullptr && vocabulary_->Covers(*tensor);
-  for (const TensorSource& source : sources) {
-    const TensorInfo& info = plan_.Info(source);
+  for (size_t s = 0; s < sources.size(); ++s) {
+    const TensorInfo& info = plan_.Info(sources[s]);
     if (by_token ? !DifferInRowsOnly(info.shape, first.shape) : info.shape != first.shape)
-      throw Error(ErrorCode::kIncompatible,
-                  fmt::format("its shape is {} in {} but {} in {}", ShapeText(first.shape), ReferenceOf(sources.front()),
-                              ShapeText(info.shape), ReferenceOf(source)))
-          .Tensor(tensor->name).Hint(ShapeHint(tensor->name, info.shape, first.shape));
+      throw Unfit(tensor->name,
+                  fmt::format("its shape is {} in {} but {} in {}", ShapeText(first.shape),
+                              ReferenceOf(sources.front()), ShapeText(info.shape), ReferenceOf(sources[s])),
+                  ShapeHint(tensor->name, info.shape, first.shape), places[s]);
     if (IsLaneType(info.dtype)) promoted = promoted ? PromoteLaneTypes(*promoted, info.dtype) : info.dtype;
     else all_lanes = false;
   }
@@ -311,13 +340,12 @@ void TensorPlanner::CheckShapesAndTypes(PlannedTensor* tensor) {
     tensor->bytes = tensor->elements * static_cast<uint64_t>(LaneBytes(tensor->type));
     return;
   }
-  for (const TensorSource& source : sources)
-    if (plan_.Info(source).dtype != first.dtype)
-      throw Error(ErrorCode::kIncompatible,
+  for (size_t s = 0; s < sources.size(); ++s)
+    if (const DType type = plan_.Info(sources[s]).dtype; type != first.dtype)
+      throw Unfit(tensor->name,
                   fmt::format("its type is {} in {} but {} in {}", DTypeName(first.dtype), ReferenceOf(sources.front()),
-                              DTypeName(plan_.Info(source).dtype), ReferenceOf(source)))
-          .Tensor(tensor->name)
-          .Hint("tensors that are not floating point must be the same in all sources");
+                              DTypeName(type), ReferenceOf(sources[s])),
+                  "tensors that are not floating point must be the same in all sources", places[s]);
   tensor->action = TensorAction::kCopy;
   tensor->type = first.dtype;
   tensor->bytes = first.bytes;
@@ -335,7 +363,8 @@ void TensorPlanner::Resolve(const WantedTensor& wanted, const SourceGroup& group
     }
     for (size_t m = 0; m < c.model.size(); ++m) {
       const SourceGroup::Source& source = group.models[m];
-      c.model[m][p] = ResolveParameter(plan_.recipe, source.model, specs[p], wanted.NameIn(source), wanted.position, group.settings);
+      c.model[m][p] = ResolveParameter(plan_.recipe, source.model, specs[p], wanted.NameIn(source), wanted.position,
+                                       group.settings);
       if (specs[p].name == "weight") c.model[m][p] *= skip_weight_[m];
     }
   }
@@ -343,7 +372,8 @@ void TensorPlanner::Resolve(const WantedTensor& wanted, const SourceGroup& group
     c.shared[static_cast<size_t>(plan_.method->IndexOf("lambda"))] *= plan_.recipe.layer_scale->At(wanted.position);
   if (plan_.method->check != nullptr && tensor->action == TensorAction::kMerge)
     if (const std::string wrong = plan_.method->check(*plan_.method, c); !wrong.empty())
-      throw RecipeError(plan_.recipe, plan_.recipe.method_where, fmt::format("for tensor '{}' {}", Printable(tensor->name), wrong));
+      throw RecipeError(plan_.recipe, plan_.recipe.method_where,
+                        fmt::format("for tensor '{}' {}", Printable(tensor->name), wrong));
   tensor->coefficients = Intern(std::move(c));
 }
 
@@ -388,8 +418,9 @@ void TensorPlanner::ChooseConfigType() {
 }  // namespace
 
 void OpenSources(Plan* plan) {
-  if (plan->recipe.base) plan->base = static_cast<int32_t>(OpenOnce(plan, *plan->recipe.base));
-  for (const RecipeModel& model : plan->recipe.models) plan->models.push_back(OpenOnce(plan, model.reference));
+  if (plan->recipe.base) plan->base = static_cast<int32_t>(OpenOnce(plan, *plan->recipe.base, plan->recipe.base_where));
+  for (const RecipeModel& model : plan->recipe.models)
+    plan->models.push_back(OpenOnce(plan, model.reference, model.where));
   OpenSourcesOfSlices(plan);
   const Checkpoint& donor = plan->Donor();
   plan->donor_directory = donor.directory;

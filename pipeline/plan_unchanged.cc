@@ -38,7 +38,8 @@ void MarkUnchanged(Plan* plan) {
   const std::vector<bool> have_weight = plan->model_scope ? HaveWeight(*plan, weight) : std::vector<bool>();
   for (PlannedTensor& tensor : plan->tensors) {
     // Float64 is merged in float32, and rounded by that.
-    if (!tensor.rows.empty() || tensor.action != TensorAction::kMerge || tensor.type != plan->Info(tensor.base).dtype || tensor.type == DType::kF64)
+    if (!tensor.rows.empty() || tensor.action != TensorAction::kMerge || tensor.type != plan->Info(tensor.base).dtype ||
+        tensor.type == DType::kF64)
       continue;
     const Coefficients& c = plan->coefficients[tensor.coefficients];
     const auto adds_nothing = [&](size_t m) {

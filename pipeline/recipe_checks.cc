@@ -32,9 +32,10 @@ void CheckNumberOfModels(const MethodInfo& method, const Recipe& recipe, const s
   const std::string wanted = method.least_models == method.most_models ? fmt::format("{}", method.least_models)
                              : models < method.least_models            ? fmt::format("at least {}", method.least_models)
                                                                        : fmt::format("at most {}", method.most_models);
-  throw RecipeError(recipe, where,
-                    fmt::format("{} merges {} model{}{}, not {}", method.name, wanted, wanted.ends_with(" 1") || wanted == "1" ? "" : "s",
-                                relative ? " beside the base" : "", models));
+  throw RecipeError(
+      recipe, where,
+      fmt::format("{} merges {} model{}{}, not {}", method.name, wanted,
+                  wanted.ends_with(" 1") || wanted == "1" ? "" : "s", relative ? " beside the base" : "", models));
 }
 
 void CheckListedOnce(const Recipe& recipe, const std::vector<RecipeModel>& models) {
@@ -75,7 +76,8 @@ void AddBase(BaseUse use, Recipe* recipe) {
   } else if (use == BaseUse::kIsFirst) {
     const auto listed = std::find_if(recipe->models.begin(), recipe->models.end(),
                                      [&](const RecipeModel& model) { return model.reference == *recipe->base; });
-    if (listed == recipe->models.end()) recipe->models.insert(recipe->models.begin(), {*recipe->base, recipe->base_where, {}});
+    if (listed == recipe->models.end())
+      recipe->models.insert(recipe->models.begin(), {*recipe->base, recipe->base_where, {}});
     else std::rotate(recipe->models.begin(), listed, listed + 1);
   }
 }
@@ -117,8 +119,9 @@ void CheckOneNumber(const Recipe& recipe, const Settings& settings, std::string_
   for (const Setting& setting : found->second) {
     const std::string rule = fmt::format("with scope 'model' a {} is one number per model", parameter);
     if (!setting.filter.empty())
-      throw RecipeError(recipe, setting.where,
-                        fmt::format("{}, and cannot depend on the filter {}", rule, FilterText(recipe, setting.filter)));
+      throw RecipeError(
+          recipe, setting.where,
+          fmt::format("{}, and cannot depend on the filter {}", rule, FilterText(recipe, setting.filter)));
     if (setting.values.size() > 1)
       throw RecipeError(recipe, setting.where, fmt::format("{}, not a gradient", rule));
   }

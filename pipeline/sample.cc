@@ -42,10 +42,12 @@ std::vector<Run> RunsOf(const Plan& plan, const ScopeRun& scope) {
   size_t slot = 0;
   uint64_t begin = 0;   // of the tensor, among the elements of the scope
   for (uint64_t i = 0; i < count; ++i) {
-    const auto at = static_cast<uint64_t>(static_cast<double>(i) * static_cast<double>(all) / static_cast<double>(count));
+    const auto at =
+        static_cast<uint64_t>(static_cast<double>(i) * static_cast<double>(all) / static_cast<double>(count));
     while (at >= begin + plan.tensors[tensors[slot]].elements) begin += plan.tensors[tensors[slot++]].elements;
     const uint64_t elements = plan.tensors[tensors[slot]].elements;
-    if (elements < kRunLanes || !plan.tensors[tensors[slot]].rows.empty() || !scope.ReadsTensor(tensors[slot])) continue;
+    if (elements < kRunLanes || !plan.tensors[tensors[slot]].rows.empty() || !scope.ReadsTensor(tensors[slot]))
+      continue;
     runs.push_back({tensors[slot], std::min(at - begin, elements - kRunLanes)});
   }
   return runs;
@@ -69,7 +71,12 @@ class CachedFiles {
 class RunReader {
  public:
   RunReader(const Plan& plan, CachedFiles* cached, ScopeRun* scope)
-      : plan_(plan), cached_(*cached), scope_(*scope), scratch_(plan.most_models), files_(plan.most_models + 1), lanes_(plan.most_models),
+      : plan_(plan),
+        cached_(*cached),
+        scope_(*scope),
+        scratch_(plan.most_models),
+        files_(plan.most_models + 1),
+        lanes_(plan.most_models),
         bytes_((plan.most_models + 1) * kRunLanes * sizeof(double)) {}
 
   void Read(const Run& run, Accumulator* accumulator) {
@@ -118,7 +125,8 @@ void SampleTile(const LaneTile& tile, uint64_t elements, const Coefficients& coe
       return source;
     };
     std::transform(tile.models.begin(), tile.models.end(), models.begin(), from);
-    const LaneTile run{.first = at, .count = kResidentRunLanes, .tensor = tile.tensor, .base = from(tile.base), .models = models};
+    const LaneTile run{
+        .first = at, .count = kResidentRunLanes, .tensor = tile.tensor, .base = from(tile.base), .models = models};
     scope.merger()->Accumulate(scope.round(), coefficients, run, nullptr, scratch, accumulator, {});
   }
 }

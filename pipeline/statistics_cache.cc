@@ -155,7 +155,8 @@ class ScopeIndex {
       if (question.asked == 0) continue;
       if (const auto key = keys.Of(scope, model)) entries_.push_back({*key, s, question.keep_equals, question.asked});
     }
-    std::sort(entries_.begin(), entries_.end(), [](const Entry& a, const Entry& b) { return Order(a.key) < Order(b.key); });
+    std::sort(entries_.begin(), entries_.end(),
+              [](const Entry& a, const Entry& b) { return Order(a.key) < Order(b.key); });
   }
 
   bool empty() const { return entries_.empty(); }
@@ -184,7 +185,8 @@ bool MakesSense(const StatisticsRecord& record, std::span<const BinCount> bins, 
 }
 
 // The first record that answers goes: newer ones come first.
-void Use(const StatisticsRecord& record, std::span<const BinCount> bins, const ScopeIndex::Entry& entry, ModelStatistics* known) {
+void Use(const StatisticsRecord& record, std::span<const BinCount> bins, const ScopeIndex::Entry& entry,
+         ModelStatistics* known) {
   known->asked = entry.asked;
   known->keep_equals = entry.keep_equals;
   if (!bins.empty()) {

@@ -3,10 +3,10 @@
 // with other weights needs none of the rounds that find them.
 //
 // DIR holds a file per base, model and kind of scope, named by a hash of their paths. Its records are keyed by what
-// decides them: the identity of every file involved, the tensors' places in them, and the question. A file is identified
-// by its device, inode, size, mtime and the hash of its header; in a Hugging Face cache the blob's name, which is the hash
-// of its content, stands for inode and mtime. What no longer fits is never found, and dropped when the file is written
-// again.
+// decides them: the identity of every file involved, the tensors' places in them, and the question. A file is
+// identified by its device, inode, size, mtime and the hash of its header; in a Hugging Face cache the blob's name,
+// which is the hash of its content, stands for inode and mtime. What no longer fits is never found, and dropped when
+// the file is written again.
 #pragma once
 
 #include <chrono>
@@ -24,8 +24,8 @@ namespace braid {
 // `before_opening`: a time before the sources were opened. Files that cannot be used become warnings of the plan.
 void LoadStatistics(Plan* plan, const std::string& directory, std::chrono::system_clock::time_point before_opening);
 
-// What a merge finds out, on its way into the cache. A plan without a cache keeps nothing. Thread-safe. Never throws for
-// what goes wrong in the cache: it becomes a warning.
+// What a merge finds out, on its way into the cache. A plan without a cache keeps nothing. Thread-safe. Never throws
+// for what goes wrong in the cache: it becomes a warning.
 class StatisticsKeeper {
  public:
   explicit StatisticsKeeper(const Plan& plan);

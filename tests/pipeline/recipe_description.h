@@ -27,10 +27,11 @@ inline std::string Describe(const RecipeModel& model) {
 
 inline std::string Describe(const std::optional<RecipeTokenizer>& tokenizer) {
   if (!tokenizer) return "-";
-  std::string out = fmt::format("{} {} {}", static_cast<int>(tokenizer->source), tokenizer->model, tokenizer->pad_to_multiple_of);
+  std::string out =
+      fmt::format("{} {} {}", static_cast<int>(tokenizer->source), tokenizer->model, tokenizer->pad_to_multiple_of);
   for (const TokenRule& rule : tokenizer->tokens)
-    out += fmt::format(" [{} {} {} {} {} {}]", rule.token, static_cast<int>(rule.kind), rule.model, rule.of.value_or("-"),
-                       rule.id.value_or(0), rule.force);
+    out += fmt::format(" [{} {} {} {} {} {}]", rule.token, static_cast<int>(rule.kind), rule.model,
+                       rule.of.value_or("-"), rule.id.value_or(0), rule.force);
   return out;
 }
 
@@ -39,7 +40,8 @@ inline std::string Describe(const Recipe& recipe) {
                                 recipe.base.value_or("-"), Describe(recipe.tokenizer),
                                 static_cast<int>(recipe.on_missing), recipe.dtype ? TorchName(*recipe.dtype) : "-",
                                 recipe.out_dtype ? TorchName(*recipe.out_dtype) : "-");
-  if (recipe.layer_scale) out += fmt::format("layer_scale {} {}\n", recipe.layer_scale->alpha, recipe.layer_scale->beta);
+  if (recipe.layer_scale)
+    out += fmt::format("layer_scale {} {}\n", recipe.layer_scale->alpha, recipe.layer_scale->beta);
   if (recipe.chat_template) out += fmt::format("chat_template [{}]\n", recipe.chat_template->text);
   for (const NameFilter& filter : recipe.only) out += fmt::format("only {}\n", filter.glob);
   for (const NameFilter& filter : recipe.exclude) out += fmt::format("exclude {}\n", filter.glob);

@@ -201,13 +201,13 @@ void AddSparsifying(std::vector<Kernel>* kernels) {
     };
   }});
   kernels->push_back({"KeepDrawn/task vector", {Task()}, 0, []() -> Body {
-    return [draws = std::vector<uint32_t>(kBlockLanes + kLanePadding, 1), limits = std::vector<uint32_t>(kBlockLanes + kLanePadding, 2)](
-               const Block& b) {
-      auto* const d = static_cast<float*>(b.out);
-      std::memcpy(d, b.sources[0], b.n * sizeof(float));
-      KeepDrawn(draws.data(), limits.data(), b.n, d);
-    };
-  }});
+                        return [draws = std::vector<uint32_t>(kBlockLanes + kLanePadding, 1),
+                                limits = std::vector<uint32_t>(kBlockLanes + kLanePadding, 2)](const Block& b) {
+                          auto* const d = static_cast<float*>(b.out);
+                          std::memcpy(d, b.sources[0], b.n * sizeof(float));
+                          KeepDrawn(draws.data(), limits.data(), b.n, d);
+                        };
+                      }});
   kernels->push_back({"KeepKeys/task vector", {Task()}, 0, []() -> Body {
     return [key = ThresholdOf(0, DType::kBF16).key](const Block& b) {
       auto* const d = static_cast<float*>(b.out);
