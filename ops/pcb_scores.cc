@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "ops/elementary.h"
+#include "ops/wide_vectors.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/pcb_scores.cc"
