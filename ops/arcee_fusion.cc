@@ -105,8 +105,8 @@ class RowDivergences : public Accumulator {
 
 class ArceeFusionMerger : public Merger {
  public:
-  ArceeFusionMerger(const Coefficients& c, const TensorFacts& tensor)
-      : lambda_(static_cast<float>(c.shared[0])), elements_(tensor.elements), row_(std::max<uint64_t>(tensor.row, 1)) {}
+  explicit ArceeFusionMerger(const TensorFacts& tensor)
+      : elements_(tensor.elements), row_(std::max<uint64_t>(tensor.row, 1)) {}
 
   size_t statistics_rounds() const override { return 2; }
   RoundSpec round(size_t r) const override {
@@ -165,10 +165,11 @@ class ArceeFusionMerger : public Merger {
     threshold_ = quartile[1] + 1.5f * (quartile[2] - quartile[0]);
   }
 
-  void Merge(const Coefficients&, const LaneTile& tile, const uint64_t*, Scratch& scratch, DType type, std::byte* out,
+  void Merge(const Coefficients& c, const LaneTile& tile, const uint64_t*, Scratch& scratch, DType type, std::byte* out,
              MergeCounts* counts) const override {
     float importance[kBlockLanes + kLanePadding];
-    MergeDeltaBlocks(tile, lambda_, scratch, type, out, counts, [&](const DeltaBlock& block) {
+    const auto lambda = static_cast<float>(c.shared[0]);
+    MergeDeltaBlocks(tile, lambda, scratch, type, out, counts, [&](const DeltaBlock& block) {
       std::fill_n(block.merged, block.n, 0.0f);
       if (block.d.empty()) return;
       Importances(block, tile.first, rows_, importance);
@@ -195,15 +196,14 @@ class ArceeFusionMerger : public Merger {
     }
   }
 
-  float lambda_;
   uint64_t elements_, row_;
   std::vector<float> rows_;   // their divergences
   std::array<CriticalBin, kQuartiles> bins_;
   float threshold_ = 0;
 };
 
-std::unique_ptr<Merger> Make(const MethodInfo&, const Coefficients& c, const TensorFacts& scope, Approach) {
-  return std::make_unique<ArceeFusionMerger>(c, scope);
+std::unique_ptr<Merger> Make(const MethodInfo&, const Coefficients&, const TensorFacts& scope, Approach) {
+  return std::make_unique<ArceeFusionMerger>(scope);
 }
 
 }  // namespace

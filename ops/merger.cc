@@ -53,7 +53,7 @@ void Merger::Accumulate(size_t, const Coefficients&, const LaneTile&, const uint
                         BlockSums) const {}
 void Merger::Finish(size_t, Accumulator*, std::span<const double>) {}
 ModelStatistics Merger::Statistics(size_t) const { return {}; }
-std::span<const BinCount> Merger::HighHalves(size_t) const { return {}; }
+std::vector<BinCount> Merger::TakeHighHalves(size_t) { return {}; }
 void Merger::UseStatistics(std::span<const ModelStatistics>) {}
 bool Merger::Draft(const Coefficients&, const LaneTile&, Scratch&, DType, std::byte*, OpenElements*, MergeCounts*) const {
   return false;

@@ -49,7 +49,8 @@ struct EncodedLanes {
 
 // A range of one tensor in every source. The bytes belong to the caller.
 struct LaneTile {
-  uint64_t first = 0;  // index in the tensor; a multiple of kReductionBlock, or of MethodInfo::TileUnit
+  uint64_t first = 0;  // index in the tensor; a multiple of kReductionBlock (to be merged: of kBlockLanes), or of
+                       // MethodInfo::TileUnit
   size_t count = 0;    // whole units, too, but for the end of the tensor
   TensorFacts tensor;
   EncodedLanes base;
@@ -116,6 +117,12 @@ struct MergeCounts {
   uint64_t conflicts = 0;    // elements whose entries disagreed in sign
 };
 
+// l1 norms over a scope.
+struct TaskVectorNorms {
+  double mean = 0;     // of the mean of the task vectors
+  double merged = 0;   // of what they are merged to, before lambda
+};
+
 // Thrown by Finish and Merge where these elements have no merge; the end of a sentence about the tensor.
 class NoMerge : public std::runtime_error {
  public:
@@ -172,10 +179,11 @@ class Merger {
   // --- what is kept from one merge to the next
   // Before the first round: what was asked of a model. After the last statistics round, or the draft: with the answer.
   virtual ModelStatistics Statistics(size_t model) const;
-  // The histogram of the high halves of its keys, if a round has made one and it is worth keeping.
-  virtual std::span<const BinCount> HighHalves(size_t model) const;
+  // The histogram of the high halves of its keys, if a round has made one and it is worth keeping. It is gone from here
+  // then.
+  virtual std::vector<BinCount> TakeHighHalves(size_t model);
   // Before the first round: what is known of each model (empty: nothing), which may make rounds unnecessary. Answers to
-  // other questions are passed over. From then on HighHalves keeps histograms.
+  // other questions are passed over. From then on histograms are kept.
   virtual void UseStatistics(std::span<const ModelStatistics> known);
 
   // --- statistics: Accumulate runs concurrently for different tiles, each with an accumulator of its own
@@ -214,6 +222,9 @@ class Merger {
   // For the report: entries of all task vectors in scope, and how many of them stayed. Equal when nothing trims.
   virtual uint64_t entries() const { return 0; }
   virtual uint64_t kept() const { return 0; }
+
+  // After the last statistics round, if that measures them (ops/measured_merger.h).
+  virtual TaskVectorNorms norms() const { return {}; }
 };
 
 // Adds 16 interleaved sums in a fixed tree: 8 pairs at distance 8, then 4, 2, 1.

@@ -31,6 +31,7 @@ enum class BaseUse {
 struct Coefficients {
   std::vector<double> shared;               // kTensor and kRecipe parameters (others unused)
   std::vector<std::vector<double>> model;   // per model: kModel parameters (others unused)
+  double layer = 0;                         // where lambda is still to be scaled by it: the tensor's place, 0 to 1
   bool operator==(const Coefficients&) const = default;
 };
 

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "ops/magnitude_selection.h"
@@ -34,7 +35,7 @@ class TaskVectorMerger : public Merger {
   void Settle(const Coefficients& c, const OpenElements& open, uint64_t first, Scratch& scratch, DType type,
               std::byte* out, MergeCounts* counts) const override;
   ModelStatistics Statistics(size_t model) const override;
-  std::span<const BinCount> HighHalves(size_t model) const override { return trims_[model].high_halves; }
+  std::vector<BinCount> TakeHighHalves(size_t model) override { return std::exchange(trims_[model].high_halves, {}); }
   void UseStatistics(std::span<const ModelStatistics> known) override;
   void CountClaims(const Coefficients& c, const LaneTile& tile, Scratch& scratch, uint64_t* claims) const override;
   uint64_t Quota(size_t model) const override { return trims_[model].quota; }

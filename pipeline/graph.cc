@@ -5,15 +5,20 @@
 #include <tbb/global_control.h>
 #include <tbb/task_arena.h>
 
-#include <cstring>
+#include <deque>
+#include <map>
+#include <optional>
 #include <thread>
 #include <unordered_map>
+#include <utility>
 
 #include "io/error.h"
 #include "io/shard_writer.h"
 #include "ops/non_finite.h"
 #include "pipeline/budget.h"
+#include "pipeline/copy_tile.h"
 #include "pipeline/interrupt.h"
+#include "pipeline/layer_scale.h"
 #include "pipeline/output_writer.h"
 #include "pipeline/sample.h"
 #include "pipeline/scope_run.h"
@@ -43,7 +48,7 @@ class GraphRun {
   GraphRun(const Plan& plan, const std::vector<std::string>& shard_paths, Progress* progress, StatisticsKeeper* keeper)
       : plan_(plan), progress_(*progress), keeper_(*keeper), budget_(plan.memory.pool), draft_tokens_(plan.memory.drafts),
         files_(plan, &budget_, &progress_.of(Stage::kRead)), open_(plan.most_models + 1, plan.memory.open),
-        writer_(plan, shard_paths, progress) {}
+        writer_(plan, shard_paths, progress), coefficients_(plan.measured ? UnscaledCoefficients(plan) : plan.coefficients) {}
 
   GraphResult Run(const std::string& fingerprint, const std::atomic<int>& interrupt, ProgressReporter* reporter);
 
@@ -58,7 +63,9 @@ class GraphRun {
 
   // The I/O thread.
   void ReadAll(Read::gateway_type& gateway);
+  bool MeasureAll(Read::gateway_type& gateway);
   bool ReadScope(const PlannedScope& scope, bool anew, Read::gateway_type& gateway);
+  bool ReadRounds(ScopeRun* run, Read::gateway_type& gateway);
   std::shared_ptr<ScopeRun> StartScope(const PlannedScope& scope, bool anew);
   bool ReadRound(ScopeRun* run, Read::gateway_type& gateway);
   bool ReadTile(ScopeRun* run, uint32_t slot, uint64_t first, uint64_t order, Read::gateway_type& gateway);
@@ -73,14 +80,11 @@ class GraphRun {
   void MergeTile(TileWork* work, OutputTile* out);
   void Place(const TileWork& work, OutputTile* out);
   void Count(const MergeCounts& counts);
-  void CopyTile(const TileWork& work, std::byte* out);
 
+  const Coefficients& CoefficientsOf(const PlannedTensor& tensor) const { return coefficients_[tensor.coefficients]; }
   LaneTile LanesOf(const TileWork& work, Worker* worker) const;
   template <typename Visit>
   void ForEachSource(const TileWork& work, Visit visit) const;
-  uint64_t BytesOf(const TensorSource& source, uint64_t elements) const {
-    return elements * static_cast<uint64_t>(DTypeBits(plan_.Info(source).dtype)) / 8;
-  }
   OutputTile* TakeDraft();
   void GiveDraft(OutputTile* tile);
   void Release(TileWork* work, bool last_use);
@@ -115,6 +119,8 @@ class GraphRun {
   SourceFiles files_;
   OpenPool open_;         // outlives the scopes
   OutputWriter writer_;
+  std::vector<Coefficients> coefficients_;   // the plan's, scaled when alpha is known
+  std::optional<double> alpha_;
   Shelf<Worker> workers_;
   Shelf<TileWork> works_;
 
@@ -122,6 +128,7 @@ class GraphRun {
   std::unordered_map<const ScopeRun*, std::shared_ptr<ScopeRun>> scopes_;  // thousands, if they are small
   std::vector<OutputTile*> free_drafts_;   // as many as draft_tokens_ has not given out
   std::vector<std::shared_ptr<ScopeRun>> drafted_;   // whose outcome the I/O thread still has to look at; its own
+  std::deque<std::shared_ptr<ScopeRun>> measured_;   // that wait, in the order of the plan; its own, too
   MergeCounts counts_;
   uint64_t entries_ = 0, kept_ = 0;
   std::atomic<bool> failed_{false};
@@ -228,7 +235,7 @@ GraphResult GraphRun::Run(const std::string& fingerprint, const std::atomic<int>
   if (error_) std::rethrow_exception(error_);
   files_.CheckUnchanged();
   writer_.Finish(fingerprint, interrupt);
-  return {writer_.sums(), counts_, entries_, kept_};
+  return {writer_.sums(), counts_, entries_, kept_, alpha_};
 }
 
 void GraphRun::Fail(std::exception_ptr error) {
@@ -249,8 +256,17 @@ void GraphRun::Fail(std::exception_ptr error) {
 // --- the I/O thread ---------------------------------------------------------------------------------------
 
 void GraphRun::ReadAll(Read::gateway_type& gateway) {
-  for (const PlannedScope& scope : plan_.scopes)
-    if (scope.elements > 0 && !ReadScope(scope, false, gateway)) return;
+  if (plan_.measured && !MeasureAll(gateway)) return;
+  for (const PlannedScope& scope : plan_.scopes) {
+    if (scope.elements == 0) continue;
+    if (measured_.empty() || &measured_.front()->scope() != &scope) {
+      if (!ReadScope(scope, false, gateway)) return;
+      continue;
+    }
+    const std::shared_ptr<ScopeRun> run = std::move(measured_.front());
+    measured_.pop_front();
+    if (!ReadRound(run.get(), gateway)) return;
+  }
   const auto drafted = std::exchange(drafted_, {});   // ReadScope drops what is settled
   for (const auto& run : drafted) {
     {
@@ -261,26 +277,52 @@ void GraphRun::ReadAll(Read::gateway_type& gateway) {
   }
 }
 
+// All rounds before the merge, of all scopes; then the scale of the merges is known.
+bool GraphRun::MeasureAll(Read::gateway_type& gateway) {
+  for (const PlannedScope& scope : plan_.scopes) {
+    if (scope.elements == 0 || plan_.tensors[scope.tensors.front()].action != TensorAction::kMerge) continue;
+    measured_.push_back(StartScope(scope, false));
+    if (measured_.back() == nullptr || !ReadRounds(measured_.back().get(), gateway)) return false;
+  }
+  std::map<std::string_view, TaskVectorNorms> by_name;
+  StallTimer stall(progress_.of(Stage::kRead));
+  for (const auto& run : measured_) {
+    if (!run->WaitForNorms()) return false;
+    by_name[plan_.tensors[run->scope().tensors.front()].name] = run->merger()->norms();
+  }
+  std::vector<TaskVectorNorms> norms;
+  for (const auto& [name, its] : by_name) norms.push_back(its);
+  alpha_ = AutomaticAlpha(norms);
+  coefficients_ = ScaledCoefficients(plan_, *alpha_);
+  return true;
+}
+
 // False when the run has failed.
 bool GraphRun::ReadScope(const PlannedScope& scope, bool anew, Read::gateway_type& gateway) {
   const std::shared_ptr<ScopeRun> run = StartScope(scope, anew);
   if (run == nullptr) return false;
   std::erase_if(drafted_, [](const auto& drafted) { return drafted->DraftSettled(); });
   if (scope.approach == Approach::kDraft && !anew) drafted_.push_back(run);
+  return ReadRounds(run.get(), gateway);
+}
+
+// Until the last one is on its way; of a scope that is measured, the last one before its merge.
+bool GraphRun::ReadRounds(ScopeRun* run, Read::gateway_type& gateway) {
   if (run->spec().sample && !run->resident()) {
     {
       StageTimer timer(progress_.of(Stage::kRead));
-      SampleScope(plan_, run.get());
+      SampleScope(plan_, run);
     }
-    FinishStatistics(run.get());
+    FinishStatistics(run);
   }
   for (;;) {
     const uint32_t round = run->round();
     const bool last = run->merging() || run->drafting() || run->resident();
-    if (!ReadRound(run.get(), gateway)) return false;
+    if (!ReadRound(run, gateway)) return false;
     if (last) return true;
     StallTimer stall(progress_.of(Stage::kRead));
     if (!run->WaitForRound(round + 1)) return false;
+    if (run->waits()) return true;
   }
 }
 
@@ -400,7 +442,7 @@ void GraphRun::CountClaims(TileWork* work) {
     work->claims.assign(plan_.tensors[work->tensor].models.size() * work->scope->merger()->claims_per_model(), 0);
     if (work->scope->QuotasSpent()) return;
     Worker* worker = TakeWorker();
-    const Coefficients& c = plan_.coefficients[plan_.tensors[work->tensor].coefficients];
+    const Coefficients& c = CoefficientsOf(plan_.tensors[work->tensor]);
     work->scope->merger()->CountClaims(c, LanesOf(*work, worker), worker->scratch, work->claims.data());
     workers_.Give(worker);
   });
@@ -413,7 +455,7 @@ void GraphRun::AccumulateTile(TileWork* work, Accumulate::output_ports_type& por
       StageTimer timer(progress_.of(Stage::kStatistics));
       Worker* worker = TakeWorker();
       Accumulator* accumulator = run->TakeAccumulator();
-      const Coefficients& c = plan_.coefficients[plan_.tensors[work->tensor].coefficients];
+      const Coefficients& c = CoefficientsOf(plan_.tensors[work->tensor]);
       if (run->spec().sample)
         SampleTile(LanesOf(*work, worker), plan_.tensors[work->tensor].elements, c, *run, worker->scratch, accumulator);
       else
@@ -426,7 +468,8 @@ void GraphRun::AccumulateTile(TileWork* work, Accumulate::output_ports_type& por
     if (!run->resident()) Release(work, false);
     if (!run->TileDone()) return;
     FinishStatistics(run.get());
-    for (TileWork* tile : run->tiles) std::get<0>(ports).try_put(tile);
+    if (run->waits()) for (TileWork* tile : std::exchange(run->tiles, {})) Release(tile, false);
+    else for (TileWork* tile : run->tiles) std::get<0>(ports).try_put(tile);
   });
 }
 
@@ -434,6 +477,7 @@ void GraphRun::FinishStatistics(ScopeRun* run) {
   StageTimer timer(progress_.of(Stage::kStatistics));
   run->FinishRound();
   if (!run->merging() && !run->drafting()) return;
+  if (run->merging()) keeper_.Keep(run->scope(), run->merger());
   const uint64_t kept = std::min(run->taken, run->scope().kept_bytes);
   budget_.Give(std::exchange(run->taken, kept) - kept);
 }
@@ -466,7 +510,7 @@ void GraphRun::DraftTile(TileWork* work, Draft::output_ports_type& ports) {
       StageTimer timer(progress_.of(Stage::kMerge));
       Worker* worker = TakeWorker();
       drafted.open = OpenElements(&open_, tensor.models.size());
-      if (!run->merger()->Draft(plan_.coefficients[tensor.coefficients], LanesOf(*work, worker), worker->scratch,
+      if (!run->merger()->Draft(CoefficientsOf(tensor), LanesOf(*work, worker), worker->scratch,
                                 tensor.type, drafted.output->data, &drafted.open, &drafted.counts))
         run->DraftFailed();
       workers_.Give(worker);
@@ -480,6 +524,7 @@ void GraphRun::DraftTile(TileWork* work, Draft::output_ports_type& ports) {
 void GraphRun::FinishDraft(ScopeRun* run, Draft::output_ports_type& ports) {
   StageTimer timer(progress_.of(Stage::kStatistics));
   const bool settled = run->FinishDraft();
+  if (settled) keeper_.Keep(run->scope(), run->merger());
   for (DraftedTile& tile : run->drafts) {
     if (settled) {
       std::get<0>(ports).try_put(tile.output);
@@ -497,7 +542,7 @@ void GraphRun::SettleTile(OutputTile* out) {
   DraftedTile& drafted = out->scope->drafts[out->order];
   Worker* worker = TakeWorker();
   const uint64_t first = out->begin / static_cast<uint64_t>(LaneBytes(tensor.type));
-  out->scope->merger()->Settle(plan_.coefficients[tensor.coefficients], drafted.open, first, worker->scratch, tensor.type,
+  out->scope->merger()->Settle(CoefficientsOf(tensor), drafted.open, first, worker->scratch, tensor.type,
                                out->data, &drafted.counts);
   workers_.Give(worker);
   drafted.open.Clear();
@@ -531,13 +576,13 @@ void GraphRun::MergeTile(TileWork* work, OutputTile* out) {
     StageTimer timer(progress_.of(Stage::kMerge));
     MergeCounts counts;
     if (work->scope->is_copy()) {
-      CopyTile(*work, out->data);
+      CopyTile(plan_, *work, out->data);
       if (tensor.action != TensorAction::kCopy && IsLaneType(tensor.type))
         CountNonFinite(tensor.type, out->data, work->count, &counts.non_finite);
     } else {
       Worker* worker = TakeWorker();
       NamingTensor(tensor.name, [&] {
-        work->scope->merger()->Merge(plan_.coefficients[tensor.coefficients], LanesOf(*work, worker), work->claims.data(),
+        work->scope->merger()->Merge(CoefficientsOf(tensor), LanesOf(*work, worker), work->claims.data(),
                                      worker->scratch, tensor.type, out->data, &counts);
       });
       workers_.Give(worker);
@@ -548,34 +593,13 @@ void GraphRun::MergeTile(TileWork* work, OutputTile* out) {
   Release(work, true);
 }
 
-// Integers and booleans: equal everywhere, or there is no right answer. Unchanged and excluded tensors have one source.
-void GraphRun::CopyTile(const TileWork& work, std::byte* out) {
-  const PlannedTensor& tensor = plan_.tensors[work.tensor];
-  const TensorSource* first = nullptr;
-  ForEachSource(work, [&](size_t index, const TensorSource& source) {
-    const uint64_t bytes = BytesOf(source, work.count);
-    const std::byte* data = work.windows[index].data();
-    if (first == nullptr) {
-      first = &source;
-      std::memcpy(out, data, bytes);
-    } else if (std::memcmp(out, data, bytes) != 0) {
-      throw Error(ErrorCode::kIncompatible,
-                  fmt::format("its values differ between {} and {}",
-                              plan_.checkpoints[static_cast<size_t>(first->checkpoint)].reference,
-                              plan_.checkpoints[static_cast<size_t>(source.checkpoint)].reference))
-          .Tensor(tensor.name)
-          .Hint("tensors that are not floating point must be the same in all sources");
-    }
-  });
-}
-
 // All tiles of a scope are written.
 void GraphRun::Retire(ScopeRun* run) {
   budget_.Give(std::exchange(run->taken, 0));
   const bool merged = run->merger() != nullptr && !run->failed_draft();
-  if (merged) keeper_.Keep(run->scope(), *run->merger());
   std::lock_guard lock(mutex_);
-  if (merged && (run->scope().rounds > 1 || !run->scope().known.empty())) {
+  const uint32_t untrimmed = plan_.measured ? 2 : 1;   // rounds of a merge that needs no statistics
+  if (merged && (run->scope().rounds > untrimmed || !run->scope().known.empty())) {
     entries_ += run->merger()->entries();
     kept_ += run->merger()->kept();
   }

@@ -6,6 +6,8 @@
 #include <chrono>
 
 #include "io/file_system.h"
+#include "ops/measured_merger.h"
+#include "pipeline/layer_scale.h"
 #include "pipeline/plan_internal.h"
 #include "pipeline/statistics_cache.h"
 #include "pipeline/vocabulary.h"
@@ -26,6 +28,7 @@ Plan MakePlan(Recipe recipe, const PlanOptions& options) {
         ChooseReadBackend(options.read, FileSystemOf(checkpoint.shards.front().path), RunningKernel()));
   const std::unique_ptr<const Vocabulary> vocabulary = Vocabulary::Make(&plan);
   PlanTensors(&plan, vocabulary.get());
+  PlanLayerScale(&plan);
   // Each output tensor knows its sources, coefficients and type.
   MarkUnchanged(&plan);
   // What is left is read because it may change.
@@ -74,7 +77,14 @@ std::unique_ptr<Merger> Plan::MakeMerger(const PlannedScope& scope, Approach app
   }
   TensorFacts facts{.elements = scope.elements};
   if (!model_scope) facts = tensors[scope.tensors.front()].Facts();
+  if (measured && approach == Approach::kDraft) approach = Approach::kPlain;   // merged only when all is measured
   std::unique_ptr<Merger> merger = method->make(*method, shared, facts, approach);
+  if (measured) {
+    uint64_t part = 0;
+    for (uint32_t t : scope.tensors)
+      part = std::max(part, MeasuredPart(*method, coefficients[tensors[t].coefficients], tensors[t].Facts()));
+    merger = NewMeasuredMerger(*method, shared.model.size(), part, std::move(merger));
+  }
   if (!statistics.directory.empty()) merger->UseStatistics(scope.known);
   return merger;
 }

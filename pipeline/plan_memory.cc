@@ -31,12 +31,16 @@ constexpr double kOpenShare = 0.012;
 constexpr uint64_t kPage = 4096;
 constexpr uint64_t kMostMaps = 16'384;
 constexpr uint64_t kHistogramRow = kLowBins * sizeof(uint64_t);  // totals of one model while a round finishes
+// A scope that waits, and what it knows of a model.
+constexpr uint64_t kWaitingScope = 1536, kWaitingModel = 256;
 
 // A rough but generous count of what the plan itself occupies.
 uint64_t CatalogueBytes(const Plan& plan) {
   uint64_t bytes = 0;
   for (const Checkpoint& checkpoint : plan.checkpoints) bytes += checkpoint.MemoryBytes();
-  for (const Coefficients& c : plan.coefficients) bytes += 96 + c.model.size() * (24 + c.shared.size() * 16);
+  const uint64_t copies = plan.measured ? 2 : 1;   // with the scale that is found
+  for (const Coefficients& c : plan.coefficients) bytes += copies * (96 + c.model.size() * (24 + c.shared.size() * 16));
+  if (plan.measured) bytes += plan.scopes.size() * (kWaitingScope + plan.most_models * kWaitingModel);
   for (const PlannedShard& shard : plan.shards) bytes += 128 + shard.header.size();
   const uint64_t per_tensor = sizeof(PlannedTensor) + sizeof(PlannedScope) + 256 + plan.most_models * sizeof(TensorSource);
   for (const PlannedScope& scope : plan.scopes) bytes += scope.known.capacity() * sizeof(ModelStatistics);
@@ -175,7 +179,7 @@ void ChooseApproaches(Plan* plan, const PlanOptions& options, const std::vector<
     const PlannedTensor& tensor = plan->tensors[scope.tensors.front()];
     const uint64_t needed = plan->Tiles(tensor) * TileCost(*plan, tensor, plan->TileElements(tensor)) +
                             scope.statistics_bytes * m.accumulators + scope.sums_bytes;
-    return needed <= m.pool / 3 * 2;
+    return needed <= (m.pool - m.waiting) / 3 * 2;
   };
   const auto spread_sample_pays = [&](const PlannedScope& scope) {
     const PlannedTensor& tensor = plan->tensors[scope.tensors.front()];
@@ -190,7 +194,8 @@ void ChooseApproaches(Plan* plan, const PlanOptions& options, const std::vector<
   for (PlannedScope& scope : plan->scopes) scope.resident = scope.rounds > 1 && scope.tensors.size() == 1 && resident(scope);
 }
 
-// Bytes that each round maps, counted from the merge back; a resident scope maps its bytes once, counted to the merge.
+// Bytes that each round maps, counted from the merge back. A resident scope maps its bytes once, counted to the merge; one
+// that is measured first, twice.
 void CountBytes(Plan* plan) {
   PlanTotals& totals = plan->totals;
   for (const PlannedShard& shard : plan->shards) totals.bytes_written += shard.bytes;
@@ -209,18 +214,21 @@ void CountBytes(Plan* plan) {
       totals.parameters += tensor.elements;
       (!copy ? totals.merged : tensor.action == TensorAction::kCopy ? totals.copied : totals.unchanged) += 1;
       if (!copy) totals.merged_elements += tensor.elements;
-      uint64_t largest_round = 0, all_rounds = 0;
+      const uint32_t together = !scope.resident ? 0 : plan->measured ? reads - 1 : reads;   // rounds that map once
+      const auto add = [&](uint32_t i, uint64_t bytes) {
+        totals.read_per_round[i + totals.read_per_round.size() - reads] += bytes;
+        totals.bytes_read += bytes;
+      };
+      uint64_t largest = 0;
       for (uint32_t i = 0; i < reads; ++i) {
         uint64_t bytes = 0;
         for (size_t m = 0; m < tensor.models.size(); ++m)
           if (copy || merger->Reads(rounds[i], m, plan->coefficients[tensor.coefficients])) bytes += BytesOf(*plan, tensor, m + 1);
-        if (bytes > 0 || i + 1 == reads) bytes += BytesOf(*plan, tensor, 0);
-        if (!scope.resident) totals.read_per_round[i + totals.read_per_round.size() - reads] += bytes;
-        largest_round = std::max(largest_round, bytes);
-        all_rounds += bytes;
+        if (bytes > 0 || i + 1 == reads || scope.resident) bytes += BytesOf(*plan, tensor, 0);
+        if (i < together) largest = std::max(largest, bytes);
+        else add(i, bytes);
       }
-      if (scope.resident) totals.read_per_round.back() += largest_round;
-      totals.bytes_read += scope.resident ? largest_round : all_rounds;
+      if (together > 0) add(together - 1, largest);
     }
   }
 }
@@ -267,7 +275,9 @@ void PlanMemory(Plan* plan, const PlanOptions& options) {
   for (const PlannedScope& scope : plan->scopes) {
     accumulator = std::max(accumulator, scope.statistics_bytes);
     sums = std::max(sums, scope.sums_bytes);
+    if (plan->measured) m.waiting += scope.kept_bytes;
   }
+  sums += m.waiting;
   const uint64_t fixed = m.catalogue + m.scratch;
   const uint64_t smallest_tile = LargestTileCost(*plan, kReductionBlock);
   m.least = fixed + 2 * BufferBytes(*plan, kReductionBlock) + accumulator + sums + 2 * smallest_tile;

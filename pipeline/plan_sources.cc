@@ -339,8 +339,7 @@ void TensorPlanner::Resolve(const WantedTensor& wanted, const SourceGroup& group
       if (specs[p].name == "weight") c.model[m][p] *= skip_weight_[m];
     }
   }
-  if (plan_.recipe.layer_scale)
-    c.shared[static_cast<size_t>(plan_.method->IndexOf("lambda"))] *= plan_.recipe.layer_scale->At(wanted.position);
+  if (plan_.recipe.layer_scale) c.layer = wanted.position;
   if (plan_.method->check != nullptr && tensor->action == TensorAction::kMerge)
     if (const std::string wrong = plan_.method->check(*plan_.method, c); !wrong.empty())
       throw RecipeError(plan_.recipe, plan_.recipe.method_where, fmt::format("for tensor '{}' {}", Printable(tensor->name), wrong));
@@ -350,6 +349,7 @@ void TensorPlanner::Resolve(const WantedTensor& wanted, const SourceGroup& group
 uint32_t TensorPlanner::Intern(Coefficients c) {
   size_t hash = 0;
   const auto mix = [&](double v) { hash = hash * 1099511628211u ^ std::hash<double>()(v); };
+  mix(c.layer);
   for (double v : c.shared) mix(v);
   for (const auto& model : c.model)
     for (double v : model) mix(v);

@@ -265,12 +265,12 @@ void StatisticsKeeper::Guarded(size_t model, Body body) {
   }
 }
 
-void StatisticsKeeper::Keep(const PlannedScope& scope, const Merger& merger) {
+void StatisticsKeeper::Keep(const PlannedScope& scope, Merger* merger) {
   if (models_.empty()) return;
   ScopeKeys keys(plan_);
   for (size_t m = 0; m < models_.size(); ++m) {
-    const ModelStatistics found = merger.Statistics(m);
-    const std::span<const BinCount> bins = merger.HighHalves(m);
+    const ModelStatistics found = merger->Statistics(m);
+    const std::vector<BinCount> bins = merger->TakeHighHalves(m);
     if (found.asked == 0) continue;
     const ModelStatistics known = scope.known.empty() ? ModelStatistics() : scope.known[m];
     const bool is_new = found.has_threshold && !(known.has_threshold && (known.has_kept_norm || !found.has_kept_norm));

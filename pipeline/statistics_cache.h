@@ -31,8 +31,8 @@ class StatisticsKeeper {
   explicit StatisticsKeeper(const Plan& plan);
   ~StatisticsKeeper();
 
-  // Once the scope's merge is done.
-  void Keep(const PlannedScope& scope, const Merger& merger);
+  // Once the scope's statistics are done. Takes the histograms from the merger.
+  void Keep(const PlannedScope& scope, Merger* merger);
   // Once the output is complete: makes all that is new known to later merges. Without it, nothing changes.
   void Commit();
 
