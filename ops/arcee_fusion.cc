@@ -1,8 +1,8 @@
 // arcee_fusion: of one fine-tune, the changes that matter most. methods.md, row of that name.
 //
-// The importance of an element is |d| times its row's Kullback-Leibler divergence of softmax(x) from softmax(base). Kept
-// are the elements from median + 1.5 (q3 - q1) of all importances on: order statistics, found exactly by two histograms.
-// Tiles are whole rows; a row's divergence is found with the first histogram and remembered, 4 bytes a row.
+// The importance of an element is |d| times its row's Kullback-Leibler divergence of softmax(x) from softmax(base).
+// Kept are the elements from median + 1.5 (q3 - q1) of all importances on: order statistics, found exactly by two
+// histograms. Tiles are whole rows; a row's divergence is found with the first histogram and remembered, 4 bytes a row.
 #include <array>
 #include <cmath>
 #include <limits>

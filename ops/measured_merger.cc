@@ -173,7 +173,8 @@ void MeasuredMerger::DecodePart(const LaneTile& tile, size_t begin, size_t end, 
 
 // Of task vectors over a base of zeros the merge is the merged task vector itself, to the last bit. Equal entries at a
 // threshold come in order of the index, so a part gets what it claims of the tile's grants while there are any.
-void MeasuredMerger::MergePart(const Coefficients& c, const LaneTile& part, Scratch& scratch, const PartRoom& room) const {
+void MeasuredMerger::MergePart(const Coefficients& c, const LaneTile& part, Scratch& scratch,
+                               const PartRoom& room) const {
   const size_t claims = Claims();
   std::fill_n(room.granted, claims, 0);
   if (std::any_of(room.left, room.left + claims, [](uint64_t left) { return left > 0; }))

@@ -9,7 +9,7 @@
 // Tiles then count their claims in parallel, somebody hands out the quota serially in order of the index, and
 // the tiles go on in parallel with what they were granted.
 //
-// Some rounds want a *sample*, runs of lanes from all over the scope. And one is a *draft*: it merges already, before the
+// Some rounds want a *sample*, runs of lanes from all over the scope. And one is a *draft*: it merges before the
 // thresholds are known, and puts the few elements aside that they will decide; see ops/draft.h. The data is then read
 // once.
 #pragma once
@@ -64,7 +64,7 @@ class Accumulator {
   virtual void Add(Accumulator* other) = 0;  // may empty the other
 };
 
-// Where a round leaves its sums: data[quantity * stride + block index in the tensor], of reduction blocks or of tile units.
+// Where a round leaves its sums: data[quantity * stride + block in the tensor], of reduction blocks or tile units.
 struct BlockSums {
   double* data = nullptr;
   size_t stride = 0;
@@ -89,11 +89,11 @@ enum class Approach {
   kDraft,    // a sample, then one read that merges: for one tensor whose output can wait in memory
 };
 
-// A tensor of so few elements is drafted without a sample: all that is not zero is open. Looking at each entry takes less
+// A tensor of so few elements is drafted without a sample: all that is not zero is open. To look at each takes less
 // time than clearing and searching two histograms of half a megabyte.
 inline constexpr uint64_t kFewElements = 32'768;
 
-// What is known of one model's task vector in one scope. It depends on the elements of the base and of that model, in the
+// What is known of one model's task vector in one scope. It depends on the elements of the base and that model, in the
 // order of the scope, and on what was asked; not on other models, weights, approach or machine. So it can be kept.
 struct ModelStatistics {
   uint64_t asked = 0;            // entries that the density asks for; 0: there is nothing to find out

@@ -119,7 +119,8 @@ class TaskVectorMerger : public Merger {
 
 // Splits a block where a model's cut lies in it, so that within a segment each model has one least key.
 template <typename Visit>
-void TaskVectorMerger::ForEachSegment(const LaneTile& tile, size_t start, size_t n, Scratch& scratch, Visit visit) const {
+void TaskVectorMerger::ForEachSegment(const LaneTile& tile, size_t start, size_t n, Scratch& scratch,
+                                      Visit visit) const {
   for (size_t at = start, end; at < start + n; at = end) {
     end = start + n;
     for (size_t v = 0; v < scratch.voters.size(); ++v) {

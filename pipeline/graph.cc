@@ -1,6 +1,5 @@
 #include "pipeline/graph.h"
 
-#include <fmt/format.h>
 #include <tbb/flow_graph.h>
 #include <tbb/global_control.h>
 #include <tbb/task_arena.h>
@@ -16,7 +15,6 @@
 #include "io/shard_writer.h"
 #include "ops/non_finite.h"
 #include "pipeline/budget.h"
-#include "pipeline/copy_tile.h"
 #include "pipeline/interrupt.h"
 #include "pipeline/layer_scale.h"
 #include "pipeline/output_writer.h"
@@ -24,6 +22,7 @@
 #include "pipeline/scope_run.h"
 #include "pipeline/shelf.h"
 #include "pipeline/source_files.h"
+#include "pipeline/tile_sources.h"
 
 namespace braid {
 namespace {
@@ -37,18 +36,13 @@ struct Worker {
   std::vector<EncodedLanes> lanes;
 };
 
-uint64_t MappedBytes(const TileWork& work) {
-  uint64_t bytes = 0;
-  for (const SourceWindow& window : work.windows) bytes += window.size();
-  return bytes;
-}
-
 class GraphRun {
  public:
   GraphRun(const Plan& plan, const std::vector<std::string>& shard_paths, Progress* progress, StatisticsKeeper* keeper)
-      : plan_(plan), progress_(*progress), keeper_(*keeper), budget_(plan.memory.pool), draft_tokens_(plan.memory.drafts),
-        files_(plan, &budget_, &progress_.of(Stage::kRead)), open_(plan.most_models + 1, plan.memory.open),
-        writer_(plan, shard_paths, progress), coefficients_(plan.measured ? UnscaledCoefficients(plan) : plan.coefficients) {}
+      : plan_(plan), progress_(*progress), keeper_(*keeper), budget_(plan.memory.pool),
+        draft_tokens_(plan.memory.drafts), files_(plan, &budget_, &progress_.of(Stage::kRead)),
+        open_(plan.most_models + 1, plan.memory.open), writer_(plan, shard_paths, progress),
+        coefficients_(plan.measured ? UnscaledCoefficients(plan) : plan.coefficients) {}
 
   GraphResult Run(const std::string& fingerprint, const std::atomic<int>& interrupt, ProgressReporter* reporter);
 
@@ -61,7 +55,7 @@ class GraphRun {
   using Merge = flow::function_node<std::tuple<TileWork*, OutputTile*>, OutputTile*>;
   using Write = flow::async_node<OutputTile*, OutputTile*>;
 
-  // The I/O thread.
+  // The I/O thread. False, or null: the run has failed.
   void ReadAll(Read::gateway_type& gateway);
   bool MeasureAll(Read::gateway_type& gateway);
   bool ReadScope(const PlannedScope& scope, bool anew, Read::gateway_type& gateway);
@@ -82,7 +76,6 @@ class GraphRun {
   void Count(const MergeCounts& counts);
 
   const Coefficients& CoefficientsOf(const PlannedTensor& tensor) const { return coefficients_[tensor.coefficients]; }
-  LaneTile LanesOf(const TileWork& work, Worker* worker) const;
   template <typename Visit>
   void ForEachSource(const TileWork& work, Visit visit) const;
   OutputTile* TakeDraft();
@@ -135,7 +128,8 @@ class GraphRun {
   std::exception_ptr error_;
 };
 
-GraphResult GraphRun::Run(const std::string& fingerprint, const std::atomic<int>& interrupt, ProgressReporter* reporter) {
+GraphResult GraphRun::Run(const std::string& fingerprint, const std::atomic<int>& interrupt,
+                          ProgressReporter* reporter) {
   tbb::global_control limit(tbb::global_control::max_allowed_parallelism, static_cast<size_t>(plan_.memory.threads));
   tbb::task_arena arena(plan_.memory.threads);
   std::thread io_thread;
@@ -284,20 +278,17 @@ bool GraphRun::MeasureAll(Read::gateway_type& gateway) {
     measured_.push_back(StartScope(scope, false));
     if (measured_.back() == nullptr || !ReadRounds(measured_.back().get(), gateway)) return false;
   }
-  std::map<std::string_view, TaskVectorNorms> by_name;
+  std::map<std::string_view, TaskVectorNorms> norms;
   StallTimer stall(progress_.of(Stage::kRead));
   for (const auto& run : measured_) {
     if (!run->WaitForNorms()) return false;
-    by_name[plan_.tensors[run->scope().tensors.front()].name] = run->merger()->norms();
+    norms[plan_.tensors[run->scope().tensors.front()].name] = run->merger()->norms();
   }
-  std::vector<TaskVectorNorms> norms;
-  for (const auto& [name, its] : by_name) norms.push_back(its);
   alpha_ = AutomaticAlpha(norms);
   coefficients_ = ScaledCoefficients(plan_, *alpha_);
   return true;
 }
 
-// False when the run has failed.
 bool GraphRun::ReadScope(const PlannedScope& scope, bool anew, Read::gateway_type& gateway) {
   const std::shared_ptr<ScopeRun> run = StartScope(scope, anew);
   if (run == nullptr) return false;
@@ -326,7 +317,6 @@ bool GraphRun::ReadRounds(ScopeRun* run, Read::gateway_type& gateway) {
   }
 }
 
-// Null when the run has failed.
 std::shared_ptr<ScopeRun> GraphRun::StartScope(const PlannedScope& scope, bool anew) {
   const uint64_t bytes = scope.statistics_bytes * plan_.memory.accumulators + scope.sums_bytes;
   {
@@ -406,18 +396,6 @@ void GraphRun::ForEachSource(const TileWork& work, Visit visit) const {
     if (work.scope->ReadsModel(work.tensor, m)) visit(m + 1, tensor.models[m]);
 }
 
-LaneTile GraphRun::LanesOf(const TileWork& work, Worker* worker) const {
-  const PlannedTensor& tensor = plan_.tensors[work.tensor];
-  LaneTile tile;
-  tile.first = work.first, tile.count = work.count, tile.tensor = tensor.Facts();
-  if (tensor.base.present()) tile.base = {plan_.TypeAt(tensor, 0), work.windows[0].data()};
-  for (size_t m = 0; m < tensor.models.size(); ++m)
-    worker->lanes[m] = work.windows[m + 1].size() == 0 ? EncodedLanes{}
-                                                       : EncodedLanes{plan_.TypeAt(tensor, m + 1), work.windows[m + 1].data()};
-  tile.models = std::span(worker->lanes).first(tensor.models.size());
-  return tile;
-}
-
 void GraphRun::Release(TileWork* work, bool last_use) {
   for (const SourceWindow& window : work->windows) work->cost -= window.held();
   work->windows.clear();
@@ -443,7 +421,7 @@ void GraphRun::CountClaims(TileWork* work) {
     if (work->scope->QuotasSpent()) return;
     Worker* worker = TakeWorker();
     const Coefficients& c = CoefficientsOf(plan_.tensors[work->tensor]);
-    work->scope->merger()->CountClaims(c, LanesOf(*work, worker), worker->scratch, work->claims.data());
+    work->scope->merger()->CountClaims(c, LanesOf(plan_, *work, &worker->lanes), worker->scratch, work->claims.data());
     workers_.Give(worker);
   });
 }
@@ -457,10 +435,11 @@ void GraphRun::AccumulateTile(TileWork* work, Accumulate::output_ports_type& por
       Accumulator* accumulator = run->TakeAccumulator();
       const Coefficients& c = CoefficientsOf(plan_.tensors[work->tensor]);
       if (run->spec().sample)
-        SampleTile(LanesOf(*work, worker), plan_.tensors[work->tensor].elements, c, *run, worker->scratch, accumulator);
+        SampleTile(LanesOf(plan_, *work, &worker->lanes), plan_.tensors[work->tensor].elements, c, *run,
+                   worker->scratch, accumulator);
       else
-        run->merger()->Accumulate(run->round(), c, LanesOf(*work, worker), work->claims.data(), worker->scratch,
-                                  accumulator, run->SumsOf(work->slot));
+        run->merger()->Accumulate(run->round(), c, LanesOf(plan_, *work, &worker->lanes), work->claims.data(),
+                                  worker->scratch, accumulator, run->SumsOf(work->slot));
       run->GiveAccumulator(accumulator);
       workers_.Give(worker);
       progress_.of(Stage::kStatistics).bytes += MappedBytes(*work);
@@ -468,8 +447,7 @@ void GraphRun::AccumulateTile(TileWork* work, Accumulate::output_ports_type& por
     if (!run->resident()) Release(work, false);
     if (!run->TileDone()) return;
     FinishStatistics(run.get());
-    if (run->waits()) for (TileWork* tile : std::exchange(run->tiles, {})) Release(tile, false);
-    else for (TileWork* tile : run->tiles) std::get<0>(ports).try_put(tile);
+    for (TileWork* tile : run->tiles) std::get<0>(ports).try_put(tile);
   });
 }
 
@@ -480,6 +458,8 @@ void GraphRun::FinishStatistics(ScopeRun* run) {
   if (run->merging()) keeper_.Keep(run->scope(), run->merger());
   const uint64_t kept = std::min(run->taken, run->scope().kept_bytes);
   budget_.Give(std::exchange(run->taken, kept) - kept);
+  if (!run->waits()) return;
+  for (TileWork* tile : std::exchange(run->tiles, {})) Release(tile, false);
 }
 
 // --- drafts -----------------------------------------------------------------------------------------------
@@ -510,7 +490,7 @@ void GraphRun::DraftTile(TileWork* work, Draft::output_ports_type& ports) {
       StageTimer timer(progress_.of(Stage::kMerge));
       Worker* worker = TakeWorker();
       drafted.open = OpenElements(&open_, tensor.models.size());
-      if (!run->merger()->Draft(CoefficientsOf(tensor), LanesOf(*work, worker), worker->scratch,
+      if (!run->merger()->Draft(CoefficientsOf(tensor), LanesOf(plan_, *work, &worker->lanes), worker->scratch,
                                 tensor.type, drafted.output->data, &drafted.open, &drafted.counts))
         run->DraftFailed();
       workers_.Give(worker);
@@ -582,7 +562,7 @@ void GraphRun::MergeTile(TileWork* work, OutputTile* out) {
     } else {
       Worker* worker = TakeWorker();
       NamingTensor(tensor.name, [&] {
-        work->scope->merger()->Merge(CoefficientsOf(tensor), LanesOf(*work, worker), work->claims.data(),
+        work->scope->merger()->Merge(CoefficientsOf(tensor), LanesOf(plan_, *work, &worker->lanes), work->claims.data(),
                                      worker->scratch, tensor.type, out->data, &counts);
       });
       workers_.Give(worker);

@@ -8,16 +8,17 @@
 //                                     buffers ───┘                                 (writer thread)
 //
 // The I/O thread touches tiles in the order of the plan, or has them read (direct reads end in any order), after taking
-// their bytes from the budget; workers therefore see resident pages only. A scope that fits stays resident through all its rounds; a larger one is read once per
-// round. Output buffers are tokens: a tile is merged only once it has one, and tiles get them in order, so that the
-// writer, which needs each tensor's tiles in order for the checksum, never waits for a tile that waits for a buffer.
+// their bytes from the budget; workers therefore see resident pages only. A scope that fits stays resident through all
+// its rounds; a larger one is read once per round. Output buffers are tokens: a tile is merged only once it has one,
+// and tiles get them in order, so that the writer, which needs each tensor's tiles in order for the checksum, never
+// waits for a tile that waits for a buffer.
 //
 // A scope that is drafted is read once. It has tokens of its own, which the I/O thread takes for all its tiles at once,
 // in the order of the plan, and which wait until the scope's last tile is drafted. Should its sample mislead (one in
 // some hundred does) it starts anew, streamed, when the I/O thread has read the others.
 //
-// With Plan::measured all rounds before the merge come first, for all scopes; what a scope has found out then waits, its
-// tiles are read anew for the merge.
+// With Plan::measured all rounds before the merge come first, for all scopes; what a scope has found out then waits,
+// its tiles are read anew for the merge.
 //
 // Messages are pointers. The bytes stay in the maps; a merged tile's bytes are in its token.
 #pragma once

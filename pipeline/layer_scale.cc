@@ -25,9 +25,9 @@ std::vector<Coefficients> UnscaledCoefficients(const Plan& plan) {
   return unscaled;
 }
 
-double AutomaticAlpha(std::span<const TaskVectorNorms> norms) {
+double AutomaticAlpha(const std::map<std::string_view, TaskVectorNorms>& norms) {
   TaskVectorNorms all;
-  for (const TaskVectorNorms& scope : norms) all.mean += scope.mean, all.merged += scope.merged;
+  for (const auto& [name, scope] : norms) all.mean += scope.mean, all.merged += scope.merged;
   return all.merged > 0 ? all.mean / all.merged : 0;
 }
 

@@ -67,7 +67,8 @@ struct PlannedTensor {
   TensorAction action = TensorAction::kMerge;
   TensorSource base;                // of a base-relative method; of a kExclude, where the bytes come from
   std::vector<TensorSource> models; // as many as the recipe has, or the slice that the tensor is in
-  std::vector<MappedRows> rows = {}; // of the base and the models, if any of them has another vocabulary; otherwise none
+  std::vector<MappedRows> rows =
+      {};                           // of the base and the models, if any of them has another vocabulary; otherwise none
   uint32_t coefficients = 0;        // index into Plan::coefficients
   uint32_t shard = 0;               // where it goes
   uint64_t offset = 0;              // first byte, from the start of the shard file

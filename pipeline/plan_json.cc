@@ -53,7 +53,8 @@ Json LayoutToJson(const Plan& plan) {
       source["files"].push_back({{"name", shard.name}, {"bytes", shard.identity.size}});
     out["sources"].push_back(source);
   }
-  for (const Coefficients& c : plan.coefficients) out["coefficients"].push_back(CoefficientsToJson(*plan.method, c, plan.measured));
+  for (const Coefficients& c : plan.coefficients)
+    out["coefficients"].push_back(CoefficientsToJson(*plan.method, c, plan.measured));
   if (plan.measured) out["layer_scale"] = {{"alpha", nullptr}, {"beta", plan.recipe.layer_scale->beta}};
   for (const PlannedShard& shard : plan.shards) out["shards"].push_back({{"name", shard.name}, {"bytes", shard.bytes}});
   return out;
@@ -107,10 +108,19 @@ void WritePlanJson(const Plan& plan, const Json& more, const Write& write) {
   out["bytes_read"] = plan.totals.bytes_read;
   out["bytes_written"] = plan.totals.bytes_written;
   const MemoryPlan& m = plan.memory;
-  out["memory"] = {{"budget", m.budget}, {"least", m.least}, {"threads", m.threads}, {"catalogue", m.catalogue},
-                   {"scratch", m.scratch}, {"tile_elements", m.tile_elements}, {"buffers", m.buffers},
-                   {"buffer_bytes", m.buffer_bytes}, {"accumulators", m.accumulators}, {"drafts", m.drafts}, {"open", m.open},
-                   {"pool", m.pool}, {"waiting", m.waiting}};
+  out["memory"] = {{"budget", m.budget},
+                   {"least", m.least},
+                   {"threads", m.threads},
+                   {"catalogue", m.catalogue},
+                   {"scratch", m.scratch},
+                   {"tile_elements", m.tile_elements},
+                   {"buffers", m.buffers},
+                   {"buffer_bytes", m.buffer_bytes},
+                   {"accumulators", m.accumulators},
+                   {"drafts", m.drafts},
+                   {"open", m.open},
+                   {"pool", m.pool},
+                   {"waiting", m.waiting}};
   out["warnings"] = plan.warnings;
   const Json layout = LayoutToJson(plan);
   for (const char* key : {"sources", "shards", "coefficients", "layer_scale"})

@@ -1,8 +1,8 @@
 // Rounds, bytes, and how the budget is spent.
 //
 // Fixed parts first: catalogues and plan, lane buffers of the workers, output buffers, room for drafts. What remains is
-// the pool that tiles (ranges of the sources) and accumulators are taken from while the graph runs. A tile is as large as
-// lets every worker have two in flight, up to 2^22 elements: beyond that nothing gets faster.
+// the pool that tiles (ranges of the sources) and accumulators are taken from while the graph runs. A tile is as large
+// as lets every worker have two in flight, up to 2^22 elements: beyond that nothing gets faster.
 //
 // A tensor whose merged elements fit the room for drafts is read once. If all its sources fit the pool, they stay until
 // the sample is taken; otherwise the sample is read beforehand, in short runs, which pays for large tensors only.
@@ -20,13 +20,13 @@
 namespace braid {
 namespace {
 
-// 8 MiB of bf16. Such a window of a cached file is mapped by whole huge pages but for its ends: 0.3 s of system time in the
-// warm merge of 1.24 B, with 2 MiB windows 0.6 s.
+// 8 MiB of bf16. Such a window of a cached file is mapped by whole huge pages but for its ends: 0.3 s of system time in
+// the warm merge of 1.24 B, with 2 MiB windows 0.6 s.
 constexpr uint64_t kLargestTile = 64 * kReductionBlock;
 // What selection needs beside accumulators, per thread: ops/bracket.cc and ops/task_vector_draft.cc.
 constexpr uint64_t kSelectionTables = kHighBins * sizeof(uint32_t) + (128 << 10);
-// Entries that a bracket leaves open: 1 % hold three standard deviations of a sample of kSampleLanes, the rest is for rows
-// that differ. When it is not enough the draft starts anew with histograms.
+// Entries that a bracket leaves open: 1 % hold three standard deviations of a sample of kSampleLanes, the rest is for
+// rows that differ. When it is not enough the draft starts anew with histograms.
 constexpr double kOpenShare = 0.012;
 constexpr uint64_t kPage = 4096;
 constexpr uint64_t kMostMaps = 16'384;
@@ -38,15 +38,17 @@ constexpr uint64_t kWaitingScope = 1536, kWaitingModel = 256;
 uint64_t CatalogueBytes(const Plan& plan) {
   uint64_t bytes = 0;
   for (const Checkpoint& checkpoint : plan.checkpoints) bytes += checkpoint.MemoryBytes();
-  const uint64_t copies = plan.measured ? 2 : 1;   // with the scale that is found
-  for (const Coefficients& c : plan.coefficients) bytes += copies * (96 + c.model.size() * (24 + c.shared.size() * 16));
+  for (const Coefficients& c : plan.coefficients)   // and the graph's copy
+    bytes += 2 * (104 + c.model.size() * (24 + c.shared.size() * 16));
   if (plan.measured) bytes += plan.scopes.size() * (kWaitingScope + plan.most_models * kWaitingModel);
   for (const PlannedShard& shard : plan.shards) bytes += 128 + shard.header.size();
-  const uint64_t per_tensor = sizeof(PlannedTensor) + sizeof(PlannedScope) + 256 + plan.most_models * sizeof(TensorSource);
+  const uint64_t per_tensor =
+      sizeof(PlannedTensor) + sizeof(PlannedScope) + 256 + plan.most_models * sizeof(TensorSource);
   for (const PlannedScope& scope : plan.scopes) bytes += scope.known.capacity() * sizeof(ModelStatistics);
-  if (!plan.statistics.directory.empty()) bytes += StatisticsKeeper::MemoryBytes(plan.models.size());
+  bytes += StatisticsKeeper::MemoryBytes(plan);
   for (const PlannedTensor& tensor : plan.tensors)
-    for (const MappedRows& rows : tensor.rows) bytes += sizeof(MappedRows) + (rows.map != nullptr ? rows.map->MemoryBytes() : 0);
+    for (const MappedRows& rows : tensor.rows)
+      bytes += sizeof(MappedRows) + (rows.map != nullptr ? rows.map->MemoryBytes() : 0);
   bytes += plan.tokenizer.MemoryBytes() + RowReader::MemoryBytes(plan);
   return bytes + plan.tensors.size() * per_tensor + plan.recipe.text.size() * 4;
 }
@@ -54,14 +56,17 @@ uint64_t CatalogueBytes(const Plan& plan) {
 uint64_t LargestTileCost(const Plan& plan, uint64_t elements) {
   uint64_t cost = 0;
   for (const PlannedTensor& tensor : plan.tensors)
-    cost = std::max(cost, TileCost(plan, tensor, std::min(plan.TileElements(tensor, elements), std::max<uint64_t>(tensor.elements, 1))));
+    cost = std::max(
+        cost,
+        TileCost(plan, tensor, std::min(plan.TileElements(tensor, elements), std::max<uint64_t>(tensor.elements, 1))));
   return cost;
 }
 
 uint64_t BufferBytes(const Plan& plan, uint64_t tile_elements) {
   uint64_t bytes = 4096;
   for (const PlannedTensor& tensor : plan.tensors)
-    bytes = std::max(bytes, std::min(plan.TileElements(tensor, tile_elements), tensor.elements) * static_cast<uint64_t>(DTypeBits(tensor.type)) / 8);
+    bytes = std::max(bytes, std::min(plan.TileElements(tensor, tile_elements), tensor.elements) *
+                                static_cast<uint64_t>(DTypeBits(tensor.type)) / 8);
   return bytes + kPage;  // a tile begins at the same place within a page as it will in its file
 }
 
@@ -83,7 +88,8 @@ ScopeNeeds NeedsOf(const Plan& plan, const PlannedScope& scope, Approach approac
     const RoundSpec spec = merger->round(r);
     needs.workspace = std::max<uint64_t>(needs.workspace, spec.scratch_bytes);
     needs.accumulator = std::max<uint64_t>(needs.accumulator, spec.accumulator_bytes);
-    needs.sums = std::max<uint64_t>(needs.sums, spec.sums * (blocks + 1) * sizeof(double) + spec.kept_bytes);   // and the totals
+    needs.sums =
+        std::max<uint64_t>(needs.sums, spec.sums * (blocks + 1) * sizeof(double) + spec.kept_bytes);  // and the totals
     needs.kept = std::max<uint64_t>(needs.kept, spec.kept_bytes);
     needs.drafts |= spec.draft;
     needs.samples |= spec.sample;
@@ -191,11 +197,12 @@ void ChooseApproaches(Plan* plan, const PlanOptions& options, const std::vector<
     if (fits && (resident(*scope) || spread_sample_pays(*scope))) use(scope, Approach::kDraft);
     else if (!resident(*scope) && spread_sample_pays(*scope)) use(scope, Approach::kSampled);
   }
-  for (PlannedScope& scope : plan->scopes) scope.resident = scope.rounds > 1 && scope.tensors.size() == 1 && resident(scope);
+  for (PlannedScope& scope : plan->scopes)
+    scope.resident = scope.rounds > 1 && scope.tensors.size() == 1 && resident(scope);
 }
 
-// Bytes that each round maps, counted from the merge back. A resident scope maps its bytes once, counted to the merge; one
-// that is measured first, twice.
+// Bytes that each round maps, counted from the merge back. A resident scope maps its bytes once, counted to the merge;
+// one that is measured first, twice.
 void CountBytes(Plan* plan) {
   PlanTotals& totals = plan->totals;
   for (const PlannedShard& shard : plan->shards) totals.bytes_written += shard.bytes;
@@ -208,7 +215,8 @@ void CountBytes(Plan* plan) {
     for (uint32_t r = 0; r < scope.rounds; ++r)
       if (copy || (!merger->round(r).sample && (r == 0 || !merger->round(r - 1).draft))) rounds.push_back(r);
     const auto reads = static_cast<uint32_t>(rounds.size());
-    if (totals.read_per_round.size() < reads) totals.read_per_round.insert(totals.read_per_round.begin(), reads - totals.read_per_round.size(), 0);
+    if (totals.read_per_round.size() < reads)
+      totals.read_per_round.insert(totals.read_per_round.begin(), reads - totals.read_per_round.size(), 0);
     for (uint32_t index : scope.tensors) {
       const PlannedTensor& tensor = plan->tensors[index];
       totals.parameters += tensor.elements;
@@ -223,7 +231,8 @@ void CountBytes(Plan* plan) {
       for (uint32_t i = 0; i < reads; ++i) {
         uint64_t bytes = 0;
         for (size_t m = 0; m < tensor.models.size(); ++m)
-          if (copy || merger->Reads(rounds[i], m, plan->coefficients[tensor.coefficients])) bytes += BytesOf(*plan, tensor, m + 1);
+          if (copy || merger->Reads(rounds[i], m, plan->coefficients[tensor.coefficients]))
+            bytes += BytesOf(*plan, tensor, m + 1);
         if (bytes > 0 || i + 1 == reads || scope.resident) bytes += BytesOf(*plan, tensor, 0);
         if (i < together) largest = std::max(largest, bytes);
         else add(i, bytes);
@@ -259,7 +268,8 @@ void PlanScopes(Plan* plan) {
               [&](uint32_t a, uint32_t b) { return plan->tensors[a].name < plan->tensors[b].name; });
     PlannedScope scope{.tensors = std::move(whole_model)};
     for (const PlannedTensor& tensor : plan->tensors)  // the zeros of unchanged tensors are entries too
-      if (tensor.action == TensorAction::kMerge || tensor.action == TensorAction::kKeep) scope.elements += tensor.elements;
+      if (tensor.action == TensorAction::kMerge || tensor.action == TensorAction::kKeep)
+        scope.elements += tensor.elements;
     plan->scopes.push_back(std::move(scope));
   }
 }
@@ -300,7 +310,8 @@ void PlanMemory(Plan* plan, const PlanOptions& options) {
   const auto wanted = [&](uint64_t tile) {
     return accumulator * threads + sums + (2 * threads + 2) * LargestTileCost(*plan, tile);
   };
-  while (options.tile_elements == 0 && m.tile_elements > kReductionBlock && pool_for(m.tile_elements) < wanted(m.tile_elements))
+  while (options.tile_elements == 0 && m.tile_elements > kReductionBlock &&
+         pool_for(m.tile_elements) < wanted(m.tile_elements))
     m.tile_elements /= 2;
   m.buffers = static_cast<uint32_t>(buffers_for(m.tile_elements));
   m.buffer_bytes = BufferBytes(*plan, m.tile_elements);
@@ -308,8 +319,10 @@ void PlanMemory(Plan* plan, const PlanOptions& options) {
   const uint64_t for_tiles = sums + 2 * LargestTileCost(*plan, m.tile_elements);
   if (m.pool < for_tiles + accumulator)  // only a test that fixes the tile gets here
     throw Error(ErrorCode::kMemory, "these tiles do not fit the budget");
-  m.accumulators = accumulator == 0 ? 1
-                                    : static_cast<uint32_t>(std::clamp<uint64_t>((m.pool - for_tiles) / 2 / accumulator, 1, threads));
+  m.accumulators =
+      accumulator == 0
+          ? 1
+          : static_cast<uint32_t>(std::clamp<uint64_t>((m.pool - for_tiles) / 2 / accumulator, 1, threads));
   const std::vector<PlannedScope*> draftable = DraftableScopes(plan, options);
   const uint64_t spare = m.pool - for_tiles - accumulator * m.accumulators;
   PlanDrafts(plan, draftable, std::min(spare, m.pool / 4 * 3));

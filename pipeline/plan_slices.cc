@@ -59,8 +59,8 @@ size_t CommonComponents(std::string_view a, std::string_view b) {
   return common;
 }
 
-// A tower beside the layers, such as the vision part of a multimodal model: something that has numbered layers of its own,
-// none of which are stacked.
+// A tower beside the layers, such as the vision part of a multimodal model: something that has numbered layers of its
+// own, none of which are stacked.
 bool IsInAnotherTower(std::string_view name, const std::vector<std::string>& stacked, const LayerStacks& stacks) {
   return std::all_of(stacked.begin(), stacked.end(), [&](const std::string& stack) {
     const size_t common = CommonComponents(name, stack);
@@ -108,8 +108,9 @@ struct SlicedModel::Module {
 
 SlicedModel::SlicedModel(const Plan& plan) : plan_(plan) {
   const auto source_of = [&](const RecipeModel& model) {
-    const auto found = std::find_if(plan.checkpoints.begin(), plan.checkpoints.end(),
-                                    [&](const Checkpoint& checkpoint) { return checkpoint.reference == model.reference; });
+    const auto found =
+        std::find_if(plan.checkpoints.begin(), plan.checkpoints.end(),
+                     [&](const Checkpoint& checkpoint) { return checkpoint.reference == model.reference; });
     const auto index = static_cast<uint32_t>(found - plan.checkpoints.begin());
     if (!stacks_.contains(index)) stacks_.emplace(index, std::make_unique<LayerStacks>(*found));
     return SourceGroup::Source{index, &model};
@@ -138,8 +139,9 @@ const SlicedModel::Module& SlicedModel::ModuleOf(std::string_view tensor) const 
   std::vector<std::string_view> names;
   for (const auto& module : modules_) names.push_back(module->recipe->name);
   if (const auto owner = OwnerOf(tensor, names)) return *modules_[*owner];
-  throw RecipeError(plan_.recipe, modules_.front()->recipe->where,
-                    fmt::format("no module takes the tensor '{}': the modules are {}", Printable(tensor), fmt::join(names, ", ")))
+  throw RecipeError(
+      plan_.recipe, modules_.front()->recipe->where,
+      fmt::format("no module takes the tensor '{}': the modules are {}", Printable(tensor), fmt::join(names, ", ")))
       .Hint("name a module after a part of the tensor's name, or 'default' for all that is left");
 }
 
@@ -152,19 +154,22 @@ void SlicedModel::ChooseStacks(Module* module) const {
     if (&ModuleOf(stack) == module) module->stacks.push_back(stack);
   const std::string name = Printable(checkpoint.reference);
   if (module->stacks.empty())
-    throw RecipeError(plan_.recipe, module->recipe->where,
-                      fmt::format("{} has no numbered layers to slice{}: {}", name,
-                                  module->recipe->name.empty() ? "" : " in this module",
-                                  stacks.all().empty() ? "none of its tensors has a number in its name" : "it has " + StacksText(stacks)));
+    throw RecipeError(
+        plan_.recipe, module->recipe->where,
+        fmt::format(
+            "{} has no numbered layers to slice{}: {}", name, module->recipe->name.empty() ? "" : " in this module",
+            stacks.all().empty() ? "none of its tensors has a number in its name" : "it has " + StacksText(stacks)));
   if (module->stacks.size() == 1) return;
   const std::vector<uint64_t> declared = DeclaredLayerCounts(checkpoint.config);
   std::vector<std::string> chosen;
   for (const std::string& stack : module->stacks)
-    if (std::find(declared.begin(), declared.end(), LayerStacks::Count(*stacks.Find(stack))) != declared.end()) chosen.push_back(stack);
+    if (std::find(declared.begin(), declared.end(), LayerStacks::Count(*stacks.Find(stack))) != declared.end())
+      chosen.push_back(stack);
   if (!chosen.empty()) module->stacks = std::move(chosen);
   if (module->stacks.size() == 1 || AreHalvesOfOne(stacks, module->stacks)) return;
-  throw RecipeError(plan_.recipe, module->recipe->where,
-                    fmt::format("which layers are meant cannot be told from the names: {} has {}", name, StacksText(stacks)))
+  throw RecipeError(
+      plan_.recipe, module->recipe->where,
+      fmt::format("which layers are meant cannot be told from the names: {} has {}", name, StacksText(stacks)))
       .Hint("say it with modules: each is named after a part of these names, and has slices or models of its own");
 }
 
@@ -190,13 +195,14 @@ void SlicedModel::CheckRange(const SourceGroup::Source& source, std::string_view
   if (layers == nullptr)
     throw RecipeError(plan_.recipe, source.model->where,
                       fmt::format("{} has no layers named {}.N: {}", name, stack_name,
-                                  stacks.all().empty() ? "none of its tensors has a number in its name" : "it has " + StacksText(stacks)))
+                                  stacks.all().empty() ? "none of its tensors has a number in its name"
+                                                       : "it has " + StacksText(stacks)))
         .Hint("only models of one architecture can be merged");
   const uint64_t count = LayerStacks::Count(*layers);
   if (range.end > count)
     throw RecipeError(plan_.recipe, range.where,
-                      fmt::format("layer_range [{}, {}] reaches beyond the layers of {}: {} has {}, numbered 0 to {}", range.begin,
-                                  range.end, name, stack_name, count, count - 1));
+                      fmt::format("layer_range [{}, {}] reaches beyond the layers of {}: {} has {}, numbered 0 to {}",
+                                  range.begin, range.end, name, stack_name, count, count - 1));
   uint64_t next = range.begin;
   for (auto layer = layers->lower_bound(range.begin); layer != layers->end() && layer->first == next; ++layer) ++next;
   if (next < range.end)
@@ -230,29 +236,37 @@ void SlicedModel::ForEach(const std::function<void(WantedTensor)>& visit) const 
         continue;
       }
       if (!seen.insert(name).second) continue;
-      const bool before = IsEmbedding(name) || IsInAnotherTower(name, module.stacks, StacksOf(module.groups.front().leader().checkpoint));
-      visit({.name = name, .groups = module.GroupsAround(before), .position = module.rearranged() ? 0 : positions.Of(name), .guess = t});
+      const bool before = IsEmbedding(name) ||
+                          IsInAnotherTower(name, module.stacks, StacksOf(module.groups.front().leader().checkpoint));
+      const double position = module.rearranged() ? 0 : positions.Of(name);
+      visit({.name = name, .groups = module.GroupsAround(before), .position = position, .depth = position, .guess = t});
     }
   }
 }
 
-void SlicedModel::VisitStack(const Module& module, const std::string& stack, const std::function<void(WantedTensor)>& visit) const {
-  uint64_t output = 0;
+void SlicedModel::VisitStack(const Module& module, const std::string& stack,
+                             const std::function<void(WantedTensor)>& visit) const {
+  uint64_t output = 0, all = 0;
+  for (const SourceGroup& group : module.groups) all += group.leader().model->layers->size();
   for (const SourceGroup& group : module.groups)
-    for (uint64_t layer = 0; layer < group.leader().model->layers->size(); ++layer) VisitLayer(group, stack, layer, output++, visit);
+    for (uint64_t layer = 0; layer < group.leader().model->layers->size(); ++layer)
+      VisitLayer(group, stack, layer, output++, all, visit);
 }
 
 // What the leader has in its layer, in its order, then what only others have.
 void SlicedModel::VisitLayer(const SourceGroup& group, std::string_view stack, uint64_t layer, uint64_t output,
-                             const std::function<void(WantedTensor)>& visit) const {
-  const uint64_t count = group.leader().model->layers->size();
-  const double position = count == 1 ? 1 : static_cast<double>(layer) / static_cast<double>(count - 1);
+                             uint64_t all, const std::function<void(WantedTensor)>& visit) const {
+  const auto among = [](uint64_t i, uint64_t count) {
+    return count == 1 ? 1 : static_cast<double>(i) / static_cast<double>(count - 1);
+  };
+  const double position = among(layer, group.leader().model->layers->size()), depth = among(output, all);
   std::set<std::string_view> seen;
   const auto add = [&](const SourceGroup::Source& source) {
     for (uint32_t t : StacksOf(source.checkpoint).Find(stack)->at(source.model->layers->begin + layer)) {
       const LayerName name = *ParseLayerName(CheckpointOf(source).tensors[t].info.name);
       if (!seen.insert(name.rest).second) continue;
-      visit({.name = NameInLayer(name, output), .groups = {&group}, .position = position, .layer = layer, .guess = t});
+      visit({.name = NameInLayer(name, output), .groups = {&group}, .position = position, .depth = depth,
+             .layer = layer, .guess = t});
     }
   };
   add(group.leader());
@@ -263,12 +277,23 @@ std::vector<StackedLayers> SlicedModel::Stacks() const {
   std::vector<StackedLayers> stacks;
   for (const auto& module : modules_)
     for (const std::string& stack : module->stacks) {
-      StackedLayers& stacked = stacks.emplace_back(StackedLayers{.stack = stack, .layers = {}, .where = module->recipe->where});
+      StackedLayers& stacked =
+          stacks.emplace_back(StackedLayers{.stack = stack, .layers = {}, .where = module->recipe->where});
       for (const SourceGroup& group : module->groups)
         for (uint64_t layer = 0; layer < group.leader().model->layers->size(); ++layer)
           stacked.layers.push_back({group.leader().checkpoint, group.leader().model->layers->begin + layer});
     }
   return stacks;
+}
+
+std::vector<uint32_t> SlicedModel::Models() const {
+  std::vector<uint32_t> models;
+  for (const auto& module : modules_)
+    for (const SourceGroup& group : module->groups)
+      for (const SourceGroup::Source& source : group.models)
+        if (std::find(models.begin(), models.end(), source.checkpoint) == models.end())
+          models.push_back(source.checkpoint);
+  return models;
 }
 
 uint64_t SlicedModel::LayersOf(const Checkpoint& checkpoint, std::string_view stack) const {
@@ -287,10 +312,12 @@ std::vector<RecipeWarning> SlicedModel::Differences() const {
   for (const auto& module : modules_) {
     const size_t first = module->groups.front().models.size(), last = module->groups.back().models.size();
     if (last > first)
-      warnings.push_back({fmt::format("for the tensors behind the layers (final norm, head) mergekit passes over {} of the {} sources of "
-                                      "the last slice; here all are merged",
-                                      last - first, last + module->groups.back().base.has_value()),
-                          module->recipe->slices.back().where});
+      warnings.push_back(
+          {fmt::format(
+               "for the tensors behind the layers (final norm, head) mergekit passes over {} of the {} sources of "
+               "the last slice; here all are merged",
+               last - first, last + module->groups.back().base.has_value()),
+           module->recipe->slices.back().where});
   }
   return warnings;
 }

@@ -97,7 +97,8 @@ class RecipeWriter {
     Add(&table, yaml_ ? "model" : "path", Reference(model.reference));
     if (model.layers) {
       RecipeNode range = ListNode();
-      for (uint64_t layer : {model.layers->begin, model.layers->end}) range.items.push_back(NumberNode(static_cast<double>(layer)));
+      for (uint64_t layer : {model.layers->begin, model.layers->end})
+        range.items.push_back(NumberNode(static_cast<double>(layer)));
       Add(&table, "layer_range", std::move(range));
     }
     AddSettings(model.settings, &table);
@@ -117,7 +118,8 @@ class RecipeWriter {
   }
 
   void AddTokenizer(RecipeNode* root) const {
-    if (recipe_.chat_template) Add(root, "chat_template", TextNode(recipe_.chat_template->text.empty() ? "auto" : recipe_.chat_template->text));
+    if (recipe_.chat_template)
+      Add(root, "chat_template", TextNode(recipe_.chat_template->text.empty() ? "auto" : recipe_.chat_template->text));
     if (!recipe_.tokenizer) return;
     const RecipeTokenizer& tokenizer = *recipe_.tokenizer;
     RecipeNode table = TableNode();

@@ -45,7 +45,8 @@ void ScopeRun::BeginRound() {
   sums_begin_.clear();
   size_t doubles = 0;
   if (spec_.sums > 0)
-    for (uint32_t t : scope_.tensors) sums_begin_.push_back(doubles), doubles += spec_.sums * plan_.SumBlocks(plan_.tensors[t]);
+    for (uint32_t t : scope_.tensors)
+      sums_begin_.push_back(doubles), doubles += spec_.sums * plan_.SumBlocks(plan_.tensors[t]);
   sums_ = std::vector<double>(doubles, 0.0);   // gives the memory of the last round's back
   next_order_ = 0;
   quota_left_.clear();

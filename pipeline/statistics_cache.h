@@ -3,13 +3,15 @@
 // with other weights needs none of the rounds that find them.
 //
 // DIR holds a file per base, model and kind of scope, named by a hash of their paths. Its records are keyed by what
-// decides them: the identity of every file involved, the tensors' places in them, and the question. A file is identified
-// by its device, inode, size, mtime and the hash of its header; in a Hugging Face cache the blob's name, which is the hash
-// of its content, stands for inode and mtime. What no longer fits is never found, and dropped when the file is written
-// again.
+// decides them: the identity of every file involved, the tensors' places in them, and the question. A file is
+// identified by its device, inode, size, mtime and the hash of its header; in a Hugging Face cache the blob's name,
+// which is the hash of its content, stands for inode and mtime. What no longer fits is never found, and dropped when
+// the file is written again.
 #pragma once
 
 #include <chrono>
+#include <compare>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -20,12 +22,18 @@
 
 namespace braid {
 
+// Whose statistics a file of the cache holds: two checkpoints of the plan.
+struct ComparedModel {
+  int32_t base = -1, model = -1;
+  auto operator<=>(const ComparedModel&) const = default;
+};
+
 // Fills Plan::statistics and what is known of each scope (PlannedScope::known) from `directory`, which need not exist.
 // `before_opening`: a time before the sources were opened. Files that cannot be used become warnings of the plan.
 void LoadStatistics(Plan* plan, const std::string& directory, std::chrono::system_clock::time_point before_opening);
 
-// What a merge finds out, on its way into the cache. A plan without a cache keeps nothing. Thread-safe. Never throws for
-// what goes wrong in the cache: it becomes a warning.
+// What a merge finds out, on its way into the cache. A plan without a cache keeps nothing. Thread-safe. Never throws
+// for what goes wrong in the cache: it becomes a warning.
 class StatisticsKeeper {
  public:
   explicit StatisticsKeeper(const Plan& plan);
@@ -37,21 +45,20 @@ class StatisticsKeeper {
   void Commit();
 
   const std::vector<std::string>& warnings() const { return warnings_; }
-  static uint64_t MemoryBytes(size_t models) { return models * (StatisticsWriter::kBufferBytes + 2048); }
+  static uint64_t MemoryBytes(const Plan& plan);
 
  private:
   struct OfModel {
     std::unique_ptr<StatisticsWriter> writer;
     bool opened = false;   // or tried to
   };
-  void Add(size_t model, const StatisticsRecord& record, std::span<const BinCount> bins);
-  void CopyEarlier(size_t model, StatisticsWriter* writer) const;
+  void Add(ComparedModel of, const StatisticsRecord& record, std::span<const BinCount> bins);
   template <typename Body>
-  void Guarded(size_t model, Body body);
+  void Guarded(ComparedModel of, Body body);
 
   const Plan& plan_;
   std::mutex mutex_;
-  std::vector<OfModel> models_;
+  std::map<ComparedModel, OfModel> models_;
   std::vector<std::string> warnings_;
 };
 

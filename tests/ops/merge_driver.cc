@@ -37,7 +37,8 @@ class Driver {
     const Approach any = random.Chance(0.3) ? Approach::kPlain : sampled;
     merger_ = Make(options.approach.value_or(any));
     size_t workspace = 0;
-    for (size_t r = 0; r <= merger_->statistics_rounds(); ++r) workspace = std::max(workspace, merger_->round(r).scratch_bytes);
+    for (size_t r = 0; r <= merger_->statistics_rounds(); ++r)
+      workspace = std::max(workspace, merger_->round(r).scratch_bytes);
     for (size_t w = 0; w < options.workers; ++w) scratch_.push_back(std::make_unique<Scratch>(num_models_, workspace));
     for (const ScopeTensor& tensor : tensors) {  // every source at an odd address
       bytes_.emplace_back();
@@ -62,6 +63,7 @@ class Driver {
     if (!driven.drafted) driven = RunMerge(merger_->statistics_rounds());
     driven.entries = merger_->entries();
     driven.kept = merger_->kept();
+    driven.norms = merger_->norms();
     return driven;
   }
 
@@ -105,7 +107,8 @@ class Driver {
       models.push_back(reads ? lanes(tensor.models[m], m + 1) : EncodedLanes{});
       any = any || reads;
     }
-    const bool wants_base = (method_.base == BaseUse::kRequired || !tensor.base.bytes.empty()) && (any || r == merger_->statistics_rounds());
+    const bool wants_base = (method_.base == BaseUse::kRequired || !tensor.base.bytes.empty()) &&
+                            (any || r == merger_->statistics_rounds());
     return {.first = job.first,
             .count = job.count,
             .tensor = FactsOf(tensor),

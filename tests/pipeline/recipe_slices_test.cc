@@ -190,8 +190,6 @@ const BadRecipe kBadYaml[] = {
     {"unknown parameter of a slice", "5:18", "linear has no parameter 'wieght'", SLICES "  - sources: [" ONE "]\n    parameters: {wieght: 1}\n"},
     {"recipe-wide parameter of a slice", "6:18", "'scope' holds for the whole recipe and cannot be set for a slice or module",
      "merge_method: ties\nbase_model: x\nparameters: {weight: 1}\nslices:\n  - sources: [" ONE "]\n    parameters: {scope: model}\n"},
-    {"model scope", "3:21", "with scope 'model' whole models are merged, no slices",
-     "merge_method: ties\nbase_model: x\nparameters: {scope: model, weight: 1}\nslices:\n  - sources: [" ONE ", {model: y, layer_range: [0, 2]}]\n"},
     {"base not listed", "4:5", "ties needs the base 'b' among the sources of each slice",
      "merge_method: ties\nbase_model: b\nslices:\n  - sources: [" ONE "]\nparameters: {weight: 1}\n"},
     {"base alone", "4:5", "ties merges at least 1 model beside the base, not 0",

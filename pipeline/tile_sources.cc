@@ -1,4 +1,4 @@
-#include "pipeline/copy_tile.h"
+#include "pipeline/tile_sources.h"
 
 #include <fmt/format.h>
 
@@ -7,6 +7,23 @@
 #include "io/error.h"
 
 namespace braid {
+
+uint64_t MappedBytes(const TileWork& work) {
+  uint64_t bytes = 0;
+  for (const SourceWindow& window : work.windows) bytes += window.size();
+  return bytes;
+}
+
+LaneTile LanesOf(const Plan& plan, const TileWork& work, std::vector<EncodedLanes>* lanes) {
+  const PlannedTensor& tensor = plan.tensors[work.tensor];
+  const auto at = [&](size_t slot) -> EncodedLanes {
+    const SourceWindow& window = work.windows[slot];
+    return window.size() == 0 ? EncodedLanes{} : EncodedLanes{plan.TypeAt(tensor, slot), window.data()};
+  };
+  for (size_t m = 0; m < tensor.models.size(); ++m) (*lanes)[m] = at(m + 1);
+  return {.first = work.first, .count = work.count, .tensor = tensor.Facts(), .base = at(0),
+          .models = std::span(*lanes).first(tensor.models.size())};
+}
 
 void CopyTile(const Plan& plan, const TileWork& work, std::byte* out) {
   const PlannedTensor& tensor = plan.tensors[work.tensor];
