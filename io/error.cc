@@ -29,6 +29,11 @@ Error& Error::Path(std::string path) { path_ = std::move(path); Compose(); retur
 Error& Error::Tensor(std::string name) { tensor_ = std::move(name); Compose(); return *this; }
 Error& Error::Offset(uint64_t file_offset) { offset_ = file_offset; Compose(); return *this; }
 Error& Error::At(int line, int column) { line_ = line, column_ = column; Compose(); return *this; }
+Error& Error::AskedForAt(std::string recipe, int line, int column) {
+  asked_for_at_ = fmt::format("{}:{}:{}: ", Printable(recipe), line, column);
+  Compose();
+  return *this;
+}
 Error& Error::Hint(std::string what_to_do) { hint_ = std::move(what_to_do); Compose(); return *this; }
 
 void Error::Compose() {
@@ -38,7 +43,7 @@ void Error::Compose() {
   if (!where.empty()) where += ": ";
   if (!tensor_.empty()) where += fmt::format("tensor '{}': ", Printable(tensor_));
   if (offset_) where += fmt::format("at byte {}: ", *offset_);
-  text_ = where + Printable(message_);
+  text_ = asked_for_at_ + where + Printable(message_);
   if (!hint_.empty()) text_ += "; " + Printable(hint_);
 }
 

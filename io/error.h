@@ -37,6 +37,8 @@ class Error : public std::exception {
   Error& Tensor(std::string name);
   Error& Offset(uint64_t file_offset);
   Error& At(int line, int column);  // 1-based; of a recipe
+  // The place in a recipe that asked for what went wrong. It is shown in front of everything else; path() stays.
+  Error& AskedForAt(std::string recipe, int line, int column);
   Error& Hint(std::string what_to_do);
 
   ErrorCode code() const { return code_; }
@@ -45,14 +47,14 @@ class Error : public std::exception {
   const std::string& tensor() const { return tensor_; }
   const std::string& hint() const { return hint_; }
 
-  // "path:line:column: tensor 'name' (offset n): message; hint"
+  // "recipe:line:column: path:line:column: tensor 'name' (offset n): message; hint"
   const char* what() const noexcept override { return text_.c_str(); }
 
  private:
   void Compose();
 
   ErrorCode code_;
-  std::string message_, path_, tensor_, hint_, text_;
+  std::string message_, path_, tensor_, hint_, asked_for_at_, text_;
   std::optional<uint64_t> offset_;
   int line_ = 0, column_ = 0;
 };

@@ -120,7 +120,8 @@ std::optional<std::string> BlobName(const std::string& path, const FileIdentity&
   std::string_view name(target, static_cast<size_t>(bytes));
   if (!name.starts_with(kBlobs)) return std::nullopt;
   name.remove_prefix(kBlobs.size());
-  const bool is_hash = (name.size() == 40 || name.size() == 64) && name.find_first_not_of("0123456789abcdef") == name.npos;
+  const bool is_hash =
+      (name.size() == 40 || name.size() == 64) && name.find_first_not_of("0123456789abcdef") == name.npos;
   struct stat status;
   const std::string blob = (model / "blobs" / name).string();
   if (!is_hash || TheOs().Stat(blob.c_str(), &status) < 0 || IdentityOf(status) != identity) return std::nullopt;

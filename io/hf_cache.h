@@ -34,8 +34,8 @@ struct CachedSnapshot {
 // The snapshot of that revision, if the cache has one. Throws Error(kBadInput) for a cache that is damaged.
 std::optional<CachedSnapshot> FindSnapshot(const ModelId& id);
 
-// The name of the blob that a file of a snapshot links to, which is the hash of its content: SHA-256, or Git's SHA-1 for
-// small files. Nothing when `path` is no such link, or its blob is not the file of this identity.
+// The name of the blob that a file of a snapshot links to, which is the hash of its content: SHA-256, or Git's SHA-1
+// for small files. Nothing when `path` is no such link, or its blob is not the file of this identity.
 std::optional<std::string> BlobName(const std::string& path, const FileIdentity& identity);
 
 // "hf download org/name --revision main"

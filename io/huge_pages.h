@@ -1,8 +1,8 @@
 // Memory on huge pages, for what a disk reads into or writes from past the page cache.
 //
-// A request of scattered 4 KiB pages is cut into hundreds of pieces, or into many small requests. Measured on virtio, Linux
-// 6.18: four readers 1.1 GB/s from small pages and 2.5 to 3.8 from huge ones; 2.5 GB written in tiles of 2 MiB at 2.3 to
-// 3.8 GB/s with 0.1 s of CPU, and at 4.2 GB/s with 0.03 s.
+// A request of scattered 4 KiB pages is cut into hundreds of pieces, or into many small requests. Measured on virtio,
+// Linux 6.18: four readers 1.1 GB/s from small pages and 2.5 to 3.8 from huge ones; 2.5 GB written in tiles of 2 MiB
+// at 2.3 to 3.8 GB/s with 0.1 s of CPU, and at 4.2 GB/s with 0.03 s.
 #pragma once
 
 #include <cstddef>
@@ -10,8 +10,8 @@
 
 namespace braid {
 
-// Begins at a huge page and takes not a byte more than asked for, rounded up to a small page: so much becomes resident at
-// most. Small pages where the system has no huge ones. Movable; owns its memory.
+// Begins at a huge page and takes not a byte more than asked for, rounded up to a small page: so much becomes resident
+// at most. Small pages where the system has no huge ones. Movable; owns its memory.
 class HugePages {
  public:
   HugePages() = default;

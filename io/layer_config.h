@@ -1,4 +1,4 @@
-// config.json of a model whose layers were rearranged: how many there are now, and the lists that say something of each.
+// config.json of a model whose layers were rearranged: how many there are now, and the lists that speak of each.
 #pragma once
 
 #include <cstdint>
@@ -20,10 +20,12 @@ struct LayerOrigin {
   uint64_t layer = 0;
 };
 
-// `text`, which is `donor.text` or an edit of it, with the layers of `stack` rearranged: of the donor's `count` layers to
-// `layers`. Every key that gives their number gets the new one; every list with an entry per layer (layer_types and
-// others, told by their length) gets the entries of the layers' own configs. Where the stack is an encoder, a decoder
-// or a vision or audio tower, it is the keys of that. Appends to `warnings` what could not be changed.
+// `text`, which is `donor.text` or an edit of it, with the layers of `stack` rearranged: of the donor's `count` layers
+// to `layers`. Every key that gives their number gets the new one; every list with an entry per layer (layer_types and
+// others, told by their length) gets the entries of the layers' own configs; every list of some layers' numbers
+// (mlp_only_layers, full_attn_idxs and others, told by name) gets the numbers that the layers have now which their own
+// configs name. Where the stack is an encoder, a decoder or a vision or audio tower, it is the keys of that. Appends to
+// `warnings` what could not be changed.
 std::string ConfigWithLayers(const ModelConfig& donor, std::string text, std::string_view stack, uint64_t count,
                              const std::vector<LayerOrigin>& layers, std::vector<std::string>* warnings);
 

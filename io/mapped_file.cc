@@ -54,7 +54,9 @@ MappedWindow MappedFile::Map(uint64_t offset, uint64_t bytes) const {
   return window;
 }
 
-void MappedFile::Read(uint64_t offset, uint64_t bytes, std::byte* to) const { ReadExactly(fd(), to, bytes, offset, path()); }
+void MappedFile::Read(uint64_t offset, uint64_t bytes, std::byte* to) const {
+  ReadExactly(fd(), to, bytes, offset, path());
+}
 
 double MappedFile::CachedShare() const {
   constexpr uint64_t kSamples = 64;

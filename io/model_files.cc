@@ -46,10 +46,12 @@ constexpr auto kNames = std::to_array<std::string_view>({"generation_config.json
 
 // Of those, the tokenizer's: vocabularies, and what lies around them.
 constexpr auto kVocabularies = std::to_array<std::string_view>(
-    {"added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "tekken.json", "tokenizer.model", "tokenizer.model.v3",
-     "spiece.model", "spm.model", "sentencepiece.model", "sentencepiece.bpe.model", "tiktoken.model", "source.spm", "target.spm"});
-constexpr auto kTokenizerNames = std::to_array<std::string_view>(
-    {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json"});
+    {"added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "tekken.json", "tokenizer.model",
+     "tokenizer.model.v3", "spiece.model", "spm.model", "sentencepiece.model", "sentencepiece.bpe.model",
+     "tiktoken.model", "source.spm", "target.spm"});
+constexpr auto kTokenizerNames =
+    std::to_array<std::string_view>({"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+                                     "chat_template.jinja", "chat_template.json"});
 
 // Where multimodal models keep the configurations of their parts.
 constexpr auto kParts = std::to_array<std::string_view>(
@@ -126,12 +128,13 @@ std::vector<std::string> SideFiles(const std::string& path) {
 }
 
 bool IsVocabularyFile(std::string_view name) {
-  return std::find(kVocabularies.begin(), kVocabularies.end(), name) != kVocabularies.end() || name.ends_with(".tiktoken");
+  return std::find(kVocabularies.begin(), kVocabularies.end(), name) != kVocabularies.end() ||
+         name.ends_with(".tiktoken");
 }
 
 bool IsTokenizerFile(std::string_view name) {
-  return std::find(kTokenizerNames.begin(), kTokenizerNames.end(), name) != kTokenizerNames.end() || IsVocabularyFile(name) ||
-         name.starts_with("additional_chat_templates/");
+  return std::find(kTokenizerNames.begin(), kTokenizerNames.end(), name) != kTokenizerNames.end() ||
+         IsVocabularyFile(name) || name.starts_with("additional_chat_templates/");
 }
 
 std::string WithVocabularySize(std::string config, uint64_t size) {

@@ -20,8 +20,8 @@ namespace braid {
 // writes its own. Throws Error when the directory cannot be read.
 std::vector<std::string> SideFiles(const std::string& directory);
 
-// Whether a side file belongs to the tokenizer, chat templates included; and whether it holds a form of its vocabulary that
-// a client takes only where there is no tokenizer.json.
+// Whether a side file belongs to the tokenizer, chat templates included; and whether it holds a form of its vocabulary
+// that a client takes only where there is no tokenizer.json.
 bool IsTokenizerFile(std::string_view name);
 bool IsVocabularyFile(std::string_view name);
 

@@ -1,7 +1,7 @@
-// Reads a few bytes of a file here and there without leaving a trace: from the page cache when most of the file is there,
-// otherwise past it. Through a map, on a disk that reads 8 MiB ahead, 256 spots read 2 GiB; and
-// single pages that stay in the cache cut the large reads to come into pieces (240 KB instead of 4 MB, 1.5 GB/s instead
-// of 2.8, with 8,192 spots in 2 GB).
+// Reads a few bytes of a file here and there without leaving a trace: from the page cache when most of the file is
+// there, otherwise past it. Through a map, on a disk that reads 8 MiB ahead, 256 spots read 2 GiB; and single pages
+// that stay in the cache cut the large reads to come into pieces (240 KB instead of 4 MB, 1.5 GB/s instead of 2.8, with
+// 8,192 spots in 2 GB).
 //
 // Not thread-safe.
 #pragma once

@@ -54,7 +54,8 @@ bool IsMountPoint(const std::string& path) {
 bool BelongsToACheckpoint(const std::string& name, bool is_directory) {
   static const std::regex directories(R"(\d+_\w+|additional_chat_templates|\.cache)");
   static const std::regex files(
-      R"((.+\.(safetensors|json|jinja|model|tiktoken|txt|md|yml|toml|py)|pytorch_model.*\.bin|(LICENSE|LICENCE|NOTICE|USE_POLICY).*|\.gitattributes|\.gitignore))",
+      R"((.+\.(safetensors|json|jinja|model|tiktoken|txt|md|yml|toml|py)|pytorch_model.*\.bin|)"
+      R"((LICENSE|LICENCE|NOTICE|USE_POLICY).*|\.gitattributes|\.gitignore))",
       std::regex::icase);
   return std::regex_match(name, is_directory ? directories : files);
 }
@@ -232,7 +233,8 @@ void Staging::Publish(const std::string& last) {
   SyncDirectory(staging_);
   const auto rename = [&](const std::string& from, const std::string& to, unsigned flags) {
     int result = TheOs().Rename(from.c_str(), to.c_str(), flags);
-    if (result < 0 && errno == EINVAL && flags == RENAME_NOREPLACE) result = TheOs().Rename(from.c_str(), to.c_str(), 0);
+    if (result < 0 && errno == EINVAL && flags == RENAME_NOREPLACE)
+      result = TheOs().Rename(from.c_str(), to.c_str(), 0);
     if (result < 0) throw SystemError(errno, fmt::format("rename {} to it", from), to);
   };
   if (inside_) {

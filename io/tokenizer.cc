@@ -8,6 +8,7 @@
 #include <numeric>
 #include <set>
 
+#include "io/checksum.h"
 #include "io/json.h"
 #include "io/json_events.h"
 #include "io/model_directory.h"
@@ -179,9 +180,9 @@ class TokenMap final : public JsonEvents {
   bool begun_ = false;
 };
 
-std::vector<Token> ReadTokenMap(const std::string& path) {
+std::vector<Token> ParseTokenMap(std::string_view text, const std::string& path) {
   TokenMap map(path);
-  map.Walk(ReadTokenizerFile(path));
+  map.Walk(text);
   return std::move(map.tokens);
 }
 
@@ -189,12 +190,17 @@ std::vector<Token> ReadTokenMap(const std::string& path) {
 class KnownTokens {
  public:
   KnownTokens(std::vector<Token>* tokens, std::vector<AddedToken>* added) : tokens_(*tokens), added_(*added) {
-    for (const Token& token : tokens_) texts_.push_back(token.text), next_ = std::max(next_, token.id + 1);
-    std::sort(texts_.begin(), texts_.end());
+    by_text_.resize(tokens_.size());
+    std::iota(by_text_.begin(), by_text_.end(), 0u);
+    std::sort(by_text_.begin(), by_text_.end(),
+              [&](uint32_t a, uint32_t b) { return tokens_[a].text < tokens_[b].text; });
+    for (const Token& token : tokens_) next_ = std::max(next_, token.id + 1);
   }
 
   bool Has(const std::string& text) const {
-    return std::binary_search(texts_.begin(), texts_.end(), text) || new_.contains(text);
+    const auto less = [&](uint32_t place, const std::string& wanted) { return tokens_[place].text < wanted; };
+    const auto found = std::lower_bound(by_text_.begin(), by_text_.end(), text, less);
+    return (found != by_text_.end() && tokens_[*found].text == text) || new_.contains(text);
   }
   void Add(AddedToken token) {
     new_.insert(token.content);
@@ -207,7 +213,7 @@ class KnownTokens {
  private:
   std::vector<Token>& tokens_;
   std::vector<AddedToken>& added_;
-  std::vector<std::string> texts_;
+  std::vector<uint32_t> by_text_;   // places of the tokens that there were, in the order of the texts
   std::set<std::string> new_;
   uint32_t next_ = 0;
 };
@@ -287,6 +293,28 @@ std::optional<uint32_t> Tokenizer::Find(std::string_view text) const {
   return *found;
 }
 
+uint64_t Tokenizer::MemoryBytes() const {
+  const auto heap = [](const std::string& text) { return text.capacity() > 15 ? text.capacity() + 17 : 0; };
+  uint64_t bytes = sizeof(*this) + tokens.capacity() * sizeof(Token) + added.capacity() * sizeof(AddedToken) +
+                   by_text.capacity() * sizeof(uint32_t);
+  for (const Token& token : tokens) bytes += heap(token.text);
+  for (const AddedToken& token : added) bytes += heap(token.content);
+  return bytes;
+}
+
+XXH128_hash_t Tokenizer::Sum() const {
+  Checksum sum;
+  const auto add = [&](const auto& value) { sum.Add(&value, sizeof(value)); };
+  const auto add_text = [&](const std::string& text) { add(text.size()), sum.Add(text.data(), text.size()); };
+  add(format), add(listed), add_text(model), add(tokens.size());
+  for (const Token& token : tokens) add_text(token.text), add(token.id), add(token.score);
+  for (const AddedToken& token : added) {
+    add_text(token.content), add(token.id);
+    for (bool flag : {token.single_word, token.lstrip, token.rstrip, token.normalized, token.special}) add(flag);
+  }
+  return sum.Take();
+}
+
 const AddedToken* Tokenizer::FindAdded(uint32_t id) const {
   const auto less = [](const AddedToken& token, uint32_t wanted) { return token.id < wanted; };
   const auto found = std::lower_bound(added.begin(), added.end(), id, less);
@@ -302,7 +330,7 @@ Tokenizer MakeTokenizer(std::vector<Token> tokens, std::vector<AddedToken> added
   Tokenizer tokenizer;
   const auto by_id = [](const auto& a, const auto& b) { return a.id < b.id; };
   const auto same_id = [](const auto& a, const auto& b) { return a.id == b.id; };
-  std::stable_sort(tokens.begin(), tokens.end(), by_id);
+  if (!std::is_sorted(tokens.begin(), tokens.end(), by_id)) std::stable_sort(tokens.begin(), tokens.end(), by_id);
   std::stable_sort(added.begin(), added.end(), by_id);
   added.erase(std::unique(added.begin(), added.end(), same_id), added.end());
   const auto twice = [&](const Token& a, const Token& b, const char* what) {
@@ -329,31 +357,38 @@ std::optional<Tokenizer> ReadTokenizer(const std::string& path) {
   const ModelDirectory directory(path);
   std::vector<Token> tokens;
   std::vector<AddedToken> added;
-  std::string model = "BPE", file;
+  std::string model = "BPE", file, text;
+  uint64_t file_bytes = 0;
   bool listed = false;
+  const auto read = [&](const char* name) {
+    file = directory.FilePath(name);
+    text = ReadTokenizerFile(file);
+    file_bytes = text.size();
+  };
   auto format = Tokenizer::Format::kTokenizerJson;
   if (directory.Has("tokenizer.json")) {
-    file = directory.FilePath("tokenizer.json");
+    read("tokenizer.json");
     TokenizerFile events(file);
-    events.Walk(ReadTokenizerFile(file));
+    events.Walk(text);
     if (!events.has_vocabulary) throw Error(ErrorCode::kBadInput, "its model has no vocabulary").Path(file);
     model = std::move(events.model), listed = events.listed, tokens = std::move(events.tokens);
     MergeAdded(std::move(events.added), &tokens, &added);
   } else if (directory.Has("vocab.json") && directory.Has("merges.txt")) {
-    file = directory.FilePath("vocab.json");
+    read("vocab.json");
     format = Tokenizer::Format::kVocabAndMerges;
-    tokens = ReadTokenMap(file);
+    tokens = ParseTokenMap(text, file);
     if (directory.Has("added_tokens.json")) {
+      const std::string added_file = directory.FilePath("added_tokens.json");
       std::vector<AddedToken> more;
-      for (Token& token : ReadTokenMap(directory.FilePath("added_tokens.json")))
+      for (Token& token : ParseTokenMap(ReadTokenizerFile(added_file), added_file))
         more.push_back({.content = std::move(token.text), .id = token.id});
       MergeAdded(std::move(more), &tokens, &added);
     }
   } else if (directory.Has("tokenizer.model")) {
-    file = directory.FilePath("tokenizer.model");
+    read("tokenizer.model");
     format = Tokenizer::Format::kSentencePiece;
     model = "SentencePiece", listed = true;
-    tokens = ParseSentencePieces(ReadTokenizerFile(file), file);
+    tokens = ParseSentencePieces(text, file);
   } else {
     for (const char* name : kUnreadable)
       if (directory.Has(name))
@@ -361,6 +396,7 @@ std::optional<Tokenizer> ReadTokenizer(const std::string& path) {
             .Path(path).Hint(kConvert);
     return std::nullopt;
   }
+  std::string().swap(text);   // the largest of all that is here
   if (directory.Has("tokenizer_config.json")) {
     const std::string config = directory.FilePath("tokenizer_config.json");
     const Json json = ParseJson(ReadSmallFile(config), config, {.python_literals = true});
@@ -368,8 +404,8 @@ std::optional<Tokenizer> ReadTokenizer(const std::string& path) {
     if (json.is_object()) AddConfigured(json, &known);
   }
   Tokenizer tokenizer = MakeTokenizer(std::move(tokens), std::move(added), file);
-  tokenizer.directory = path, tokenizer.model = std::move(model), tokenizer.listed = listed;
-  tokenizer.format = format;
+  tokenizer.model = std::move(model), tokenizer.listed = listed;
+  tokenizer.format = format, tokenizer.file_bytes = file_bytes;
   return tokenizer;
 }
 

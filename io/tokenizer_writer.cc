@@ -77,8 +77,8 @@ bool LosesTokens(const Tokenizer& from, const Tokenizer& to) {
 
 }  // namespace
 
-std::string RewriteTokenizer(const std::string& text, const Tokenizer& from, const Tokenizer& to) {
-  const std::string path = from.directory + "/tokenizer.json";
+std::string RewriteTokenizer(const std::string& text, const std::string& path, const Tokenizer& from,
+                             const Tokenizer& to) {
   std::string out = ReplaceTopLevelValue(text, "added_tokens", AddedTokensText(to));
   if (OnlyAddsAdded(from, to) && !HasGaps(to)) return out;
   if (from.listed && HasGaps(to))

@@ -11,6 +11,7 @@
 #include "ops/elementary.h"
 #include "ops/magnitude_selection.h"
 #include "ops/task_vector_statistics.h"
+#include "ops/wide_vectors.h"
 
 namespace braid {
 namespace {
@@ -26,65 +27,89 @@ BRAID_WIDE_VECTORS void UseLargest(const float* x, size_t n, float* lanes) {
   for (size_t i = whole; i < n; ++i) lanes[i - whole] = x[i] > lanes[i - whole] ? x[i] : lanes[i - whole];
 }
 
-// sums[i % 16] += exp(x[i] - largest).
-BRAID_WIDE_VECTORS void AddExponentials(const float* x, size_t n, double largest, double* sums) {
+// e[i] = exp(x[i] - largest).
+BRAID_WIDE_VECTORS void Exponentials(const float* x, size_t n, double largest, double* e) {
+  for (size_t i = 0; i < n; ++i) e[i] = Exp(static_cast<double>(x[i]) - largest);
+}
+
+// sums[i % 16] += e[i].
+BRAID_WIDE_VECTORS void AddUp(const double* e, size_t n, double* sums) {
   const size_t whole = n / kSumLanes * kSumLanes;
   for (size_t i = 0; i < whole; i += kSumLanes)
-    for (size_t j = 0; j < kSumLanes; ++j) sums[j] += Exp(static_cast<double>(x[i + j]) - largest);
-  for (size_t i = whole; i < n; ++i) sums[i - whole] += Exp(static_cast<double>(x[i]) - largest);
+    for (size_t j = 0; j < kSumLanes; ++j) sums[j] += e[i + j];
+  for (size_t i = whole; i < n; ++i) sums[i - whole] += e[i];
 }
 
-// What turns a row into its softmax: exp(x - largest) * scale.
-struct Softmax {
-  double largest = 0, scale = 0;
-  double Of(float x) const { return Exp(static_cast<double>(x) - largest) * scale + kLeastShare; }
-};
-
-// sums[i % 16] += p log(p/q), p and q from the softmax of x and of the base.
-BRAID_WIDE_VECTORS void AddDivergences(const float* x, const float* base, size_t n, Softmax of_x, Softmax of_base,
-                                       double* sums) {
-  const size_t whole = n / kSumLanes * kSumLanes;
-  for (size_t i = 0; i < whole; i += kSumLanes) {
-    for (size_t j = 0; j < kSumLanes; ++j) {
-      const double p = of_x.Of(x[i + j]), q = of_base.Of(base[i + j]);
-      sums[j] += p * Log(p / q);
-    }
-  }
-  for (size_t i = whole; i < n; ++i) {
-    const double p = of_x.Of(x[i]), q = of_base.Of(base[i]);
-    sums[i - whole] += p * Log(p / q);
+// terms[i] = p log(p/q), p and q the softmax of x and of the base.
+BRAID_WIDE_VECTORS void Divergences(const double* e, double scale, const double* base, double base_scale, size_t n,
+                                    double* terms) {
+  for (size_t i = 0; i < n; ++i) {
+    const double p = e[i] * scale + kLeastShare, q = base[i] * base_scale + kLeastShare;
+    terms[i] = p * Log(p / q);
   }
 }
 
-// Sums over a row: 16 interleaved sums from its first element on.
-Softmax SoftmaxOf(const EncodedLanes& source, size_t first, size_t row, float* lanes) {
-  float largest[kSumLanes];
-  double sums[kSumLanes] = {};
-  std::fill_n(largest, kSumLanes, -std::numeric_limits<float>::infinity());
-  const auto for_each_block = [&](auto visit) {
-    for (size_t at = 0; at < row; at += kBlockLanes) {
-      const size_t n = std::min(kBlockLanes, row - at);
+// d where it matters.
+BRAID_WIDE_VECTORS void KeepImportant(const float* d, const float* importance, size_t n, float threshold, float* kept) {
+  for (size_t i = 0; i < n; ++i) kept[i] = importance[i] >= threshold ? d[i] : 0.0f;
+}
+
+// Of one source's row: exp(x - largest), and what turns these into a softmax. Sums over a row: 16 interleaved sums from
+// its first element on.
+class RowExponentials {
+ public:
+  // Rows up to this length keep their exponentials in `room`, in L2; those of longer ones are found anew, block by
+  // block.
+  static constexpr size_t kMostKept = 32'768;
+  static size_t Room(size_t row) { return row <= kMostKept ? row : kBlockLanes; }   // in doubles
+
+  // `lanes`: room for a block.
+  RowExponentials(const EncodedLanes& source, size_t first, size_t row, float* lanes, double* room)
+      : source_(source), first_(first), row_(row), lanes_(lanes), room_(room) {
+    float largest[kSumLanes];
+    double sums[kSumLanes] = {};
+    std::fill_n(largest, kSumLanes, -std::numeric_limits<float>::infinity());
+    const auto for_each_block = [&](auto visit) {
+      for (size_t at = 0; at < row; at += kBlockLanes) visit(at, std::min(kBlockLanes, row - at));
+    };
+    for_each_block([&](size_t at, size_t n) {
       DecodeLanesAt(source, first + at, n, lanes);
-      visit(n);
-    }
-  };
-  for_each_block([&](size_t n) { UseLargest(lanes, n, largest); });
-  Softmax softmax{.largest = static_cast<double>(*std::max_element(largest, largest + kSumLanes))};
-  for_each_block([&](size_t n) { AddExponentials(lanes, n, softmax.largest, sums); });
-  softmax.scale = 1.0 / FoldSums(sums);
-  return softmax;
-}
+      UseLargest(lanes, n, largest);
+    });
+    largest_ = static_cast<double>(*std::max_element(largest, largest + kSumLanes));
+    for_each_block([&](size_t at, size_t n) { AddUp(Find(at, n), n, sums); });
+    scale_ = 1.0 / FoldSums(sums);
+  }
+
+  double scale() const { return scale_; }
+  // Of n lanes, a block, from `at` on; valid until the next call.
+  const double* At(size_t at, size_t n) { return row_ <= kMostKept ? room_ + at : Find(at, n); }
+
+ private:
+  const double* Find(size_t at, size_t n) {
+    double* const e = row_ <= kMostKept ? room_ + at : room_;
+    DecodeLanesAt(source_, first_ + at, n, lanes_);
+    Exponentials(lanes_, n, largest_, e);
+    return e;
+  }
+
+  const EncodedLanes& source_;
+  size_t first_, row_;
+  float* lanes_;
+  double* room_;
+  double largest_ = 0, scale_ = 0;
+};
 
 // Of the row that begins at element `first` of the tile. Never negative, but for rounding: both add up to the same.
 float DivergenceOf(const LaneTile& tile, size_t first, size_t row, Scratch& scratch) {
-  const EncodedLanes &base = tile.base, &model = tile.models[0];
-  const Softmax of_base = SoftmaxOf(base, first, row, scratch.base), of_x = SoftmaxOf(model, first, row, scratch.base);
-  double sums[kSumLanes] = {};
+  auto* const room = reinterpret_cast<double*>(scratch.workspace);
+  RowExponentials base(tile.base, first, row, scratch.base, room);
+  RowExponentials model(tile.models[0], first, row, scratch.base, room + RowExponentials::Room(row));
+  double sums[kSumLanes] = {}, terms[kBlockLanes];
   for (size_t at = 0; at < row; at += kBlockLanes) {
     const size_t n = std::min(kBlockLanes, row - at);
-    DecodeLanesAt(base, first + at, n, scratch.base);
-    DecodeLanesAt(model, first + at, n, scratch.models[0]);
-    AddDivergences(scratch.models[0], scratch.base, n, of_x, of_base, sums);
+    Divergences(model.At(at, n), model.scale(), base.At(at, n), base.scale(), n, terms);
+    AddUp(terms, n, sums);
   }
   const double divergence = FoldSums(sums);
   return static_cast<float>(divergence < 0 ? 0.0 : divergence);
@@ -114,7 +139,8 @@ class ArceeFusionMerger : public Merger {
       case 0:
         return {.name = "divergences and high halves",
                 .accumulator_bytes = Histograms::Bytes(1, kHighBins, elements_) + elements_ / row_ * sizeof(float),
-                .kept_bytes = elements_ / row_ * sizeof(float)};
+                .kept_bytes = elements_ / row_ * sizeof(float),
+                .scratch_bytes = 2 * RowExponentials::Room(row_) * sizeof(double)};
       case 1: return {.name = "low halves", .accumulator_bytes = Histograms::Bytes(kQuartiles, kLowBins, elements_)};
       default: return {.name = "merge"};
     }
@@ -173,8 +199,7 @@ class ArceeFusionMerger : public Merger {
       std::fill_n(block.merged, block.n, 0.0f);
       if (block.d.empty()) return;
       Importances(block, tile.first, rows_, importance);
-      const float* const d = block.d[0];
-      for (size_t i = 0; i < block.n; ++i) block.merged[i] = importance[i] >= threshold_ ? d[i] : 0.0f;
+      KeepImportant(block.d[0], importance, block.n, threshold_, block.merged);
     });
   }
 

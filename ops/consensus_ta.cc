@@ -2,25 +2,39 @@
 #include <cmath>
 
 #include "ops/elementwise_merger.h"
+#include "ops/wide_vectors.h"
 
 namespace braid {
 namespace {
 
 enum Parameter : size_t { kLambda, kK, kL };
 
-// An element belongs to model i's mask where |d_i| > l |sum_j d_j - d_i|.
+// An element belongs to model i's mask where |d_i| > l |sum_j d_j - d_i|. Counts the masks in float32, as wide as what is
+// compared.
+BRAID_WIDE_VECTORS void AddMask(const float* d, const float* sum, float l, size_t n, float* masks) {
+  for (size_t i = 0; i < n; ++i) {
+    const float others = l * std::fabs(sum[i] - d[i]);
+    masks[i] += std::fabs(d[i]) > others ? 1.0f : 0.0f;
+  }
+}
+
+BRAID_WIDE_VECTORS void Add(const float* d, size_t n, float* sum) {
+  for (size_t i = 0; i < n; ++i) sum[i] += d[i];
+}
+
+BRAID_WIDE_VECTORS void KeepAgreed(const float* masks, float k, size_t n, float* sum) {
+  for (size_t i = 0; i < n; ++i) sum[i] = masks[i] >= k ? sum[i] : 0.0f;
+}
+
 void Consensus(const Coefficients& c, const DeltaBlock& block) {
   const auto k = static_cast<float>(c.shared[kK]), l = static_cast<float>(c.shared[kL]);
   float* const sum = block.merged;
   float masks[kBlockLanes];
   std::fill_n(sum, block.n, 0.0f);
   std::fill_n(masks, block.n, 0.0f);
-  for (const float* d : block.d)
-    for (size_t i = 0; i < block.n; ++i) sum[i] += d[i];
-  for (const float* d : block.d)
-    for (size_t i = 0; i < block.n; ++i)
-      masks[i] += std::fabs(d[i]) > l * std::fabs(sum[i] - d[i]) ? 1.0f : 0.0f;
-  for (size_t i = 0; i < block.n; ++i) sum[i] = masks[i] >= k ? sum[i] : 0.0f;
+  for (const float* d : block.d) Add(d, block.n, sum);
+  for (const float* d : block.d) AddMask(d, sum, l, block.n, masks);
+  KeepAgreed(masks, k, block.n, sum);
 }
 
 std::string CheckK(const MethodInfo&, const Coefficients& c) {

@@ -1,7 +1,7 @@
 // della and della_linear: methods.md, rows of that name. The larger an entry's magnitude is within its row, the more probable
 // it is to stay: p = (density - epsilon) + 2 epsilon rank / (entries - 1). Drawn by its place (ops/random.h).
 
-#include "ops/random.h"
+#include "ops/row_draws.h"
 #include "ops/row_ranks.h"
 #include "ops/sparsify.h"
 
@@ -11,57 +11,55 @@ namespace {
 class DellaMerger : public SparseMerger {
  public:
   DellaMerger(const MethodInfo& method, bool elect, const Coefficients& c, const TensorFacts& scope)
-      : SparseMerger(method, elect, c, scope, true), ranks_(models(), row(), UnitLanes()), parts_(models()),
-        seed_(static_cast<uint64_t>(c.shared[static_cast<size_t>(method.IndexOf("seed"))])) {
+      : SparseMerger(method, elect, c, scope, true), ranks_(models(), row(), UnitLanes()), draws_(models(), row(), UnitLanes()),
+        limits_(models()), seed_(static_cast<uint64_t>(c.shared[static_cast<size_t>(method.IndexOf("seed"))])) {
     const bool by_probability = c.shared[static_cast<size_t>(method.IndexOf("rescale_norm"))] != 0;
     divide_ = rescale() && by_probability;
     for (size_t m = 0; m < models(); ++m) {
-      ranked_ |= IsDrawn(m);
+      drawn_ |= IsDrawn(m);
       const double epsilon = c.model[m][static_cast<size_t>(method.IndexOf("epsilon"))];
-      parts_[m].low = density(m) - epsilon;
-      parts_[m].step = 2 * epsilon / static_cast<double>(row() - 1);
-      if (row() == 1) parts_[m] = {.low = density(m), .step = 0};
+      limits_[m].low = density(m) - epsilon;
+      limits_[m].step = 2 * epsilon / static_cast<double>(row() - 1);
+      if (row() == 1) limits_[m] = {.low = density(m), .step = 0};
     }
-    norms_ = rescale() && !by_probability && ranked_;
+    norms_ = rescale() && !by_probability && drawn_;
   }
 
  private:
-  // The probability of rank r is low + step r.
-  struct Part {
-    double low = 0, step = 0;
-  };
-
   bool IsDrawn(size_t m) const { return sparse(m) && density(m) > 0; }
 
-  size_t scratch_bytes() const override { return ranked_ ? ranks_.WorkspaceBytes() : 0; }
+  size_t scratch_bytes() const override { return !drawn_ ? 0 : divide_ ? ranks_.WorkspaceBytes() : draws_.WorkspaceBytes(); }
+
+  RandomStream StreamOf(const LaneTile& tile, size_t m) const {
+    return {.seed = seed_, .model = static_cast<uint32_t>(m), .tensor_key = tile.tensor.key};
+  }
 
   void Prepare(const LaneTile& tile, const uint64_t*, const LaneUnit& unit, Scratch& scratch) const override {
-    for (size_t m = 0; m < models(); ++m)
-      if (tile.models[m].bytes != nullptr && IsDrawn(m)) ranks_.Find(tile, m, unit, RowRanks::Order::kSmallestFirst, scratch);
+    for (size_t m = 0; m < models(); ++m) {
+      if (tile.models[m].bytes == nullptr || !IsDrawn(m)) continue;
+      if (divide_) ranks_.Find(tile, m, unit, RowRanks::Order::kSmallestFirst, scratch);
+      else draws_.Find(tile, m, unit, StreamOf(tile, m), limits_[m], scratch);
+    }
   }
 
   void Keep(const LaneTile& tile, size_t m, const LaneUnit& unit, size_t start, size_t n, Scratch& scratch,
             float* d) const override {
     if (!IsDrawn(m)) return KeepKeys(0, 0, n, d);
-    const RandomStream stream{.seed = seed_, .model = static_cast<uint32_t>(m), .tensor_key = tile.tensor.key};
-    DrawBits(stream, tile.first + start, n, scratch.draws);
+    if (!divide_) return KeepBits(draws_.Of(m, scratch), start - unit.start, n, d);
+    const RankLimits& limits = limits_[m];
     const uint32_t* const ranks = ranks_.Of(m, scratch) + (start - unit.start);
-    const Part part = parts_[m];
-    // A rank is below 2^31 where anybody has the memory for it: as a signed number it takes one instruction.
-    const auto probability = [&](size_t i) { return part.low + part.step * static_cast<double>(static_cast<int32_t>(ranks[i])); };
-    constexpr double kScale = uint64_t{1} << kDrawBits, kMost = kScale - 1;   // rounding may make a probability 1
-    for (size_t i = 0; i < n; ++i)
-      scratch.limits[i] = static_cast<uint32_t>(static_cast<int32_t>(std::min(probability(i) * kScale, kMost)));
+    DrawBits(StreamOf(tile, m), tile.first + start, n, scratch.draws);
+    for (size_t i = 0; i < n; ++i) scratch.limits[i] = limits.Of(ranks[i]);
     KeepDrawn(scratch.draws, scratch.limits, n, d);
-    if (!divide_) return;
-    for (size_t i = 0; i < n; ++i) d[i] /= static_cast<float>(probability(i));
+    for (size_t i = 0; i < n; ++i) d[i] /= static_cast<float>(limits.ProbabilityOf(ranks[i]));
   }
 
-  RowRanks ranks_;
-  std::vector<Part> parts_;
+  RowRanks ranks_;   // where entries are divided by their probabilities, all ranks have to be known
+  RowDraws draws_;   // elsewhere
+  std::vector<RankLimits> limits_;
   uint64_t seed_;
   bool divide_ = false;   // each entry that stays, by its probability
-  bool ranked_ = false;
+  bool drawn_ = false;
 };
 
 template <bool kElect>

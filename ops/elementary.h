@@ -1,21 +1,12 @@
 // exp, log and tanh in float64, by fixed polynomials: the C library's differ from one version and machine to the next.
 //
 // Every step is rounded separately and none depends on a branch, so a loop over them gives the same bits however the
-// compiler arranges it. Error bounds in ulp of float64 are those that tests/ops/elementary_test.cc asserts. NaN gives
+// compiler arranges it (ops/wide_vectors.h). Error bounds in ulp of float64 are those that tests/ops/elementary_test.cc asserts. NaN gives
 // NaN. Pure.
 #pragma once
 
 #include <bit>
 #include <cstdint>
-
-// For loops over these functions: compiled once more for wider vectors, chosen when the program starts. Not with the
-// sanitizers, which are not ready yet at that time.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && \
-    !defined(__SANITIZE_THREAD__)
-#define BRAID_WIDE_VECTORS __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define BRAID_WIDE_VECTORS
-#endif
 
 namespace braid {
 

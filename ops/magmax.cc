@@ -2,11 +2,12 @@
 #include <cmath>
 
 #include "ops/elementwise_merger.h"
+#include "ops/wide_vectors.h"
 
 namespace braid {
 namespace {
 
-void Largest(const Coefficients&, const DeltaBlock& block) {
+BRAID_WIDE_VECTORS void Largest(const Coefficients&, const DeltaBlock& block) {
   float* const largest = block.merged;
   std::fill_n(largest, block.n, 0.0f);
   for (const float* d : block.d)   // the first listed stays among equals

@@ -186,6 +186,12 @@ class Merger {
   // other questions are passed over. From then on histograms are kept.
   virtual void UseStatistics(std::span<const ModelStatistics> known);
 
+  // --- what the statistics decide of each entry, kept for the merge
+  // Bytes that it takes; 0: there is nothing to keep. Never needed: without it the merge decides again.
+  virtual uint64_t DecisionBytes() const { return 0; }
+  // Before the first round: there is room for it.
+  virtual void KeepDecisions() {}
+
   // --- statistics: Accumulate runs concurrently for different tiles, each with an accumulator of its own
   virtual std::unique_ptr<Accumulator> NewAccumulator(size_t r) const;
   virtual void Accumulate(size_t r, const Coefficients& coefficients, const LaneTile& tile,

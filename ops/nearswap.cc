@@ -6,11 +6,24 @@
 #include <cmath>
 
 #include "ops/mergers_internal.h"
+#include "ops/wide_vectors.h"
 
 namespace braid {
 namespace {
 
 constexpr float kLeastDistance = 1e-6f;
+
+BRAID_WIDE_VECTORS void Mix(const float* a, const float* b, float t, size_t n, float* out) {
+  for (size_t i = 0; i < n; ++i) {
+    const float distance = std::fabs(a[i] - b[i]);
+    // Comparisons that leave a NaN as it is.
+    const float clamped = distance < kLeastDistance ? kLeastDistance : distance;
+    const float weight = 1 / clamped * t;
+    const float share = weight > 1 ? 1 : weight;
+    const float mixed = share * b[i] + (1 - share) * a[i];
+    out[i] = a[i] == b[i] ? a[i] : mixed;   // the base's bits, whatever the share
+  }
+}
 
 class NearswapMerger : public Merger {
  public:
@@ -28,17 +41,7 @@ class NearswapMerger : public Merger {
       const size_t n = std::min(kBlockLanes, tile.count - start);
       DecodeLanesAt(tile.base, start, n, scratch.base);
       DecodeLanesAt(other, start, n, scratch.models[0]);
-      const float* const a = scratch.base;
-      const float* const b = scratch.models[0];
-      for (size_t i = 0; i < n; ++i) {
-        const float distance = std::fabs(a[i] - b[i]);
-        // Comparisons that leave a NaN as it is.
-        const float clamped = distance < kLeastDistance ? kLeastDistance : distance;
-        const float weight = 1 / clamped * t;
-        const float share = weight > 1 ? 1 : weight;
-        const float mixed = share * b[i] + (1 - share) * a[i];
-        scratch.out[i] = a[i] == b[i] ? a[i] : mixed;   // the base's bits, whatever the share
-      }
+      Mix(scratch.base, scratch.models[0], t, n, scratch.out);
       EncodeLanes(type, scratch.out, n, out + start * static_cast<size_t>(LaneBytes(type)), &counts->non_finite);
     }
   }

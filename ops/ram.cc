@@ -4,16 +4,17 @@
 #include <cmath>
 
 #include "ops/elementwise_merger.h"
+#include "ops/wide_vectors.h"
 
 namespace braid {
 
-void CountChanged(const DeltaBlock& block, float epsilon, float* counts) {
+BRAID_WIDE_VECTORS void CountChanged(const DeltaBlock& block, float epsilon, float* counts) {
   std::fill_n(counts, block.n, 0.0f);
   for (const float* d : block.d)
     for (size_t i = 0; i < block.n; ++i) counts[i] += std::fabs(d[i]) > epsilon ? 1.0f : 0.0f;
 }
 
-void AddChanged(const DeltaBlock& block, float epsilon, const float* counts, const float* unique) {
+BRAID_WIDE_VECTORS void AddChanged(const DeltaBlock& block, float epsilon, const float* counts, const float* unique) {
   std::fill_n(block.merged, block.n, 0.0f);
   for (size_t v = 0; v < block.d.size(); ++v) {
     const float* const d = block.d[v];

@@ -6,16 +6,18 @@
 namespace braid {
 
 SparseMerger::SparseMerger(const MethodInfo& method, bool elect, const Coefficients& c, const TensorFacts& scope, bool by_rows)
-    : rule_(method, elect, c), parts_(c.model.size()), row_(std::max<size_t>(scope.row, 1)), by_rows_(by_rows),
+    : rule_(method, elect, c), parts_(c.model.size()), elements_(scope.elements), row_(std::max<size_t>(scope.row, 1)), by_rows_(by_rows),
       rescale_(c.shared[static_cast<size_t>(method.IndexOf("rescale"))] != 0) {
   const auto density = static_cast<size_t>(method.IndexOf("density"));
-  for (size_t m = 0; m < parts_.size(); ++m)
-    parts_[m] = {.density = c.model[m][density], .active = rule_.WeightOf(c, m) != 0};
+  for (size_t m = 0; m < parts_.size(); ++m) {
+    parts_[m] = {.density = c.model[m][density], .active = rule_.WeightOf(c, m) != 0, .slot = sparse_models_};
+    sparse_models_ += sparse(m);
+  }
 }
 
 RoundSpec SparseMerger::round(size_t r) const {
   const bool merges = r == statistics_rounds();
-  return {.name = merges ? "merge" : "norms", .sums = merges ? 0 : 2 * parts_.size(), .ordered = ordered(),
+  return {.name = merges ? "merge" : "norms", .sums = merges ? 0 : 2 * parts_.size(), .ordered = ordered() && !(merges && decisions_),
           .scratch_bytes = scratch_bytes()};
 }
 
@@ -35,6 +37,7 @@ void SparseMerger::SumNorms(const LaneTile& tile, size_t m, const LaneUnit& unit
       AddMagnitudes(scratch.models[m], n, -1, all);
       Keep(tile, m, unit, start, n, scratch, scratch.models[m]);
       AddMagnitudes(scratch.models[m], n, -1, kept);
+      if (decisions_) FindNonZeros(scratch.models[m], n, DecisionsAt(m, tile.first + start));
     }
     double* const to = sums.data + (tile.first + begin) / part;
     to[2 * m * sums.stride] = FoldSums(all), to[(2 * m + 1) * sums.stride] = FoldSums(kept);
@@ -55,6 +58,16 @@ void SparseMerger::Finish(size_t, Accumulator*, std::span<const double> sums) {
     if (sparse(m)) parts_[m].factor = RescaleFactor(sums[2 * m], sums[2 * m + 1]);
 }
 
+uint64_t SparseMerger::DecisionBytes() const {
+  const bool whole_words = !by_rows_ || row_ % 64 == 0;   // tiles are written side by side
+  return norms_ && whole_words ? sparse_models_ * WordsPerModel() * sizeof(uint64_t) : 0;
+}
+
+// Left as it is until the norms are summed: memory that nobody has touched takes none.
+void SparseMerger::KeepDecisions() {
+  decisions_ = std::make_unique_for_overwrite<uint64_t[]>(sparse_models_ * WordsPerModel());
+}
+
 void SparseMerger::Merge(const Coefficients& c, const LaneTile& tile, const uint64_t* grants, Scratch& scratch, DType type,
                          std::byte* out, MergeCounts* counts) const {
   static constexpr float kZeros[kBlockLanes + kLanePadding] = {};
@@ -66,7 +79,7 @@ void SparseMerger::Merge(const Coefficients& c, const LaneTile& tile, const uint
   for (size_t v = 0; v < scratch.voters.size(); ++v) scratch.sources[v] = scratch.models[scratch.voters[v]];
   VoteCounts votes;
   ForEachUnit(tile, [&](const LaneUnit& unit) {
-    Prepare(tile, grants, unit, scratch);
+    if (!decisions_) Prepare(tile, grants, unit, scratch);
     for (size_t start = unit.start, n; start < unit.start + unit.count; start += n) {
       n = std::min(kBlockLanes, unit.start + unit.count - start);
       DecodeLanesAt(tile.base, start, n, scratch.base);
@@ -74,7 +87,8 @@ void SparseMerger::Merge(const Coefficients& c, const LaneTile& tile, const uint
         const EncodedLanes& source = tile.models[m];
         DecodeTaskVector(source.type, source.bytes + start * static_cast<size_t>(LaneBytes(source.type)), scratch.base, n,
                          scratch.models[m]);
-        if (sparse(m)) Keep(tile, m, unit, start, n, scratch, scratch.models[m]);
+        if (sparse(m) && decisions_) KeepBits(DecisionsAt(m, tile.first + start), 0, n, scratch.models[m]);
+        else if (sparse(m)) Keep(tile, m, unit, start, n, scratch, scratch.models[m]);
       }
       MergeTaskVectors(block, n, scratch.room, scratch.out, nullptr, &votes);
       AddTaskVector(scratch.base, scratch.out, n, scratch.out);

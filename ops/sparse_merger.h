@@ -29,6 +29,8 @@ class SparseMerger : public Merger {
   void Finish(size_t r, Accumulator* accumulator, std::span<const double> sums) override;
   void Merge(const Coefficients& c, const LaneTile& tile, const uint64_t* grants, Scratch& scratch, DType type,
              std::byte* out, MergeCounts* counts) const override;
+  uint64_t DecisionBytes() const override;
+  void KeepDecisions() override;
 
  protected:
   // Before Keep is called for the lanes of a unit: what it needs to know of all of them, for the models that are in the tile
@@ -69,14 +71,20 @@ class SparseMerger : public Merger {
     double density = 1;
     bool active = false;   // has a weight
     float factor = 1;
+    size_t slot = 0;       // among the models that are sparse
   };
 
+  uint64_t WordsPerModel() const { return (elements_ + 63) / 64; }
+  uint64_t* DecisionsAt(size_t m, uint64_t element) const { return &decisions_[parts_[m].slot * WordsPerModel() + element / 64]; }
   void SumNorms(const LaneTile& tile, size_t model, const LaneUnit& unit, Scratch& scratch, BlockSums sums) const;
 
   TaskVectorRule rule_;
   std::vector<Part> parts_;
-  size_t row_;
+  uint64_t elements_;
+  size_t row_, sparse_models_ = 0;
   bool by_rows_, rescale_;
+  // A bit per entry of a model that is sparse, set where it stays; tiles begin with words of their own. Null: not kept.
+  std::unique_ptr<uint64_t[]> decisions_;
 };
 
 }  // namespace braid

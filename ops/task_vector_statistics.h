@@ -19,6 +19,10 @@ class Histograms : public Accumulator {
 
   uint32_t* Row(size_t slot) { return &small_[slot * bins_]; }
   std::vector<uint64_t> Totals(size_t slot) const;
+  uint64_t At(size_t slot, size_t bin) const {
+    const size_t i = slot * bins_ + bin;
+    return small_[i] + (large_.empty() ? 0 : large_[i]);
+  }
 
   void Add(Accumulator* other) override;
   // Makes sure that so many more counts fit.

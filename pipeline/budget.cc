@@ -1,6 +1,9 @@
 #include "pipeline/budget.h"
 
 #include <fmt/format.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #include <sched.h>
 
 #include <algorithm>
@@ -17,7 +20,8 @@
 namespace braid {
 
 bool Budget::Take(uint64_t bytes) {
-  if (bytes > total_) throw Error(ErrorCode::kInternal, fmt::format("{} bytes are more than the budget's {}", bytes, total_));
+  if (bytes > total_)
+    throw Error(ErrorCode::kInternal, fmt::format("{} bytes are more than the budget's {}", bytes, total_));
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [&] { return cancelled_ || free_ >= bytes; });
   if (cancelled_) return false;
@@ -143,6 +147,18 @@ std::string SizeText(uint64_t bytes) {
   while (value >= 999.5 && unit + 1 < kUnits.size()) value /= 1000, ++unit;
   if (unit == 0) return fmt::format("{} B", bytes);
   return fmt::format("{:.{}f} {}", value, value < 10 ? 2 : value < 100 ? 1 : 0, kUnits[unit]);
+}
+
+Error DoesNotFit(uint64_t budget, uint64_t least) {
+  constexpr uint64_t kMebibyte = 1 << 20;
+  return Error(ErrorCode::kMemory, fmt::format("this merge does not fit in {} MiB of memory", budget / kMebibyte))
+      .Hint(fmt::format("the smallest --memory that works is {}MiB", (least + kMebibyte - 1) / kMebibyte));
+}
+
+void ReturnFreedMemory() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
 }
 
 }  // namespace braid

@@ -10,6 +10,8 @@
 #include <mutex>
 #include <string>
 
+#include "io/error.h"
+
 namespace braid {
 
 class Budget {
@@ -48,6 +50,12 @@ ResidentMemory ReadResidentMemory();
 // "256MiB", "1.5GB", "4096" (bytes): KB, MB, GB, TB are decimal, KiB, MiB, GiB, TiB binary; a bare K, M, G, B as
 // mergekit writes them is decimal. Throws Error(kUsage) naming `option`.
 uint64_t ParseSize(const std::string& text, const std::string& option);
+
+// The Error(kMemory) of a budget that is smaller than the least that works.
+Error DoesNotFit(uint64_t budget, uint64_t least);
+
+// Gives the memory that was freed so far back to the system, which the library keeps for later otherwise.
+void ReturnFreedMemory();
 
 // "1.07 GB", for people.
 std::string SizeText(uint64_t bytes);

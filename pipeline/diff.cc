@@ -45,7 +45,8 @@ void CompareBits(const void* a, const void* b, size_t n, Bits infinity, ElementD
     const Unsigned y_sign = Unsigned{0} - static_cast<Unsigned>(y >> kSignShift);
     const auto x_order = static_cast<Signed>((x_magnitude ^ x_sign) - x_sign);  // negated when the sign is set
     const auto y_order = static_cast<Signed>((y_magnitude ^ y_sign) - y_sign);
-    const Unsigned distance = static_cast<Unsigned>(std::max(x_order, y_order)) - static_cast<Unsigned>(std::min(x_order, y_order));
+    const Unsigned distance =
+        static_cast<Unsigned>(std::max(x_order, y_order)) - static_cast<Unsigned>(std::min(x_order, y_order));
     const bool finite = (x_magnitude < infinity) & (y_magnitude < infinity);
     equal += x == y;
     not_finite += (x != y) & !finite;

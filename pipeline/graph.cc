@@ -293,20 +293,20 @@ bool GraphRun::ReadScope(const PlannedScope& scope, bool anew, Read::gateway_typ
   const std::shared_ptr<ScopeRun> run = StartScope(scope, anew);
   if (run == nullptr) return false;
   std::erase_if(drafted_, [](const auto& drafted) { return drafted->DraftSettled(); });
-  if (scope.approach == Approach::kDraft && !anew) drafted_.push_back(run);
+  if (run->drafts_tiles()) drafted_.push_back(run);
   return ReadRounds(run.get(), gateway);
 }
 
 // Until the last one is on its way; of a scope that is measured, the last one before its merge.
 bool GraphRun::ReadRounds(ScopeRun* run, Read::gateway_type& gateway) {
-  if (run->spec().sample && !run->resident()) {
-    {
-      StageTimer timer(progress_.of(Stage::kRead));
-      SampleScope(plan_, run);
-    }
-    FinishStatistics(run);
-  }
   for (;;) {
+    if (run->spec().sample && !run->resident()) {
+      {
+        StageTimer timer(progress_.of(Stage::kRead));
+        SampleScope(plan_, run);
+      }
+      FinishStatistics(run);
+    }
     const uint32_t round = run->round();
     const bool last = run->merging() || run->drafting() || run->resident();
     if (!ReadRound(run, gateway)) return false;
@@ -322,8 +322,6 @@ std::shared_ptr<ScopeRun> GraphRun::StartScope(const PlannedScope& scope, bool a
   {
     StallTimer stall(progress_.of(Stage::kRead));
     if (!budget_.Take(bytes)) return nullptr;
-    const bool draft = scope.approach == Approach::kDraft && !anew;
-    if (draft && !draft_tokens_.Take(plan_.Tiles(plan_.tensors[scope.tensors.front()]))) return nullptr;
   }
   auto run = std::make_shared<ScopeRun>(plan_, scope, anew);
   run->taken = bytes;
@@ -364,6 +362,7 @@ bool GraphRun::ReadTile(ScopeRun* run, uint32_t slot, uint64_t first, uint64_t o
   {
     StallTimer stall(progress_.of(Stage::kRead));
     if (!budget_.Take(work->cost)) return false;
+    if (run->drafts_tiles() && !draft_tokens_.Take(1)) return false;   // drafts read before will give theirs back
   }
   if (run->resident()) run->tiles.push_back(work);
   work->windows.resize(tensor.models.size() + 1);
@@ -377,7 +376,6 @@ bool GraphRun::ReadTile(ScopeRun* run, uint32_t slot, uint64_t first, uint64_t o
     Guarded([&] {
       if (error) std::rethrow_exception(error);
       CheckInputs();
-      progress_.of(Stage::kRead).bytes += MappedBytes(*work);
       gateway.try_put(work);
     });
     gateway.release_wait();

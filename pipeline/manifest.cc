@@ -31,12 +31,14 @@ Manifest ManifestOfFile(const std::string& out) {
              header_sum = header.metadata.find(kHeaderKey);
   if (sums == end || fingerprint == end || header_sum == end)
     throw Damaged(out, "it carries no checksums, so it was not written by braid merge");
-  if (sums->second.size() != header.tensors.size() * kSumDigits) throw Damaged(out, "its checksums do not fit its tensors");
+  if (sums->second.size() != header.tensors.size() * kSumDigits)
+    throw Damaged(out, "its checksums do not fit its tensors");
   Manifest manifest;
   manifest.fingerprint = fingerprint->second;
   manifest.headers[""] = header_sum->second;
   for (size_t i = 0; i < header.tensors.size(); ++i)
-    manifest.tensors[header.tensors[i].name] = {"", header.tensors[i].bytes, sums->second.substr(i * kSumDigits, kSumDigits)};
+    manifest.tensors[header.tensors[i].name] = {"", header.tensors[i].bytes,
+                                                sums->second.substr(i * kSumDigits, kSumDigits)};
   return manifest;
 }
 
@@ -117,8 +119,9 @@ Manifest ReadManifest(const std::string& out) {
     for (const auto& [name, sum] : json["headers"].items())
       if (sum.is_string()) manifest.headers[name] = sum;
   for (const auto& [name, entry] : json["tensors"].items()) {
-    const bool sound = entry.is_object() && entry.contains("file") && entry["file"].is_string() && entry.contains("bytes") &&
-                       AsSize(entry["bytes"]) && entry.contains("xxh3_128") && entry["xxh3_128"].is_string();
+    const bool sound = entry.is_object() && entry.contains("file") && entry["file"].is_string() &&
+                       entry.contains("bytes") && AsSize(entry["bytes"]) && entry.contains("xxh3_128") &&
+                       entry["xxh3_128"].is_string();
     if (!sound) throw Damaged(path, fmt::format("its entry for '{}' is damaged", Printable(name)));
     manifest.tensors[name] = {entry["file"], *AsSize(entry["bytes"]), entry["xxh3_128"]};
   }

@@ -31,7 +31,8 @@ std::string LicenceOf(const Checkpoint& checkpoint) {
     const size_t begin = value.find_first_not_of(" \"'"), end = value.find_last_not_of(" \"'\r");
     if (begin == std::string::npos) return "";
     value = value.substr(begin, end - begin + 1);
-    const bool plain = value.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-+") == std::string::npos;
+    const bool plain = value.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-+") ==
+                       std::string::npos;
     return plain ? value : "";
   }
   return "";
@@ -76,11 +77,13 @@ std::string ModelCard(const Plan& plan, const std::string& title) {
   for (const Checkpoint& checkpoint : plan.checkpoints)
     if (!checkpoint.cache_id.empty()) parents += fmt::format("- {}\n", checkpoint.cache_id);
   if (!parents.empty()) card += "base_model:\n" + parents + "base_model_relation: merge\n";
-  const bool sentence_transformers = !plan.donor_directory.empty() && FileExists(plan.donor_directory + "/modules.json");
+  const bool sentence_transformers =
+      !plan.donor_directory.empty() && FileExists(plan.donor_directory + "/modules.json");
   card += fmt::format("library_name: {}\n", sentence_transformers ? "sentence-transformers" : "transformers");
   if (const std::string licence = CommonLicence(plan); !licence.empty()) card += fmt::format("license: {}\n", licence);
   card += "tags:\n- mergekit\n- merge\n- braid\n---\n";
-  card += fmt::format("# {}\n\nThis checkpoint is a merge of pre-trained models, made with Braid.\n\n", Printable(title));
+  card +=
+      fmt::format("# {}\n\nThis checkpoint is a merge of pre-trained models, made with Braid.\n\n", Printable(title));
   card += fmt::format("## Method\n\n`{}`: {} ({}).", plan.method->name, plan.method->summary, plan.method->source);
   if (plan.base >= 0)
     card += fmt::format(" The base is `{}`.", NameOf(plan.checkpoints[static_cast<size_t>(plan.base)]));
@@ -88,8 +91,9 @@ std::string ModelCard(const Plan& plan, const std::string& title) {
   for (uint32_t model : plan.models) {
     const Checkpoint& checkpoint = plan.checkpoints[model];
     const std::string name = NameOf(checkpoint);
-    card += checkpoint.cache_id.empty() ? fmt::format("- `{}`\n", name)
-                                        : fmt::format("- [{0}](https://huggingface.co/{0}) at `{1}`\n", name, checkpoint.revision);
+    card += checkpoint.cache_id.empty()
+                ? fmt::format("- `{}`\n", name)
+                : fmt::format("- [{0}](https://huggingface.co/{0}) at `{1}`\n", name, checkpoint.revision);
   }
   card += RemarksOf(plan);
   const std::string fence = FenceFor(plan.recipe.text);

@@ -13,6 +13,7 @@ struct Word {
   std::string_view module, word;
 };
 constexpr auto kWords = std::to_array<Word>({
+    {"shared", "lm_head"},
     {"text_decoder", "language_model"},
     {"text_decoder", "text_model"},
     {"vision_tower", "visual"},

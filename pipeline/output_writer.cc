@@ -72,7 +72,8 @@ void OutputWriter::Finish(const std::string& fingerprint, const std::atomic<int>
     if (plan_.single_file) header = FillChecksums(std::move(header), fingerprint, sums_);
     shards_[i]->Write(0, header.data(), header.size());
     progress_.of(Stage::kWrite).bytes += header.size();
-    if (!shards_[i]->complete()) throw Error(ErrorCode::kInternal, "a shard was left incomplete").Path(plan_.shards[i].name);
+    if (!shards_[i]->complete())
+      throw Error(ErrorCode::kInternal, "a shard was left incomplete").Path(plan_.shards[i].name);
     shards_[i]->Finish();
   }
 }

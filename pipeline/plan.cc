@@ -7,6 +7,7 @@
 
 #include "io/file_system.h"
 #include "ops/measured_merger.h"
+#include "pipeline/budget.h"
 #include "pipeline/layer_scale.h"
 #include "pipeline/plan_internal.h"
 #include "pipeline/statistics_cache.h"
@@ -21,14 +22,22 @@ Plan MakePlan(Recipe recipe, const PlanOptions& options) {
   plan.relative =
       plan.method->base == BaseUse::kRequired || (plan.method->base == BaseUse::kOptional && plan.recipe.base);
 
+  plan.memory.budget = options.memory > 0 ? options.memory : DefaultMemory();
+
   const auto before_opening = std::chrono::system_clock::now();
   OpenSources(&plan);
   // The checkpoints are open; every header has been checked.
   for (const Checkpoint& checkpoint : plan.checkpoints)
     plan.reading.push_back(
         ChooseReadBackend(options.read, FileSystemOf(checkpoint.shards.front().path), RunningKernel()));
-  const std::unique_ptr<const Vocabulary> vocabulary = Vocabulary::Make(&plan);
-  PlanTensors(&plan, vocabulary.get());
+  if (std::unique_ptr<const Vocabulary> vocabulary = Vocabulary::Make(&plan)) {
+    PlanTensors(&plan, vocabulary.get());
+    plan.memory.planning = vocabulary->MemoryBytes();
+    vocabulary.reset();
+    ReturnFreedMemory();
+  } else {
+    PlanTensors(&plan, nullptr);
+  }
   PlanLayerScale(&plan);
   // Each output tensor knows its sources, coefficients and type.
   MarkUnchanged(&plan);

@@ -67,8 +67,7 @@ struct PlannedTensor {
   TensorAction action = TensorAction::kMerge;
   TensorSource base;                // of a base-relative method; of a kExclude, where the bytes come from
   std::vector<TensorSource> models; // as many as the recipe has, or the slice that the tensor is in
-  std::vector<MappedRows> rows =
-      {};                           // of the base and the models, if any of them has another vocabulary; otherwise none
+  std::vector<MappedRows> rows = {};   // of base and models, if any of them has another vocabulary; otherwise none
   uint32_t coefficients = 0;        // index into Plan::coefficients
   uint32_t shard = 0;               // where it goes
   uint64_t offset = 0;              // first byte, from the start of the shard file
@@ -106,15 +105,21 @@ struct PlannedScope {
   uint64_t statistics_bytes = 0;    // one accumulator of its largest round
   uint64_t sums_bytes = 0;
   uint64_t kept_bytes = 0;          // of them, what stays until the last tile is written
+  bool keeps_decisions = false;     // those of its statistics, for the merge
   std::vector<ModelStatistics> known = {};   // per model, by the statistics cache; empty: nothing
 };
 
 // How the budget is spent. All in bytes unless named otherwise.
+// What planning may occupy above the budget: part of the 64 MiB that are promised for the program itself, whose threads
+// have not begun yet.
+constexpr uint64_t kPlanningAllowance = 32 << 20;
+
 struct MemoryPlan {
   uint64_t budget = 0;
   uint64_t least = 0;               // the smallest budget that works for this plan
   int threads = 1;
   uint64_t catalogue = 0;           // headers, plan
+  uint64_t planning = 0;            // tokenizers, which are there only while the plan is made
   uint64_t workspace = 0;           // Scratch::workspace of one worker
   uint64_t scratch = 0;             // lane buffers and workspaces of all workers
   uint64_t tile_elements = 0;

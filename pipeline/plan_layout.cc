@@ -39,7 +39,8 @@ void PlanLayout(Plan* plan, const PlanOptions& options) {
   uint64_t filled = 0;
   for (size_t t = 0; t < plan->tensors.size(); ++t) {
     PlannedTensor& tensor = plan->tensors[t];
-    if (!options.single_file && filled > 0 && tensor.bytes > options.shard_bytes - std::min(filled, options.shard_bytes)) {
+    if (!options.single_file && filled > 0 &&
+        tensor.bytes > options.shard_bytes - std::min(filled, options.shard_bytes)) {
       begins.push_back(t);
       filled = 0;
     }

@@ -167,6 +167,16 @@ void PlanDrafts(Plan* plan, const std::vector<PlannedScope*>& scopes, uint64_t s
   m.pool -= m.drafts * m.buffer_bytes + m.open;
 }
 
+// Whether the scope's sources, its statistics and so many bytes more leave a third of the pool, to read the next one
+// meanwhile.
+bool FitsThePool(const Plan& plan, const PlannedScope& scope, uint64_t more) {
+  const PlannedTensor& tensor = plan.tensors[scope.tensors.front()];
+  const MemoryPlan& m = plan.memory;
+  const uint64_t needed = plan.Tiles(tensor) * TileCost(plan, tensor, plan.TileElements(tensor)) +
+                          scope.statistics_bytes * m.accumulators + scope.sums_bytes + more;
+  return needed <= (m.pool - m.waiting) / 3 * 2;
+}
+
 // How each scope finds its thresholds, and whether its sources stay meanwhile.
 void ChooseApproaches(Plan* plan, const PlanOptions& options, const std::vector<PlannedScope*>& draftable) {
   const MemoryPlan& m = plan->memory;
@@ -181,12 +191,7 @@ void ChooseApproaches(Plan* plan, const PlanOptions& options, const std::vector<
     if (scope.rounds == 1 || scope.elements < options.least_sampled) continue;
     if (scope.tensors.size() > 1) use(&scope, Approach::kSampled);
   }
-  const auto resident = [&](const PlannedScope& scope) {   // and a third to read the next one meanwhile
-    const PlannedTensor& tensor = plan->tensors[scope.tensors.front()];
-    const uint64_t needed = plan->Tiles(tensor) * TileCost(*plan, tensor, plan->TileElements(tensor)) +
-                            scope.statistics_bytes * m.accumulators + scope.sums_bytes;
-    return needed <= (m.pool - m.waiting) / 3 * 2;
-  };
+  const auto resident = [&](const PlannedScope& scope) { return FitsThePool(*plan, scope, 0); };
   const auto spread_sample_pays = [&](const PlannedScope& scope) {
     const PlannedTensor& tensor = plan->tensors[scope.tensors.front()];
     return tensor.rows.empty() && SourceBytes(*plan, tensor) >= options.least_spread_sample;
@@ -199,6 +204,22 @@ void ChooseApproaches(Plan* plan, const PlanOptions& options, const std::vector<
   }
   for (PlannedScope& scope : plan->scopes)
     scope.resident = scope.rounds > 1 && scope.tensors.size() == 1 && resident(scope);
+}
+
+// Decisions are kept for the merge where they take little of the pool, and not at the price of reading a tensor twice.
+void ChooseWhatIsKept(Plan* plan) {
+  const MemoryPlan& m = plan->memory;
+  const uint64_t two_tiles = 2 * LargestTileCost(*plan, m.tile_elements);
+  for (PlannedScope& scope : plan->scopes) {
+    if (scope.rounds == 1 || scope.approach == Approach::kDraft) continue;
+    const uint64_t bytes = plan->MakeMerger(scope, scope.approach)->DecisionBytes();
+    const uint64_t taken = scope.statistics_bytes * m.accumulators + scope.sums_bytes + bytes;
+    const bool fits = scope.resident ? FitsThePool(*plan, scope, bytes)
+                                     : bytes <= m.pool / 4 && taken + two_tiles <= m.pool;
+    if (bytes == 0 || !fits) continue;
+    scope.keeps_decisions = true;
+    scope.sums_bytes += bytes, scope.kept_bytes += bytes;
+  }
 }
 
 // Bytes that each round maps, counted from the merge back. A resident scope maps its bytes once, counted to the merge;
@@ -228,14 +249,22 @@ void CountBytes(Plan* plan) {
         totals.bytes_read += bytes;
       };
       uint64_t largest = 0;
+      std::vector<bool> was_read(tensor.models.size() + 1);
       for (uint32_t i = 0; i < reads; ++i) {
-        uint64_t bytes = 0;
+        uint64_t bytes = 0, for_padding = 0;   // which a reader takes the mean for when it first meets it
+        bool reads_any = false;
+        const auto read = [&](size_t slot) {
+          const uint64_t once = FileBytes(*plan, tensor, slot);
+          const RowMap* rows = tensor.RowsAt(slot);
+          bytes += once, reads_any |= tensor.SourceAt(slot).present();
+          if (!was_read[slot] && rows != nullptr && rows->Has(RowRun::Kind::kPadding)) for_padding += once;
+          was_read[slot] = true;
+        };
         for (size_t m = 0; m < tensor.models.size(); ++m)
-          if (copy || merger->Reads(rounds[i], m, plan->coefficients[tensor.coefficients]))
-            bytes += BytesOf(*plan, tensor, m + 1);
-        if (bytes > 0 || i + 1 == reads || scope.resident) bytes += BytesOf(*plan, tensor, 0);
-        if (i < together) largest = std::max(largest, bytes);
-        else add(i, bytes);
+          if (copy || merger->Reads(rounds[i], m, plan->coefficients[tensor.coefficients])) read(m + 1);
+        if (reads_any || i + 1 == reads || scope.resident) read(0);
+        if (i < together) largest = std::max(largest, bytes), bytes = 0;
+        add(i, bytes + for_padding);
       }
       if (together > 0) add(together - 1, largest);
     }
@@ -276,7 +305,6 @@ void PlanScopes(Plan* plan) {
 
 void PlanMemory(Plan* plan, const PlanOptions& options) {
   MemoryPlan& m = plan->memory;
-  m.budget = options.memory > 0 ? options.memory : DefaultMemory();
   m.threads = options.threads > 0 ? options.threads : DefaultThreads();
   PlanRounds(plan);
   m.catalogue = CatalogueBytes(*plan);
@@ -291,11 +319,8 @@ void PlanMemory(Plan* plan, const PlanOptions& options) {
   const uint64_t fixed = m.catalogue + m.scratch;
   const uint64_t smallest_tile = LargestTileCost(*plan, kReductionBlock);
   m.least = fixed + 2 * BufferBytes(*plan, kReductionBlock) + accumulator + sums + 2 * smallest_tile;
-  if (m.budget < m.least) {
-    const uint64_t mebibytes = (m.least + (1 << 20) - 1) >> 20;
-    throw Error(ErrorCode::kMemory, fmt::format("this merge does not fit in {} MiB of memory", m.budget >> 20))
-        .Hint(fmt::format("the smallest --memory that works is {}MiB", mebibytes));
-  }
+  m.least = std::max(m.least, m.planning - std::min(m.planning, kPlanningAllowance));
+  if (m.budget < m.least) throw DoesNotFit(m.budget, m.least);
   const auto threads = static_cast<uint64_t>(m.threads);
   const auto buffers_for = [&](uint64_t tile) {
     const uint64_t bytes = BufferBytes(*plan, tile), rest = m.budget - fixed;
@@ -327,6 +352,7 @@ void PlanMemory(Plan* plan, const PlanOptions& options) {
   const uint64_t spare = m.pool - for_tiles - accumulator * m.accumulators;
   PlanDrafts(plan, draftable, std::min(spare, m.pool / 4 * 3));
   ChooseApproaches(plan, options, draftable);
+  ChooseWhatIsKept(plan);
   CountBytes(plan);
 }
 

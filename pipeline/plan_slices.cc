@@ -70,10 +70,12 @@ bool IsInAnotherTower(std::string_view name, const std::vector<std::string>& sta
   });
 }
 
-// Embeddings of tokens and positions, and what belongs to them, by the names that architectures give them. Everything
-// else outside the layers is taken to be behind them: final norms, poolers, heads.
+// Embeddings of tokens and positions, and what belongs to them, and what makes the first states of pictures and sound,
+// by the names that architectures give them. Everything else outside the layers is taken to be behind them: final
+// norms, poolers, heads.
 bool IsEmbedding(std::string_view name) {
-  constexpr std::array<std::string_view, 4> kNames = {"wte", "wpe", "shared", "project_in"};
+  constexpr auto kNames = std::to_array<std::string_view>({"wte", "wpe", "shared", "project_in", "patch_conv", "conv1",
+                                                           "conv2", "ln_pre", "pre_layrnorm", "pre_layernorm"});
   for (size_t begin = 0; begin <= name.size();) {
     const size_t end = std::min(name.find('.', begin), name.size());
     const std::string_view component = name.substr(begin, end - begin);
@@ -125,6 +127,7 @@ SlicedModel::SlicedModel(const Plan& plan) : plan_(plan) {
       group.settings = {&slice.settings, &recipe.settings};
     }
   }
+  CheckModules();
   for (const auto& module : modules_) {
     if (!module->recipe->slices.front().leader().layers) continue;
     ChooseStacks(module.get());
@@ -143,6 +146,25 @@ const SlicedModel::Module& SlicedModel::ModuleOf(std::string_view tensor) const 
       plan_.recipe, modules_.front()->recipe->where,
       fmt::format("no module takes the tensor '{}': the modules are {}", Printable(tensor), fmt::join(names, ", ")))
       .Hint("name a module after a part of the tensor's name, or 'default' for all that is left");
+}
+
+// A module that nothing belongs to has a name that is not understood.
+void SlicedModel::CheckModules() const {
+  std::set<const Module*> without;
+  for (const auto& module : modules_) without.insert(module.get());
+  for (const Checkpoint& checkpoint : plan_.checkpoints)
+    for (size_t t = 0; t < checkpoint.tensors.size() && !without.empty(); ++t)
+      without.erase(&ModuleOf(checkpoint.tensors[t].info.name));
+  for (const auto& module : modules_) {
+    if (!without.contains(module.get())) continue;
+    const SourceGroup::Source& leader = module->groups.front().leader();
+    const LayerStacks& stacks = StacksOf(leader.checkpoint);
+    throw RecipeError(plan_.recipe, module->recipe->where,
+                      fmt::format("no tensor belongs to the module {}: the layers of {} are {}",
+                                  Quoted(module->recipe->name), Printable(CheckpointOf(leader).reference),
+                                  stacks.all().empty() ? "not numbered" : StacksText(stacks)))
+        .Hint("name a module after a part of its tensors' names");
+  }
 }
 
 // Which of a model's stacks the layers of slices are: its only one, or those of which its config.json gives the number.

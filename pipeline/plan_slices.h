@@ -76,6 +76,7 @@ class SlicedModel {
  private:
   struct Module;
 
+  void CheckModules() const;
   void ChooseStacks(Module* module) const;
   void CheckRanges(const Module& module) const;
   void CheckRange(const SourceGroup::Source& source, std::string_view stack) const;

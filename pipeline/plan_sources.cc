@@ -15,10 +15,18 @@
 namespace braid {
 namespace {
 
-uint32_t OpenOnce(Plan* plan, const std::string& reference) {
+// `where`: the first place in the recipe that names it.
+uint32_t OpenOnce(Plan* plan, const std::string& reference, Location where) {
   for (size_t i = 0; i < plan->checkpoints.size(); ++i)
     if (plan->checkpoints[i].reference == reference) return static_cast<uint32_t>(i);
-  plan->checkpoints.push_back(OpenCheckpoint(reference));
+  try {
+    plan->checkpoints.push_back(OpenCheckpoint(reference));
+  } catch (const Error& error) {
+    // A broken file is no fault of the recipe.
+    if (error.code() == ErrorCode::kUsage || error.code() == ErrorCode::kIncompatible)
+      throw AskedForAt(error, plan->recipe, where);
+    throw;
+  }
   for (const std::string& warning : plan->checkpoints.back().warnings) plan->warnings.push_back(warning);
   return static_cast<uint32_t>(plan->checkpoints.size() - 1);
 }
@@ -26,7 +34,7 @@ uint32_t OpenOnce(Plan* plan, const std::string& reference) {
 // Each source once.
 void OpenSourcesOfSlices(Plan* plan) {
   const auto open = [&](const RecipeModel& model) {
-    const uint32_t opened = OpenOnce(plan, model.reference);
+    const uint32_t opened = OpenOnce(plan, model.reference, model.where);
     const bool known = std::find(plan->models.begin(), plan->models.end(), opened) != plan->models.end();
     if (!known && static_cast<int32_t>(opened) != plan->base) plan->models.push_back(opened);
   };
@@ -89,13 +97,21 @@ class TensorPlanner {
   TensorSource Find(uint32_t checkpoint, const std::string& name, uint32_t guess);
   TensorSource LentByBase(const SourceGroup& group, const PlannedTensor& tensor);
   bool HandleMissing(const WantedTensor& wanted, const SourceGroup& group, PlannedTensor* tensor);
-  void CheckShapesAndTypes(PlannedTensor* tensor);
+  void CheckShapesAndTypes(const SourceGroup& group, PlannedTensor* tensor);
   void Resolve(const WantedTensor& wanted, const SourceGroup& group, PlannedTensor* tensor);
   uint32_t Intern(Coefficients c);
   void CheckModelScope();
   void ChooseConfigType();
   const std::string& ReferenceOf(const TensorSource& source) const {
     return plan_.checkpoints[static_cast<size_t>(source.checkpoint)].reference;
+  }
+  Location PlaceOf(const SourceGroup::Source& source) const {
+    return source.model != nullptr ? source.model->where : plan_.recipe.base_where;
+  }
+  // Of sources that do not fit together: the place of the one that is blamed.
+  Error Unfit(const std::string& tensor, std::string message, std::string hint, Location where) const {
+    return AskedForAt(Error(ErrorCode::kIncompatible, std::move(message)).Tensor(tensor).Hint(std::move(hint)),
+                      plan_.recipe, where);
   }
 
   Plan& plan_;
@@ -268,7 +284,7 @@ void TensorPlanner::PlanOne(const WantedTensor& wanted, const SourceGroup& sourc
     tensor.models.push_back(source.model == nullptr ? TensorSource{} : find(source));
   skip_weight_.assign(group.models.size(), 1);
   if (!HandleMissing(wanted, group, &tensor)) return;
-  CheckShapesAndTypes(&tensor);
+  CheckShapesAndTypes(group, &tensor);
   if (vocabulary_ != nullptr) vocabulary_->Align(&tensor);
   Resolve(wanted, group, &tensor);
   plan_.most_models = std::max(plan_.most_models, tensor.models.size());
@@ -288,11 +304,9 @@ TensorSource TensorPlanner::LentByBase(const SourceGroup& group, const PlannedTe
 bool TensorPlanner::HandleMissing(const WantedTensor& wanted, const SourceGroup& group, PlannedTensor* tensor) {
   const auto missing = [&](const SourceGroup::Source& source, std::string hint) {
     const std::string name = wanted.NameIn(source);
-    return Error(ErrorCode::kIncompatible,
-                 fmt::format("{} does not have {}", plan_.checkpoints[source.checkpoint].reference,
-                             name == wanted.name ? "it" : fmt::format("its source {}", Printable(name))))
-        .Tensor(tensor->name)
-        .Hint(std::move(hint));
+    const std::string what = name == wanted.name ? "it" : fmt::format("its source {}", Printable(name));
+    return Unfit(tensor->name, fmt::format("{} does not have {}", plan_.checkpoints[source.checkpoint].reference, what),
+                 std::move(hint), PlaceOf(source));
   };
   const OnMissing policy = plan_.recipe.on_missing;
   if (relative_ && !tensor->base.present()) {
@@ -327,25 +341,27 @@ bool TensorPlanner::HandleMissing(const WantedTensor& wanted, const SourceGroup&
   return true;
 }
 
-void TensorPlanner::CheckShapesAndTypes(PlannedTensor* tensor) {
+void TensorPlanner::CheckShapesAndTypes(const SourceGroup& group, PlannedTensor* tensor) {
   std::vector<TensorSource> sources;
-  if (tensor->base.present()) sources.push_back(tensor->base);
-  for (const TensorSource& source : tensor->models)
-    if (source.present()) sources.push_back(source);
+  std::vector<Location> places;
+  const auto add = [&](const TensorSource& source, const SourceGroup::Source& of) {
+    if (source.present()) sources.push_back(source), places.push_back(PlaceOf(of));
+  };
+  if (group.base) add(tensor->base, *group.base);
+  for (size_t m = 0; m < group.models.size(); ++m) add(tensor->models[m], group.models[m]);
   const TensorInfo& first = plan_.Info(sources.front());
   tensor->shape = first.shape;
   tensor->elements = first.elements;
   bool all_lanes = true;
   std::optional<DType> promoted;
   const bool by_token = vocabulary_ != nullptr && vocabulary_->Covers(*tensor);
-  for (const TensorSource& source : sources) {
-    const TensorInfo& info = plan_.Info(source);
+  for (size_t s = 0; s < sources.size(); ++s) {
+    const TensorInfo& info = plan_.Info(sources[s]);
     if (by_token ? !DifferInRowsOnly(info.shape, first.shape) : info.shape != first.shape)
-      throw Error(ErrorCode::kIncompatible,
+      throw Unfit(tensor->name,
                   fmt::format("its shape is {} in {} but {} in {}", ShapeText(first.shape),
-                              ReferenceOf(sources.front()), ShapeText(info.shape), ReferenceOf(source)))
-          .Tensor(tensor->name)
-          .Hint(ShapeHint(tensor->name, info.shape, first.shape));
+                              ReferenceOf(sources.front()), ShapeText(info.shape), ReferenceOf(sources[s])),
+                  ShapeHint(tensor->name, info.shape, first.shape), places[s]);
     if (IsLaneType(info.dtype)) promoted = promoted ? PromoteLaneTypes(*promoted, info.dtype) : info.dtype;
     else all_lanes = false;
   }
@@ -355,13 +371,12 @@ void TensorPlanner::CheckShapesAndTypes(PlannedTensor* tensor) {
     tensor->bytes = tensor->elements * static_cast<uint64_t>(LaneBytes(tensor->type));
     return;
   }
-  for (const TensorSource& source : sources)
-    if (plan_.Info(source).dtype != first.dtype)
-      throw Error(ErrorCode::kIncompatible,
+  for (size_t s = 0; s < sources.size(); ++s)
+    if (const DType type = plan_.Info(sources[s]).dtype; type != first.dtype)
+      throw Unfit(tensor->name,
                   fmt::format("its type is {} in {} but {} in {}", DTypeName(first.dtype), ReferenceOf(sources.front()),
-                              DTypeName(plan_.Info(source).dtype), ReferenceOf(source)))
-          .Tensor(tensor->name)
-          .Hint("tensors that are not floating point must be the same in all sources");
+                              DTypeName(type), ReferenceOf(sources[s])),
+                  "tensors that are not floating point must be the same in all sources", places[s]);
   tensor->action = TensorAction::kCopy;
   tensor->type = first.dtype;
   tensor->bytes = first.bytes;
@@ -435,8 +450,9 @@ void TensorPlanner::ChooseConfigType() {
 }  // namespace
 
 void OpenSources(Plan* plan) {
-  if (plan->recipe.base) plan->base = static_cast<int32_t>(OpenOnce(plan, *plan->recipe.base));
-  for (const RecipeModel& model : plan->recipe.models) plan->models.push_back(OpenOnce(plan, model.reference));
+  if (plan->recipe.base) plan->base = static_cast<int32_t>(OpenOnce(plan, *plan->recipe.base, plan->recipe.base_where));
+  for (const RecipeModel& model : plan->recipe.models)
+    plan->models.push_back(OpenOnce(plan, model.reference, model.where));
   OpenSourcesOfSlices(plan);
   const Checkpoint& donor = plan->Donor();
   plan->donor_directory = donor.directory;

@@ -69,15 +69,18 @@ void ProgressReporter::Finish() {
 std::string ProgressReporter::Line(double seconds) const {
   const uint64_t read = progress_.of(Stage::kRead).bytes, written = progress_.of(Stage::kWrite).bytes;
   const uint64_t total = progress_.bytes_to_read + progress_.bytes_to_write;
-  const double share = total == 0 ? 1.0 : std::min(1.0, static_cast<double>(read + written) / static_cast<double>(total));
+  const double share =
+      total == 0 ? 1.0 : std::min(1.0, static_cast<double>(read + written) / static_cast<double>(total));
   std::string bar;
   if (terminal_) {
     constexpr int kWidth = 24;
     const int filled = static_cast<int>(share * kWidth);
-    bar = "[" + std::string(static_cast<size_t>(filled), '#') + std::string(static_cast<size_t>(kWidth - filled), '.') + "] ";
+    bar = "[" + std::string(static_cast<size_t>(filled), '#') + std::string(static_cast<size_t>(kWidth - filled), '.') +
+          "] ";
   }
   return fmt::format("{}{:3.0f} %  {} of {}  in {}/s  out {}/s  left {}  memory {}", bar, share * 100,
-                     SizeText(read + written), SizeText(total), SizeText(static_cast<uint64_t>(static_cast<double>(read) / seconds)),
+                     SizeText(read + written), SizeText(total),
+                     SizeText(static_cast<uint64_t>(static_cast<double>(read) / seconds)),
                      SizeText(static_cast<uint64_t>(static_cast<double>(written) / seconds)),
                      share > 0.01 ? DurationText(seconds / share - seconds) : "?", SizeText(ReadResidentMemory().now));
 }

@@ -1,5 +1,5 @@
-// Memory that direct reads go into: one buffer for all sources of a tile, kept for the next tile when this one lets go of
-// it. What is kept never exceeds what the budget has free, so that used and unused buffers together stay within it.
+// Memory that direct reads go into: one buffer for all sources of a tile, kept for the next tile when this one lets go
+// of it. What is kept never exceeds what the budget has free, so that used and unused buffers together stay within it.
 //
 // Take is for the I/O thread, which has taken the bytes from the budget before. With a buffer its bytes go back to the
 // budget, on any thread. Buffers must not outlive the shelf.

@@ -94,6 +94,11 @@ Error RecipeError(const Recipe& recipe, Location where, std::string message) {
   return Error(ErrorCode::kUsage, std::move(message)).Path(recipe.path).At(where.line, where.column);
 }
 
+Error AskedForAt(Error error, const Recipe& recipe, Location where) {
+  if (error.path() == recipe.path) return error;   // it has its own
+  return error.AskedForAt(recipe.path, where.line, where.column);
+}
+
 std::vector<std::string> WarningTexts(const Recipe& recipe) {
   std::vector<std::string> texts;
   for (const RecipeWarning& warning : recipe.warnings)

@@ -168,6 +168,9 @@ Recipe ParseYamlRecipe(std::string text, const std::string& path);
 // An Error(kUsage) that points into the recipe.
 Error RecipeError(const Recipe& recipe, Location where, std::string message);
 
+// The same error, with the place in the recipe that asked for what failed.
+Error AskedForAt(Error error, const Recipe& recipe, Location where);
+
 // The warnings as a user reads them: "recipe.toml:3:1: ...".
 std::vector<std::string> WarningTexts(const Recipe& recipe);
 

@@ -74,7 +74,8 @@ std::string ReadYamlReference(RecipeReader* reader, const RecipeNode& node, std:
 
 RecipeNode YamlReferenceNode(const std::string& reference) {
   const bool plain = reference.find('+') == std::string::npos &&
-                     std::count(reference.begin(), reference.end(), '@') <= 1 && !reference.starts_with('@') && !reference.ends_with('@');
+                     std::count(reference.begin(), reference.end(), '@') <= 1 && !reference.starts_with('@') &&
+                     !reference.ends_with('@');
   if (plain) return TextNode(reference);
   RecipeNode path = TableNode(), model = TableNode();
   Add(&path, "path", TextNode(reference));

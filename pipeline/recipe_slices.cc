@@ -35,9 +35,11 @@ std::optional<uint64_t> WholeNumber(const RecipeNode& node) {
 }
 
 RecipeSlice ReadSlice(RecipeReader* reader, const RecipeNode& node, const SliceSyntax& syntax) {
-  reader->RequireTable(node, "slices");
+  if (node.kind != RecipeNode::Kind::kTable)
+    reader->Fail(node.where, "an entry of 'slices' must be a table", "list its 'sources' in it");
   const RecipeNode* sources = node.Find("sources");
-  if (sources == nullptr) reader->Fail(node.where, "a slice without 'sources'", "list the models that its layers are from");
+  if (sources == nullptr)
+    reader->Fail(node.where, "a slice without 'sources'", "list the models that its layers are from");
   RecipeSlice slice{.where = node.where, .models = {}};
   for (const RecipeEntry& entry : node.entries)
     if (entry.key == "residual_weight") reader->Warn(entry.where, "'residual_weight' has no effect, in mergekit too");
@@ -86,8 +88,8 @@ void CheckLengths(const Recipe& recipe, const RecipeSlice& slice) {
     const LayerRange &first = *slice.models.front().layers, &range = *model.layers;
     if (range.size() == first.size()) continue;
     throw RecipeError(recipe, range.where,
-                      fmt::format("{} layers of {}, but {} of {}: the sources of a slice are merged layer by layer",
-                                  range.size(), Quoted(model.reference), first.size(),
+                      fmt::format("{} layer{} of {}, but {} of {}: the sources of a slice are merged layer by layer",
+                                  range.size(), range.size() == 1 ? "" : "s", Quoted(model.reference), first.size(),
                                   Quoted(slice.models.front().reference)))
         .Hint("give all of them as many layers");
   }
@@ -95,12 +97,14 @@ void CheckLengths(const Recipe& recipe, const RecipeSlice& slice) {
 
 // The base among the sources of a slice, where it has to be: which of its layers to take is not said elsewhere. To the
 // models of a module it is added.
-std::vector<RecipeModel>::iterator FindBase(const MethodInfo& method, const std::string& base, const Recipe& recipe, RecipeSlice* slice) {
+std::vector<RecipeModel>::iterator FindBase(const MethodInfo& method, const std::string& base, const Recipe& recipe,
+                                            RecipeSlice* slice) {
   const auto listed = std::find_if(slice->models.begin(), slice->models.end(),
                                    [&](const RecipeModel& model) { return model.reference == base; });
   if (listed != slice->models.end()) return listed;
   if (slice->models.front().layers)
-    throw RecipeError(recipe, slice->where, fmt::format("{} needs the base {} among the sources of each slice", method.name, Quoted(base)))
+    throw RecipeError(recipe, slice->where,
+                      fmt::format("{} needs the base {} among the sources of each slice", method.name, Quoted(base)))
         .Hint("list it with the layers that go with those of the others");
   return slice->models.insert(listed, RecipeModel{.reference = base, .where = recipe.base_where, .settings = {}});
 }
@@ -109,13 +113,15 @@ std::vector<RecipeModel>::iterator FindBase(const MethodInfo& method, const std:
 void TakeBase(const MethodInfo& method, const std::string& base, Recipe* recipe, RecipeSlice* slice) {
   const auto listed = FindBase(method, base, *recipe, slice);
   if (!listed->settings.empty())
-    recipe->warnings.push_back({fmt::format("parameters of the base model have no effect in {}", method.name), listed->where});
+    recipe->warnings.push_back(
+        {fmt::format("parameters of the base model have no effect in {}", method.name), listed->where});
   listed->settings.clear();
   slice->base = std::move(*listed);
   slice->models.erase(listed);
 }
 
-void CompleteSlice(const MethodInfo& method, bool relative, const RecipeModule& module, Recipe* recipe, RecipeSlice* slice) {
+void CompleteSlice(const MethodInfo& method, bool relative, const RecipeModule& module, Recipe* recipe,
+                   RecipeSlice* slice) {
   CheckListedOnce(*recipe, slice->models);
   CheckLengths(*recipe, *slice);
   const std::optional<std::string>& base = slice->base_reference ? slice->base_reference : recipe->base;
@@ -138,7 +144,8 @@ void CheckOneOfModelsSlicesModules(const RecipeReader& reader, const RecipeNode&
   for (const RecipeEntry& entry : table.entries) {
     if ((entry.key != "models" && entry.key != "slices" && entry.key != "modules") || IsNothing(entry.value)) continue;
     if (first != nullptr)
-      reader.Fail(entry.where, fmt::format("both '{}' and '{}' in {}", first->key, entry.key, place), "keep one of them");
+      reader.Fail(entry.where, fmt::format("both '{}' and '{}' in {}", first->key, entry.key, place),
+                  "keep one of them");
     first = &entry;
   }
 }
@@ -158,7 +165,8 @@ LayerRange ReadLayerRange(const RecipeReader& reader, const RecipeNode& node) {
   const auto begin = node.items.size() == 2 ? WholeNumber(node.items[0]) : std::nullopt;
   const auto end = node.items.size() == 2 ? WholeNumber(node.items[1]) : std::nullopt;
   if (!begin || !end)
-    reader.Fail(node.where, "'layer_range' must be two whole numbers", "the first layer and the one behind the last, as in [0, 16]");
+    reader.Fail(node.where, "'layer_range' must be two whole numbers",
+                "the first layer and the one behind the last, as in [0, 16]");
   range.begin = *begin, range.end = *end;
   if (range.end <= range.begin)
     reader.Fail(node.where, fmt::format("layer_range [{}, {}] holds no layers", *begin, *end),

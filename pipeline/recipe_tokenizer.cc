@@ -99,6 +99,16 @@ TokenRule ReadRule(const RecipeReader& reader, const RecipeEntry& entry, const R
   return rule;
 }
 
+bool IsSource(const Recipe& recipe, const std::string& reference) {
+  const auto is_it = [&](const RecipeModel& model) { return model.reference == reference; };
+  if (recipe.base == reference || std::any_of(recipe.models.begin(), recipe.models.end(), is_it)) return true;
+  for (const RecipeModule& module : recipe.modules)
+    for (const RecipeSlice& slice : module.slices)
+      if ((slice.base && is_it(*slice.base)) || std::any_of(slice.models.begin(), slice.models.end(), is_it))
+        return true;
+  return false;
+}
+
 void Start(RecipeReader* reader, const RecipeNode& node) {
   if (reader->recipe().tokenizer)
     reader->Fail(node.where, "both 'tokenizer' and 'tokenizer_source'", "keep one of them");
@@ -152,10 +162,7 @@ void CheckTokenizer(Recipe* recipe) {
   if (tokenizer.source == RecipeTokenizer::Source::kBase && !recipe->base)
     recipe->warnings.push_back({"there is no base: the first model's tokenizer is taken", tokenizer.where});
   for (const TokenRule& rule : tokenizer.tokens) {
-    const bool known = rule.kind == TokenRule::Kind::kZero || rule.model == recipe->base ||
-                       std::any_of(recipe->models.begin(), recipe->models.end(),
-                                   [&](const RecipeModel& model) { return model.reference == rule.model; });
-    if (!known)
+    if (rule.kind != TokenRule::Kind::kZero && !IsSource(*recipe, rule.model))
       throw RecipeError(*recipe, rule.where, fmt::format("the token {} comes from {}, which is none of the models",
                                                          Quoted(rule.token), Quoted(rule.model)));
   }

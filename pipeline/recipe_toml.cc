@@ -216,7 +216,9 @@ class TomlReader {
     } else if (entry.key == "on_missing") {
       recipe_.on_missing = reader_.ReadOnMissing(value);
     } else if (entry.key == "tokenizer") {
-      const auto reference = [this](const RecipeNode& node, std::string_view name) { return reader_.ReadReference(node, name); };
+      const auto reference = [this](const RecipeNode& node, std::string_view name) {
+        return reader_.ReadReference(node, name);
+      };
       if (value.kind == RecipeNode::Kind::kTable) ReadTokenizerTable(&reader_, value, reference);
       else ReadTokenizerSource(&reader_, value, entry.key, reference);
     } else if (entry.key == "chat_template") {
@@ -244,13 +246,14 @@ class TomlReader {
   }
 
   SliceSyntax SyntaxOfSlices() {
-    return {.base_key = "base",
-            .read_model = [this](const RecipeNode& node, bool has_layers) { return ReadModel(node, has_layers); },
-            .read_reference = [this](const RecipeNode& node, std::string_view name) { return reader_.ReadReference(node, name); },
-            .read_parameters = [this](const RecipeNode& node, std::string_view place, const std::vector<std::string_view>& keys,
-                                      Settings* settings) {
-              ReadParametersOf(node, place, keys, ParameterHolder::kOneSlice, settings);
-            }};
+    return {
+        .base_key = "base",
+        .read_model = [this](const RecipeNode& node, bool has_layers) { return ReadModel(node, has_layers); },
+        .read_reference = [this](const RecipeNode& node,
+                                 std::string_view name) { return reader_.ReadReference(node, name); },
+        .read_parameters =
+            [this](const RecipeNode& node, std::string_view place, const std::vector<std::string_view>& keys,
+                   Settings* settings) { ReadParametersOf(node, place, keys, ParameterHolder::kOneSlice, settings); }};
   }
 
   RecipeModel ReadModel(const RecipeNode& node, bool has_layers) {

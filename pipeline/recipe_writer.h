@@ -11,10 +11,10 @@
 
 namespace braid {
 
-// The whole text, under the comment that the recipe's own begins with. In YAML a filter of the form *text* is mergekit's
-// `filter`, any other our `glob`. A recipe of TOML relies on `weight` being 1 where none is given; in YAML that is
-// written out. `notes`, if given, gets what a user of the result should know: what mergekit would not understand, and where the
-// two syntaxes differ. Throws RecipeError for what has no form in that syntax.
+// The whole text, under the comment that the recipe's own begins with. In YAML a filter of the form *text* is
+// mergekit's `filter`, any other our `glob`. A recipe of TOML relies on `weight` being 1 where none is given; in YAML
+// that is written out. `notes`, if given, gets what a user of the result should know: what mergekit would not
+// understand, and where the two syntaxes differ. Throws RecipeError for what has no form in that syntax.
 std::string WriteRecipe(const Recipe& recipe, Syntax syntax, std::vector<std::string>* notes = nullptr);
 
 // Nothing where it has no form in that syntax.

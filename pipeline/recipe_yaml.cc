@@ -219,7 +219,9 @@ class YamlReader {
                                                         "dtype",         "out_dtype",   "tokenizer_source",
                                                         "on_missing",    "layer_scale", "tokenizer",
                                                         "chat_template", "only",        "exclude"};
-    const auto reference = [this](const RecipeNode& node, std::string_view name) { return ReadYamlReference(&reader_, node, name); };
+    const auto reference = [this](const RecipeNode& node, std::string_view name) {
+      return ReadYamlReference(&reader_, node, name);
+    };
     const RecipeNode& value = entry.value;
     const bool is_known = std::find(known.begin(), known.end(), entry.key) != known.end();
     if (is_known && IsNothing(value)) return;  // `dtype:` alone is as good as no dtype
@@ -273,12 +275,14 @@ class YamlReader {
             .read_model = [this](const RecipeNode& node, bool has_layers) { return ReadModel(node, has_layers); },
             .read_reference = [this](const RecipeNode& node,
                                      std::string_view name) { return ReadYamlReference(&reader_, node, name); },
-            .read_parameters = [this](const RecipeNode& node, std::string_view place, const std::vector<std::string_view>& keys,
+            .read_parameters = [this](const RecipeNode& node, std::string_view place,
+                                      const std::vector<std::string_view>& keys,
                                       Settings* settings) { ReadParametersOf(node, place, keys, settings); }};
   }
 
   // Of a slice or module, which has nothing but these keys beside its parameters.
-  void ReadParametersOf(const RecipeNode& node, std::string_view place, std::vector<std::string_view> keys, Settings* settings) {
+  void ReadParametersOf(const RecipeNode& node, std::string_view place, std::vector<std::string_view> keys,
+                        Settings* settings) {
     keys.push_back("parameters");
     for (const RecipeEntry& entry : node.entries) {
       if (std::find(keys.begin(), keys.end(), entry.key) == keys.end()) reader_.FailUnknownKey(entry, place, keys);

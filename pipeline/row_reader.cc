@@ -28,6 +28,23 @@ uint64_t RowReader::MemoryBytes(const Plan& plan) {
   return bytes;
 }
 
+uint64_t FileBytes(const Plan& plan, const PlannedTensor& tensor, size_t slot) {
+  if (!tensor.SourceAt(slot).present()) return 0;
+  const RowMap* map = tensor.RowsAt(slot);
+  if (map == nullptr) return plan.Info(tensor.SourceAt(slot)).bytes;
+  const auto row_bytes = [&](uint32_t from) {
+    const DType type = plan.Info(tensor.SourceAt(from)).dtype;
+    return tensor.RowElements() * static_cast<uint64_t>(LaneBytes(type));
+  };
+  uint64_t bytes = 0;
+  for (const RowRun& run : map->runs()) {
+    if (run.kind == RowRun::Kind::kCopy) bytes += run.count * row_bytes(run.slot);
+    for (uint64_t i = 0; run.kind == RowRun::Kind::kMean && i < run.count; ++i)
+      for (const SourceRow& row : map->mean(run.row + i)) bytes += row_bytes(row.slot);
+  }
+  return bytes;
+}
+
 void RowReader::Gather(const PlannedTensor& tensor, size_t slot, uint64_t first, uint64_t count, std::byte* to) {
   const RowMap& rows = *tensor.RowsAt(slot);
   const DType type = plan_.TypeAt(tensor, slot);

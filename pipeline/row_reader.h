@@ -44,6 +44,10 @@ class RowReader {
   std::map<std::pair<const PlannedTensor*, size_t>, std::vector<float>> padding_;
 };
 
+// Bytes of files that gathering all rows of a source takes, once; where it has padding, they are read once more for the
+// mean. For a source whose rows stay in place, those of its tensor.
+uint64_t FileBytes(const Plan& plan, const PlannedTensor& tensor, size_t slot);
+
 // The ranges of files that a range of a tensor is copied from, one source's rows: what is read once per round.
 // visit(source, first byte of the source's tensor, bytes)
 template <typename Visit>

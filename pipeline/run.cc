@@ -67,7 +67,9 @@ void WriteRecipes(const Recipe& recipe, Staging* staging) {
 // Everything in a checkpoint directory that is not weights.
 void WriteSideFiles(const Plan& plan, const MergeOptions& options, const GraphResult& result,
                     const std::string& fingerprint, Staging* staging) {
-  const auto write = [&](const std::string& name, std::string_view text) { WriteDurably(staging->PathFor(name), text); };
+  const auto write = [&](const std::string& name, std::string_view text) {
+    WriteDurably(staging->PathFor(name), text);
+  };
   WriteDonorFiles(plan, options.copy_tokenizer, staging);
   if (!plan.donor_config.path.empty()) {
     const std::string config = MergedConfig(plan.donor_config, plan.config_type, plan.untie_head);
@@ -100,8 +102,10 @@ void CheckOutput(const Plan& plan, const MergeOptions& options) {
   CheckOutputPath(options.out, options.force, InputsOf(plan));
   const uint64_t needed = plan.totals.bytes_written, free = FreeSpace(options.out);
   if (needed > free)
-    throw Error(ErrorCode::kIo, fmt::format("the merged checkpoint needs {}, the disk has {} free", SizeText(needed), SizeText(free)))
-        .Path(options.out).Hint("free some space or choose an output on another disk");
+    throw Error(ErrorCode::kIo,
+                fmt::format("the merged checkpoint needs {}, the disk has {} free", SizeText(needed), SizeText(free)))
+        .Path(options.out)
+        .Hint("free some space or choose an output on another disk");
 }
 
 MergeReport RunMerge(const std::string& recipe_path, const MergeOptions& options, const std::atomic<int>& interrupt,
@@ -109,7 +113,8 @@ MergeReport RunMerge(const std::string& recipe_path, const MergeOptions& options
   return RunMerge(ReadRecipe(recipe_path), options, interrupt, progress);
 }
 
-MergeReport RunMerge(Recipe recipe, const MergeOptions& options, const std::atomic<int>& interrupt, Progress* progress) {
+MergeReport RunMerge(Recipe recipe, const MergeOptions& options, const std::atomic<int>& interrupt,
+                     Progress* progress) {
   const auto start = std::chrono::steady_clock::now();
   RaiseFileLimit();
   signal(SIGXFSZ, SIG_IGN);  // a file size limit becomes an error of write
@@ -146,7 +151,8 @@ MergeReport RunMerge(Recipe recipe, const MergeOptions& options, const std::atom
 
   // What was found out on the way, for the next merge.
   keeper.Commit();
-  for (const std::string& warning : keeper.warnings()) print(Printable(warning)), warnings.push_back(Printable(warning));
+  for (const std::string& warning : keeper.warnings())
+    print(Printable(warning)), warnings.push_back(Printable(warning));
 
   MergeReport report;
   report.output = options.out;

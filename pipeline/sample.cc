@@ -22,8 +22,9 @@ constexpr uint64_t kRunLanes = 64;
 constexpr uint64_t kMostRuns = kSampleLanes / kRunLanes, kLeastRuns = 512;
 // A request takes as long as reading so many bytes in order, more or less; a sample should not take a tenth of that.
 constexpr uint64_t kBytesPerRun = 128 << 10;
-// A solid-state disk answers so many small requests at once; each reader has every source open.
-constexpr size_t kMostReaders = 8, kMostOpen = 64;
+// A solid-state disk answers so many small requests at once (2,048 runs of 4 sources: 8 readers 0.14 s, 32 readers 0.10 s;
+// EPYC VM); each reader has every source open.
+constexpr size_t kMostReaders = 32, kMostOpen = 128;
 
 struct Run {
   uint32_t tensor = 0;
@@ -41,10 +42,12 @@ std::vector<Run> RunsOf(const Plan& plan, const ScopeRun& scope) {
   size_t slot = 0;
   uint64_t begin = 0;   // of the tensor, among the elements of the scope
   for (uint64_t i = 0; i < count; ++i) {
-    const auto at = static_cast<uint64_t>(static_cast<double>(i) * static_cast<double>(all) / static_cast<double>(count));
+    const auto at =
+        static_cast<uint64_t>(static_cast<double>(i) * static_cast<double>(all) / static_cast<double>(count));
     while (at >= begin + plan.tensors[tensors[slot]].elements) begin += plan.tensors[tensors[slot++]].elements;
     const uint64_t elements = plan.tensors[tensors[slot]].elements;
-    if (elements < kRunLanes || !plan.tensors[tensors[slot]].rows.empty() || !scope.ReadsTensor(tensors[slot])) continue;
+    if (elements < kRunLanes || !plan.tensors[tensors[slot]].rows.empty() || !scope.ReadsTensor(tensors[slot]))
+      continue;
     runs.push_back({tensors[slot], std::min(at - begin, elements - kRunLanes)});
   }
   return runs;
@@ -68,7 +71,12 @@ class CachedFiles {
 class RunReader {
  public:
   RunReader(const Plan& plan, CachedFiles* cached, ScopeRun* scope)
-      : plan_(plan), cached_(*cached), scope_(*scope), scratch_(plan.most_models), files_(plan.most_models + 1), lanes_(plan.most_models),
+      : plan_(plan),
+        cached_(*cached),
+        scope_(*scope),
+        scratch_(plan.most_models),
+        files_(plan.most_models + 1),
+        lanes_(plan.most_models),
         bytes_((plan.most_models + 1) * kRunLanes * sizeof(double)) {}
 
   void Read(const Run& run, Accumulator* accumulator) {
@@ -117,7 +125,8 @@ void SampleTile(const LaneTile& tile, uint64_t elements, const Coefficients& coe
       return source;
     };
     std::transform(tile.models.begin(), tile.models.end(), models.begin(), from);
-    const LaneTile run{.first = at, .count = kResidentRunLanes, .tensor = tile.tensor, .base = from(tile.base), .models = models};
+    const LaneTile run{
+        .first = at, .count = kResidentRunLanes, .tensor = tile.tensor, .base = from(tile.base), .models = models};
     scope.merger()->Accumulate(scope.round(), coefficients, run, nullptr, scratch, accumulator, {});
   }
 }

@@ -7,9 +7,11 @@
 namespace braid {
 
 ScopeRun::ScopeRun(const Plan& plan, const PlannedScope& scope, bool anew)
-    : plan_(plan), scope_(scope), resident_(scope.resident && !anew) {
+    : plan_(plan), scope_(scope), resident_(scope.resident && !anew),
+      drafts_tiles_(scope.approach == Approach::kDraft && !anew) {
   if (plan.tensors[scope.tensors.front()].action == TensorAction::kMerge)
     merger_ = plan.MakeMerger(scope, anew ? Approach::kPlain : scope.approach);
+  if (merger_ != nullptr && scope.keeps_decisions) merger_->KeepDecisions();
   BeginRound();
 }
 

@@ -65,6 +65,7 @@ class ScopeRun : public std::enable_shared_from_this<ScopeRun> {
   uint32_t round() const { return round_; }
   bool merging() const { return is_copy() || round_ == merger_->statistics_rounds(); }
   bool drafting() const { return spec_.draft; }
+  bool drafts_tiles() const { return drafts_tiles_; }   // in this round, or in the one after it
   const RoundSpec& spec() const { return spec_; }
 
   // Measured, and waiting until all others are: its merge begins when somebody reads it.
@@ -132,7 +133,7 @@ class ScopeRun : public std::enable_shared_from_this<ScopeRun> {
 
   const Plan& plan_;
   const PlannedScope& scope_;
-  bool resident_;
+  bool resident_, drafts_tiles_;
   std::unique_ptr<Merger> merger_;
   std::atomic<bool> draft_failed_{false};
   enum class Outcome { kNone, kSettled, kAnew } outcome_ = Outcome::kNone;   // of a draft

@@ -51,8 +51,12 @@ size_t MostOpenFiles(size_t output_shards) {
 }  // namespace
 
 SourceFiles::SourceFiles(const Plan& plan, Budget* budget, StageCounters* counters)
-    : plan_(plan), buffers_(budget), files_(plan.checkpoints.size()),
-      rows_(plan, [this](const TensorSource& source, uint64_t begin, uint64_t bytes, std::byte* to) { ReadBytes(source, begin, bytes, to); }),
+    : plan_(plan),
+      counters_(*counters),
+      buffers_(budget),
+      files_(plan.checkpoints.size()),
+      rows_(plan, [this](const TensorSource& source, uint64_t begin, uint64_t bytes,
+                         std::byte* to) { ReadBytes(source, begin, bytes, to); }),
       most_open_(MostOpenFiles(plan.shards.size())) {
   const auto is_direct = [](const ReadChoice& choice) { return choice.backend == ReadBackend::kDirect; };
   if (std::any_of(plan.reading.begin(), plan.reading.end(), is_direct)) queue_ = std::make_unique<ReadQueue>(counters);
@@ -65,7 +69,8 @@ SourceFiles::SourceFiles(const Plan& plan, Budget* budget, StageCounters* counte
     }
   const auto count = [&](const TensorSource& source, uint64_t begin, uint64_t bytes) {
     File& file = FileOf(source);
-    ForEachWindow(plan.Info(source).offset + begin, bytes, [&](uint64_t window, int64_t here) { file.unread[window] += here; });
+    ForEachWindow(plan.Info(source).offset + begin, bytes,
+                  [&](uint64_t window, int64_t here) { file.unread[window] += here; });
   };
   for (const PlannedTensor& tensor : plan.tensors)
     for (size_t slot = 0; slot <= tensor.models.size(); ++slot)
@@ -125,7 +130,8 @@ std::vector<DirectRange> SourceFiles::MakeWindows(const std::vector<SourceRange>
   const auto is_gathered = [](const SourceRange& range) { return range.tensor->RowsAt(range.slot) != nullptr; };
   size_t buffer_bytes = 0, taken = 0;
   for (const SourceRange& range : ranges)
-    if (is_gathered(range) || IsDirect(range.tensor->SourceAt(range.slot))) buffer_bytes += BufferBytes(bytes_of(range, range.count));
+    if (is_gathered(range) || IsDirect(range.tensor->SourceAt(range.slot)))
+      buffer_bytes += BufferBytes(bytes_of(range, range.count));
   const auto buffer = std::make_shared<ReadBuffer>(buffers_.Take(buffer_bytes));
   std::vector<DirectRange> reads;
   for (const SourceRange& range : ranges) {
@@ -141,6 +147,7 @@ std::vector<DirectRange> SourceFiles::MakeWindows(const std::vector<SourceRange>
     File& file = FileOf(source);
     Open(&file, IsDirect(source));
     const uint64_t offset = plan_.Info(source).offset + bytes_of(range, range.first);
+    counters_.bytes += bytes;
     if (file.map != nullptr) {
       MappedWindow map = file.map->Map(offset, bytes);
       map.Touch(file.cached);
@@ -160,6 +167,7 @@ void SourceFiles::ReadBytes(const TensorSource& source, uint64_t begin, uint64_t
   File& file = FileOf(source);
   Open(&file, IsDirect(source));
   const uint64_t offset = plan_.Info(source).offset + begin;
+  counters_.bytes += bytes;
   if (file.map != nullptr) return file.map->Read(offset, bytes, to);
   for (uint64_t at = 0; at < bytes; at += kBounceBytes) {
     const uint64_t here = std::min(kBounceBytes, bytes - at);
@@ -171,8 +179,9 @@ void SourceFiles::ReadBytes(const TensorSource& source, uint64_t begin, uint64_t
 }
 
 void SourceFiles::Used(const PlannedTensor& tensor, size_t slot, uint64_t first, uint64_t count) {
-  ForEachFileRange(plan_, tensor, slot, first, count,
-                   [&](const TensorSource& source, uint64_t begin, uint64_t bytes) { UsedBytes(source, begin, bytes); });
+  ForEachFileRange(plan_, tensor, slot, first, count, [&](const TensorSource& source, uint64_t begin, uint64_t bytes) {
+    UsedBytes(source, begin, bytes);
+  });
 }
 
 // What is in the page cache of a file that had to be closed stays there.

@@ -1,8 +1,9 @@
 // The sources of a plan as memory, tile by tile. A window is either mapped, and the page cache of what nobody reads
 // again is given back, unless the file was in the cache before the merge began: then somebody wants it there; or a
 // buffer that direct reads fill, which leave the page cache alone. Which of them is decided in the plan, per
-// checkpoint. Rows of another vocabulary are gathered into such a buffer. Files are opened when they are needed; when there are more than the process may have open, those that were
-// not used for longest are closed, and must be the same when they are opened again.
+// checkpoint. Rows of another vocabulary are gathered into such a buffer. Files are opened when they are needed; when
+// there are more than the process may have open, those that were not used for longest are closed, and must be the same
+// when they are opened again.
 //
 // Read is for the I/O thread; everything else for any thread.
 #pragma once
@@ -55,7 +56,7 @@ struct SourceRange {
 
 class SourceFiles {
  public:
-  // `budget`: what windows are taken from. `counters`: of the reading threads.
+  // `budget`: what windows are taken from. `counters`: of reading; counts bytes of files.
   SourceFiles(const Plan& plan, Budget* budget, StageCounters* counters);
   ~SourceFiles();
 
@@ -87,6 +88,7 @@ class SourceFiles {
   std::vector<DirectRange> MakeWindows(const std::vector<SourceRange>& ranges);
 
   const Plan& plan_;
+  StageCounters& counters_;
   ReadBuffers buffers_;
   std::vector<std::vector<std::unique_ptr<File>>> files_;  // [checkpoint][shard]
   std::unique_ptr<ReadQueue> queue_;                       // if anything is read directly

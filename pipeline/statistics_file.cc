@@ -29,7 +29,9 @@ constexpr int kBinBits = 16;
 constexpr uint64_t kMostCount = UINT64_MAX >> kBinBits;
 constexpr size_t kChunk = 64 << 10;
 
-Error Damaged(const std::string& path, std::string why) { return Error(ErrorCode::kBadInput, std::move(why)).Path(path); }
+Error Damaged(const std::string& path, std::string why) {
+  return Error(ErrorCode::kBadInput, std::move(why)).Path(path);
+}
 
 // The records' bytes, piece by piece.
 class Body {
@@ -87,7 +89,8 @@ std::optional<StatisticsReader> StatisticsReader::Open(const std::string& path) 
   if (header.record_bytes != sizeof(StatisticsRecord) || header.bytes != identity.size - sizeof(header))
     throw Damaged(path, "its length is not what it says");
   if (header.bytes > kMostStatisticsBytes) throw Damaged(path, "it is too large");
-  if (!XXH128_isEqual(SumOfBody(fd.get(), header.bytes, path), header.sum)) throw Damaged(path, "its checksum is wrong");
+  if (!XXH128_isEqual(SumOfBody(fd.get(), header.bytes, path), header.sum))
+    throw Damaged(path, "its checksum is wrong");
   return StatisticsReader(path, std::move(fd), header.bytes);
 }
 
@@ -121,7 +124,8 @@ std::unique_ptr<StatisticsWriter> StatisticsWriter::Open(const std::string& path
   // Whoever had the lock may have renamed or removed it meanwhile.
   struct stat ours, named;
   if (TheOs().Fstat(fd.get(), &ours) < 0) throw SystemError(errno, "look at it", partial);
-  if (TheOs().Lstat(partial.c_str(), &named) < 0 || ours.st_dev != named.st_dev || ours.st_ino != named.st_ino) return nullptr;
+  if (TheOs().Lstat(partial.c_str(), &named) < 0 || ours.st_dev != named.st_dev || ours.st_ino != named.st_ino)
+    return nullptr;
   if (TheOs().Ftruncate(fd.get(), 0) < 0) throw SystemError(errno, "empty it", partial);
   return std::unique_ptr<StatisticsWriter>(new StatisticsWriter(path, partial, std::move(fd)));
 }
@@ -159,7 +163,10 @@ void StatisticsWriter::Flush() {
 
 void StatisticsWriter::Commit() {
   Flush();
-  const FileHeader header{.magic = kMagic, .version = kVersion, .record_bytes = sizeof(StatisticsRecord), .bytes = bytes_,
+  const FileHeader header{.magic = kMagic,
+                          .version = kVersion,
+                          .record_bytes = sizeof(StatisticsRecord),
+                          .bytes = bytes_,
                           .sum = sum_.Take()};
   WriteExactly(fd_.get(), &header, sizeof(header), 0, partial_);
   if (TheOs().Rename(partial_.c_str(), path_.c_str(), 0) < 0) throw SystemError(errno, "rename it", partial_);

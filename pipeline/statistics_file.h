@@ -17,8 +17,8 @@
 
 namespace braid {
 
-// As it lies in the file. `scope`: of what, by a hash of all that decides it. With bins it is a histogram of high halves,
-// otherwise the answer to one question; the fields are those of ModelStatistics (ops/merger.h).
+// As it lies in the file. `scope`: of what, by a hash of all that decides it. With bins it is a histogram of high
+// halves, otherwise the answer to one question; the fields are those of ModelStatistics (ops/merger.h).
 struct StatisticsRecord {
   enum Flag : uint32_t { kKeepEquals = 1, kAllZero = 2, kNorm = 4, kKeptNorm = 8 };
 
@@ -36,8 +36,8 @@ inline constexpr uint64_t kMostStatisticsBytes = 1 << 30;   // of one file
 // Not thread-safe.
 class StatisticsReader {
  public:
-  // Opens the file and compares its checksum, reading all of it. Nothing when there is none, or another version wrote it.
-  // Throws Error: kBadInput when it is damaged, kIo.
+  // Opens the file and compares its checksum, reading all of it. Nothing when there is none, or another version wrote
+  // it. Throws Error: kBadInput when it is damaged, kIo.
   static std::optional<StatisticsReader> Open(const std::string& path);
 
   // Passes every record to `visit`, with its bins, which are sorted. Throws as Open does.
@@ -45,7 +45,8 @@ class StatisticsReader {
   void ForEach(const Visit& visit) const;
 
  private:
-  StatisticsReader(std::string path, Fd fd, uint64_t bytes) : path_(std::move(path)), fd_(std::move(fd)), bytes_(bytes) {}
+  StatisticsReader(std::string path, Fd fd, uint64_t bytes)
+      : path_(std::move(path)), fd_(std::move(fd)), bytes_(bytes) {}
 
   std::string path_;
   Fd fd_;

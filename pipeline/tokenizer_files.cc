@@ -17,16 +17,17 @@ namespace {
 constexpr const char* kTokenizer = "tokenizer.json";
 constexpr const char* kConfig = "tokenizer_config.json";
 
-void Rewrite(const Tokenizer& from, const Tokenizer& out, PlannedTokenizer* files) {
+void Rewrite(const std::string& path, const Tokenizer& from, const Tokenizer& to, PlannedTokenizer* files) {
   if (from.format != Tokenizer::Format::kTokenizerJson)
     throw Error(ErrorCode::kIncompatible, "only in a tokenizer.json can a vocabulary be changed, and it has none")
-        .Path(from.directory)
+        .Path(path)
         .Hint("AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) of transformers writes one");
-  const ModelDirectory directory(from.directory);
+  const ModelDirectory directory(path);
+  const std::string file = directory.FilePath(kTokenizer);
   files->rewritten = true;
-  files->texts[kTokenizer] = RewriteTokenizer(ReadTokenizerFile(directory.FilePath(kTokenizer)), from, out);
+  files->texts[kTokenizer] = RewriteTokenizer(ReadTokenizerFile(file), file, from, to);
   if (directory.Has(kConfig))
-    files->texts[kConfig] = RewriteTokenizerConfig(ReadSmallFile(directory.FilePath(kConfig)), out);
+    files->texts[kConfig] = RewriteTokenizerConfig(ReadSmallFile(directory.FilePath(kConfig)), to);
 }
 
 // The template that most of the sources have, the earlier one among equals; nothing when none has any.
@@ -74,12 +75,10 @@ uint64_t PlannedTokenizer::MemoryBytes() const {
   return bytes;
 }
 
-void PlanTokenizerFiles(Plan* plan, const Tokenizer* from, const Tokenizer* out) {
-  if (from != nullptr) {
-    plan->tokenizer.directory = from->directory;
-    if (!SameTokens(*from, *out) || from->added.size() != out->added.size()) Rewrite(*from, *out, &plan->tokenizer);
-  }
-  if (plan->recipe.chat_template) SetChatTemplate(plan, from != nullptr ? from->directory : plan->donor_directory);
+void PlanTokenizerFiles(Plan* plan, const std::string& directory, const Tokenizer* from, const Tokenizer* to) {
+  plan->tokenizer.directory = directory;
+  if (to != nullptr) Rewrite(directory, *from, *to, &plan->tokenizer);
+  if (plan->recipe.chat_template) SetChatTemplate(plan, directory.empty() ? plan->donor_directory : directory);
 }
 
 void WriteDonorFiles(const Plan& plan, bool with_tokenizer, Staging* staging) {
@@ -90,7 +89,8 @@ void WriteDonorFiles(const Plan& plan, bool with_tokenizer, Staging* staging) {
       if (wanted(name) && !tokenizer.texts.contains(name)) CopyDurably(directory + "/" + name, staging->PathFor(name));
   };
   const bool own = !tokenizer.directory.empty();
-  copy(plan.donor_directory, [&](const std::string& name) { return (with_tokenizer && !own) || !IsTokenizerFile(name); });
+  copy(plan.donor_directory,
+       [&](const std::string& name) { return (with_tokenizer && !own) || !IsTokenizerFile(name); });
   if (!with_tokenizer) return;
   copy(tokenizer.directory, [&](const std::string& name) {
     return IsTokenizerFile(name) && !(tokenizer.rewritten && IsVocabularyFile(name));

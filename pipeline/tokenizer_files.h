@@ -7,12 +7,13 @@
 
 namespace braid {
 
-// Sets plan->tokenizer but for its rows. `from`: the tokenizer whose files are the output's, of which `out` is what the
-// vocabulary becomes; null: the donor's stay as they are. Puts the recipe's chat template in. Throws Error.
-void PlanTokenizerFiles(Plan* plan, const Tokenizer* from, const Tokenizer* out);
+// Sets plan->tokenizer but for its rows. `directory`: whose tokenizer files are the output's; empty: the donor's, as
+// they are. `to`: what their vocabulary `from` becomes; null where it stays. Puts the recipe's chat template in. Throws
+// Error.
+void PlanTokenizerFiles(Plan* plan, const std::string& directory, const Tokenizer* from, const Tokenizer* to);
 
-// Copies the donor's side files, the tokenizer's among them if `tokenizer` says so, and writes what the plan has instead.
-// Throws Error.
+// Copies the donor's side files, the tokenizer's among them if `tokenizer` says so, and writes what the plan has
+// instead. Throws Error.
 void WriteDonorFiles(const Plan& plan, bool tokenizer, Staging* staging);
 
 }  // namespace braid

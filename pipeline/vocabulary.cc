@@ -3,11 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
 #include <set>
+#include <utility>
 
 #include "io/hf_cache.h"
-#include "io/tokenizer_writer.h"
+#include "pipeline/budget.h"
 #include "pipeline/recipe_node.h"
 #include "pipeline/tokenizer_files.h"
 #include "pipeline/vocabulary_tensors.h"
@@ -23,7 +25,9 @@ std::string DirectoryOf(const std::string& reference) {
     if (const auto snapshot = FindSnapshot(*id)) return snapshot->directory;
   Error error(ErrorCode::kUsage, "the model whose tokenizer is asked for does not exist");
   error.Path(reference);
-  if (id) error.Hint("if it is a model's id, download it first: " + DownloadCommand(*id));
+  const std::string near = NearestName(reference, std::vector<std::string>{"base", "union"});
+  if (!near.empty()) error.Hint(fmt::format("did you mean '{}'?", near));
+  else if (id) error.Hint("if it is a model's id, download it first: " + DownloadCommand(*id));
   throw error;
 }
 
@@ -32,24 +36,39 @@ Error NoTokenizer(const std::string& reference) {
       .Hint("add its tokenizer.json, or name another model as the tokenizer's source");
 }
 
-// Tokens that have a row. Of others a client must not make ids.
-void DropBeyond(uint64_t rows, std::vector<Token>* tokens, std::vector<AddedToken>* added) {
-  std::erase_if(*tokens, [&](const Token& token) { return token.id >= rows; });
-  std::erase_if(*added, [&](const AddedToken& token) { return token.id >= rows; });
+// Copies of the text and its parts while a tokenizer.json is rewritten: where only added tokens come in; where its
+// vocabulary is another; where some are dropped, for which the merges are a tree.
+constexpr uint64_t kTextsOfAdding = 3, kTextsOfRewriting = 5, kTextsOfDropping = 16;
+// Of a token in a tokenizer.json beside its text: quotes, id, indentation.
+constexpr uint64_t kTokenInText = 24;
+// Of a new token while vocabularies are united: a node of a map.
+constexpr uint64_t kUnitedToken = 96;
+
+uint64_t TextBytes(const Tokenizer& tokenizer) {
+  uint64_t bytes = 0;
+  for (const Token& token : tokenizer.tokens) bytes += token.text.size() + kTokenInText;
+  return bytes;
 }
 
 }  // namespace
 
 std::unique_ptr<const Vocabulary> Vocabulary::Make(Plan* plan) {
   if (!plan->recipe.tokenizer) {
-    PlanTokenizerFiles(plan, nullptr, nullptr);
+    PlanTokenizerFiles(plan, "", nullptr, nullptr);
     return nullptr;
   }
   std::unique_ptr<Vocabulary> vocabulary(new Vocabulary(plan));
-  vocabulary->ReadTokenizers();
-  vocabulary->ChooseTokens();
-  PlanTokenizerFiles(plan, &vocabulary->from_, &vocabulary->out_);
-  plan->tokenizer.rows = vocabulary->rows_;
+  try {
+    vocabulary->ReadTokenizers();
+    vocabulary->ChooseSource();
+    vocabulary->ChooseTokens();
+    vocabulary->PlanFiles();
+  } catch (const Error& error) {
+    // A broken file is no fault of the recipe.
+    if (error.code() == ErrorCode::kUsage || error.code() == ErrorCode::kIncompatible)
+      throw AskedForAt(error, plan->recipe, plan->recipe.tokenizer->where);
+    throw;
+  }
   return vocabulary;
 }
 
@@ -64,108 +83,198 @@ std::vector<uint32_t> Vocabulary::Order() const {
 // A model without a tokenizer is taken to have the base's, as mergekit does.
 void Vocabulary::ReadTokenizers() {
   tokenizers_.resize(plan_.checkpoints.size());
+  directories_.resize(plan_.checkpoints.size());
   embedding_rows_.resize(plan_.checkpoints.size());
   const std::vector<uint32_t> order = Order();
-  for (uint32_t c : order) {
+  for (size_t i = 0; i < order.size(); ++i) {
+    const uint32_t c = order[i];
     const Checkpoint& checkpoint = plan_.checkpoints[c];
     embedding_rows_[c] = VocabularyRows(checkpoint);
     std::optional<Tokenizer> tokenizer;
     if (!checkpoint.directory.empty()) tokenizer = ReadTokenizer(checkpoint.directory);
     if (tokenizer) {
-      tokenizers_[c] = std::make_shared<const Tokenizer>(std::move(*tokenizer));
-    } else if (c == order.front()) {
+      Hold(c, std::move(*tokenizer));
+      if (MemoryBytes() > plan_.memory.budget + kPlanningAllowance) CountTokenizers(i + 1);
+    } else if (i == 0) {
       throw NoTokenizer(checkpoint.reference);
     } else {
-      tokenizers_[c] = tokenizers_[order.front()];
+      tokenizers_[c] = tokenizers_[order.front()], directories_[c] = directories_[order.front()];
       plan_.warnings.push_back(fmt::format("{} has no tokenizer: it is taken to have that of {}", checkpoint.reference,
                                            plan_.checkpoints[order.front()].reference));
     }
   }
 }
 
-Tokenizer Vocabulary::TokenizerOf(const std::string& reference) const {
-  for (uint32_t c : Order())
-    if (plan_.checkpoints[c].reference == reference) return Of(c);
-  if (auto tokenizer = ReadTokenizer(DirectoryOf(reference))) return std::move(*tokenizer);
-  throw NoTokenizer(reference);
+// Fine-tunes mostly have the tokenizer of their base.
+void Vocabulary::Hold(uint32_t c, Tokenizer tokenizer) {
+  const uint64_t bytes = tokenizer.MemoryBytes();
+  most_ = std::max(most_, held_ + tokenizer.file_bytes + 2 * bytes);   // a list that grows is there twice
+  directories_[c] = plan_.checkpoints[c].directory;
+  const XXH128_hash_t sum = tokenizer.Sum();
+  const auto known =
+      std::find_if(sums_.begin(), sums_.end(), [&](const XXH128_hash_t& s) { return XXH128_isEqual(s, sum); });
+  const auto index = static_cast<size_t>(known - sums_.begin());
+  if (known == sums_.end()) {
+    sums_.push_back(sum);
+    different_.push_back(std::make_shared<const Tokenizer>(std::move(tokenizer)));
+    held_ += bytes;
+  }
+  tokenizers_[c] = different_[index];
+}
+
+// There is not enough memory, and all that is left to find out is how much there should be.
+void Vocabulary::CountTokenizers(size_t first) {
+  const std::vector<uint32_t> order = Order();
+  for (size_t i = first; i < order.size(); ++i) {
+    tokenizers_.assign(tokenizers_.size(), nullptr);
+    different_.assign(different_.size(), nullptr);
+    const Checkpoint& checkpoint = plan_.checkpoints[order[i]];
+    if (checkpoint.directory.empty()) continue;
+    if (auto tokenizer = ReadTokenizer(checkpoint.directory)) Hold(order[i], std::move(*tokenizer));
+  }
+  CheckMemory();
+}
+
+uint64_t Vocabulary::MemoryBytes() const {
+  uint64_t checkpoints = 0, kept = plan_.tokenizer.MemoryBytes();
+  for (const Checkpoint& checkpoint : plan_.checkpoints) checkpoints += checkpoint.MemoryBytes();
+  for (const auto& [sources, maps] : maps_)
+    for (const auto& map : maps) kept += map != nullptr ? map->MemoryBytes() : 0;
+  return checkpoints + std::max(most_, held_ + kept);
+}
+
+void Vocabulary::CheckMemory() const {
+  const uint64_t needed = MemoryBytes();
+  if (needed > plan_.memory.budget + kPlanningAllowance)
+    throw DoesNotFit(plan_.memory.budget, needed - kPlanningAllowance);
+}
+
+// Which tokenizer the output's begins with, whose files it has, and how many of its tokens have a row: of others a
+// client must not make ids.
+void Vocabulary::ChooseSource() {
+  const RecipeTokenizer& recipe = *plan_.recipe.tokenizer;
+  const std::vector<uint32_t> order = Order();
+  const auto is_it = [&](uint32_t c) { return plan_.checkpoints[c].reference == recipe.model; };
+  auto of = order.begin();
+  if (recipe.source == RecipeTokenizer::Source::kModel) of = std::find_if(order.begin(), order.end(), is_it);
+  if (of != order.end()) {
+    from_ = tokenizers_[*of], directory_ = directories_[*of];
+    if (embedding_rows_[*of] > 0) from_rows_ = embedding_rows_[*of];
+    return;
+  }
+  directory_ = DirectoryOf(recipe.model);
+  std::optional<Tokenizer> tokenizer = ReadTokenizer(directory_);
+  if (!tokenizer) throw NoTokenizer(recipe.model);
+  const uint64_t bytes = tokenizer->MemoryBytes();
+  most_ = std::max(most_, held_ + tokenizer->file_bytes + 2 * bytes);
+  held_ += bytes;
+  from_ = std::make_shared<const Tokenizer>(std::move(*tokenizer));
+  CheckMemory();
+}
+
+// The id of a token that the output has from the tokenizer that it begins with.
+std::optional<uint32_t> Vocabulary::KeptId(std::string_view token) const {
+  const auto place = from_->Find(token);
+  if (!place || from_->tokens[*place].id >= from_rows_) return std::nullopt;
+  return from_->tokens[*place].id;
 }
 
 // Which tokens the output has, with which ids.
 void Vocabulary::ChooseTokens() {
   const RecipeTokenizer& recipe = *plan_.recipe.tokenizer;
-  const uint32_t base = Order().front();
-  const bool of_model = recipe.source == RecipeTokenizer::Source::kModel;
-  from_ = of_model ? TokenizerOf(recipe.model) : Of(base);
-  std::vector<Token> tokens = from_.tokens;
-  std::vector<AddedToken> added = from_.added;
-  for (uint32_t c : Order())
-    if (embedding_rows_[c] > 0 && (of_model ? plan_.checkpoints[c].reference == recipe.model : c == base))
-      DropBeyond(embedding_rows_[c], &tokens, &added);
-  if (tokens.size() < from_.tokens.size())
-    plan_.warnings.push_back(fmt::format("{} tokens of {} have no row and are left out",
-                                         from_.tokens.size() - tokens.size(), from_.directory));
-  if (recipe.source == RecipeTokenizer::Source::kUnion) Unite(&tokens, &added);
-  AddRuleTokens(&tokens, &added);
-  out_ = MakeTokenizer(std::move(tokens), std::move(added), from_.directory);
-  out_.directory = from_.directory, out_.format = from_.format, out_.model = from_.model, out_.listed = from_.listed;
-  if (out_.tokens.empty()) throw Error(ErrorCode::kBadInput, "its tokenizer has no tokens").Path(from_.directory);
-  for (const TokenRule& rule : recipe.tokens) rules_[out_.tokens[*out_.Find(rule.token)].id] = &rule;
+  const auto has_row = [&](const auto& token) { return token.id < from_rows_; };
+  const auto kept = std::partition_point(from_->tokens.begin(), from_->tokens.end(), has_row);
+  if (kept != from_->tokens.end())
+    plan_.warnings.push_back(
+        fmt::format("{} tokens of {} have no row and are left out", from_->tokens.end() - kept, directory_));
+  NewTokens more;
+  if (kept != from_->tokens.begin()) more.next = std::prev(kept)->id + 1;
+  std::copy_if(from_->added.begin(), from_->added.end(), std::back_inserter(more.added), has_row);
+  if (recipe.source == RecipeTokenizer::Source::kUnion) Unite(&more);
+  AddRuleTokens(&more);
+  out_ = from_;
+  if (kept != from_->tokens.end() || !more.tokens.empty() || more.added.size() != from_->added.size()) {
+    std::vector<Token> tokens;
+    tokens.reserve(static_cast<size_t>(kept - from_->tokens.begin()) + more.tokens.size());
+    tokens.assign(from_->tokens.begin(), kept);
+    const uint64_t uniting = more.tokens.size() * kUnitedToken;
+    std::move(more.tokens.begin(), more.tokens.end(), std::back_inserter(tokens));
+    Tokenizer out = MakeTokenizer(std::move(tokens), std::move(more.added), directory_);
+    out.format = from_->format, out.model = from_->model, out.listed = from_->listed;
+    most_ = std::max(most_, held_ + 2 * out.MemoryBytes() + uniting);
+    held_ += out.MemoryBytes();
+    out_ = std::make_shared<const Tokenizer>(std::move(out));
+    CheckMemory();
+  }
+  if (out_->tokens.empty()) throw Error(ErrorCode::kBadInput, "its tokenizer has no tokens").Path(directory_);
+  for (const TokenRule& rule : recipe.tokens) rules_[out_->tokens[*out_->Find(rule.token)].id] = &rule;
   const uint64_t pad = recipe.pad_to_multiple_of;
-  rows_ = (out_.Ids() + pad - 1) / pad * pad;
-  const auto stays = [&](uint32_t c) { return embedding_rows_[c] == rows_ && SameTokens(Of(c), out_); };
+  rows_ = (out_->Ids() + pad - 1) / pad * pad;
+  const auto stays = [&](uint32_t c) { return embedding_rows_[c] == rows_ && SameTokens(Of(c), *out_); };
   const std::vector<uint32_t> order = Order();
   moves_rows_ = !std::all_of(order.begin(), order.end(), stays);
 }
 
+void Vocabulary::PlanFiles() {
+  if (out_ != from_) {
+    const bool drops = from_rows_ < from_->Ids();
+    const auto is_plain = [&](const Token& t) { return out_->FindAdded(t.id) == nullptr && !KeptId(t.text); };
+    const bool rewrites = drops || std::any_of(out_->tokens.begin(), out_->tokens.end(), is_plain);
+    const uint64_t copies = drops ? kTextsOfDropping : rewrites ? kTextsOfRewriting : kTextsOfAdding;
+    most_ = std::max(most_, held_ + copies * (from_->file_bytes + (rewrites ? TextBytes(*out_) : 0)));
+    CheckMemory();
+  }
+  PlanTokenizerFiles(&plan_, directory_, from_.get(), out_ == from_ ? nullptr : out_.get());
+  plan_.tokenizer.rows = rows_;
+}
+
 // What the other models have beyond the base: first their plain tokens, then their added tokens, in the order of models
 // and ids. What is an added token in any model is one in the output, as the first model has it.
-void Vocabulary::Unite(std::vector<Token>* tokens, std::vector<AddedToken>* added) const {
+void Vocabulary::Unite(NewTokens* out) const {
   const std::vector<uint32_t> order = Order();
   const auto has_row = [&](uint32_t c, uint32_t id) { return embedding_rows_[c] == 0 || id < embedding_rows_[c]; };
-  std::map<std::string_view, uint32_t> ids;
+  std::map<std::string_view, uint32_t> new_ids;
   std::set<std::string_view> added_somewhere;
   std::vector<std::pair<uint32_t, const AddedToken*>> all_added;
-  uint32_t next = 0;
   double least_score = 0;
-  for (const Token& token : *tokens) {
-    ids.emplace(token.text, token.id);
-    next = std::max(next, token.id + 1), least_score = std::min(least_score, token.score);
-  }
+  for (const Token& token : from_->tokens)
+    if (token.id < from_rows_) least_score = std::min(least_score, token.score);
   for (uint32_t c : order)
     for (const AddedToken& token : Of(c).added)
       if (has_row(c, token.id) && added_somewhere.insert(token.content).second) all_added.emplace_back(c, &token);
 
-  std::vector<Token> new_tokens;
   const auto append = [&](const std::string& text, double score) {
-    if (next >= Tokenizer::kMostTokens)
+    if (out->next >= Tokenizer::kMostTokens)
       throw Error(ErrorCode::kIncompatible, "the vocabularies together are too large");
-    new_tokens.push_back({text, next, score});
-    return next++;
+    out->tokens.push_back({text, out->next, score});
+    return out->next++;
   };
-  for (size_t i = 1; i < order.size(); ++i)
-    for (const Token& token : Of(order[i]).tokens)
-      if (has_row(order[i], token.id) && !added_somewhere.contains(token.text) && !ids.contains(token.text))
-        ids.emplace(token.text, append(token.text, Of(order[i]).listed ? token.score : least_score));
+  for (size_t i = 1; i < order.size(); ++i) {
+    const Tokenizer& of = Of(order[i]);
+    if (&of == from_.get() && embedding_rows_[order[i]] == embedding_rows_[order.front()]) continue;
+    for (const Token& token : of.tokens)
+      if (has_row(order[i], token.id) && !added_somewhere.contains(token.text) && !KeptId(token.text) &&
+          !new_ids.contains(token.text))
+        new_ids.emplace(token.text, append(token.text, of.listed ? token.score : least_score));
+  }
   for (const auto& [c, token] : all_added) {
     if (c == order.front()) continue;   // it is there already
-    const auto known = ids.find(token->content);
-    added->push_back(*token);
-    added->back().id = known != ids.end() ? known->second : append(token->content, 0);
+    const std::optional<uint32_t> kept = KeptId(token->content);
+    const auto known = new_ids.find(token->content);
+    out->added.push_back(*token);
+    out->added.back().id = kept ? *kept : known != new_ids.end() ? known->second : append(token->content, 0);
   }
-  tokens->insert(tokens->end(), new_tokens.begin(), new_tokens.end());
 }
 
 // Tokens that only the recipe knows.
-void Vocabulary::AddRuleTokens(std::vector<Token>* tokens, std::vector<AddedToken>* added) const {
-  std::set<std::string_view> known;
-  uint32_t next = 0;
-  std::vector<std::string> missing;
-  for (const Token& token : *tokens) known.insert(token.text), next = std::max(next, token.id + 1);
-  for (const TokenRule& rule : plan_.recipe.tokenizer->tokens)
-    if (known.insert(rule.token).second) missing.push_back(rule.token);
-  for (std::string& text : missing) {
-    tokens->push_back({text, next, 0});
-    added->push_back({.content = std::move(text), .id = next++, .normalized = true});
+void Vocabulary::AddRuleTokens(NewTokens* out) const {
+  if (plan_.recipe.tokenizer->tokens.empty()) return;
+  std::set<std::string> known;
+  for (const Token& token : out->tokens) known.insert(token.text);
+  for (const TokenRule& rule : plan_.recipe.tokenizer->tokens) {
+    if (KeptId(rule.token) || !known.insert(rule.token).second) continue;
+    out->tokens.push_back({rule.token, out->next, 0});
+    out->added.push_back({.content = rule.token, .id = out->next++, .normalized = true});
   }
 }
 
@@ -246,11 +355,11 @@ Vocabulary::Maps Vocabulary::MakeMaps(const PlannedTensor& tensor, const std::ve
   constexpr uint64_t kNone = std::numeric_limits<uint64_t>::max();
   size_t next = 0;   // among the tokens
   for (uint64_t row = 0; row < rows_; ++row) {
-    if (next == out_.tokens.size() || out_.tokens[next].id != row) {
+    if (next == out_->tokens.size() || out_->tokens[next].id != row) {
       for (RowMap& map : maps) map.AppendPadding();
       continue;
     }
-    const Token& token = out_.tokens[next++];
+    const Token& token = out_->tokens[next++];
     const auto found = rules_.find(token.id);
     const TokenRule* rule = found == rules_.end() ? nullptr : found->second;
     std::vector<SourceRow> present;

@@ -9,8 +9,11 @@
 // Lives while the plan is made; then only row maps and the texts of tokenizer files remain.
 #pragma once
 
+#include <algorithm>
 #include <map>
 #include <memory>
+#include <optional>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -22,8 +25,11 @@ namespace braid {
 class Vocabulary {
  public:
   // Reads the tokenizers of an opened plan's sources, decides the output's tokens, and sets plan->tokenizer. Null when
-  // the recipe does not name a tokenizer. Throws Error.
+  // the recipe does not name a tokenizer. Throws Error: kMemory when plan->memory.budget cannot hold the tokenizers.
   static std::unique_ptr<const Vocabulary> Make(Plan* plan);
+
+  // The most that planning with it occupies, what the plan keeps of it included.
+  uint64_t MemoryBytes() const;
 
   // Whether the tensor has a row per token in every source that has it.
   bool Covers(const PlannedTensor& tensor) const;
@@ -44,12 +50,23 @@ class Vocabulary {
   using Maps = std::vector<std::shared_ptr<const RowMap>>;   // per source
 
   explicit Vocabulary(Plan* plan) : plan_(*plan) {}
+  // Tokens of the output beyond those of the tokenizer that it begins with.
+  struct NewTokens {
+    uint32_t next = 0;                // id
+    std::vector<Token> tokens;
+    std::vector<AddedToken> added;    // all of the output's
+  };
+
   void ReadTokenizers();
+  void Hold(uint32_t checkpoint, Tokenizer tokenizer);
+  void CountTokenizers(size_t first);
+  void CheckMemory() const;
+  void ChooseSource();
   void ChooseTokens();
-  void Unite(std::vector<Token>* tokens, std::vector<AddedToken>* added) const;
-  void AddRuleTokens(std::vector<Token>* tokens, std::vector<AddedToken>* added) const;
+  void Unite(NewTokens* out) const;
+  void AddRuleTokens(NewTokens* out) const;
   void PlanFiles();
-  Tokenizer TokenizerOf(const std::string& reference) const;
+  std::optional<uint32_t> KeptId(std::string_view token) const;
   std::vector<uint32_t> Order() const;   // of the checkpoints, the base first
 
   std::vector<Source> SourcesOf(const PlannedTensor& tensor) const;
@@ -61,9 +78,15 @@ class Vocabulary {
   const Tokenizer& Of(uint32_t checkpoint) const { return *tokenizers_[checkpoint]; }
 
   Plan& plan_;
-  std::vector<std::shared_ptr<const Tokenizer>> tokenizers_;   // per checkpoint
+  std::vector<std::shared_ptr<const Tokenizer>> tokenizers_;   // per checkpoint; the same one where they are equal
+  std::vector<std::string> directories_;                       // per checkpoint, of its tokenizer's files
+  std::vector<std::shared_ptr<const Tokenizer>> different_;
+  std::vector<XXH128_hash_t> sums_;                            // of those that differ
   std::vector<uint64_t> embedding_rows_;                       // per checkpoint; 0: it has no embedding
-  Tokenizer from_, out_;                                       // whose files are the output's, and what becomes of it
+  std::shared_ptr<const Tokenizer> from_, out_;                // whose files are the output's, and what becomes of it
+  std::string directory_;                                      // of those files
+  uint64_t from_rows_ = Tokenizer::kMostTokens;                // tokens of `from_` beyond them are left out
+  uint64_t held_ = 0, most_ = 0;                               // bytes: of tokenizers; and with what reading them takes
   uint64_t rows_ = 0;                                          // of the output, padding included
   bool moves_rows_ = false;                                    // of any source
   std::map<uint32_t, const TokenRule*> rules_;                 // by id in the output

@@ -7,10 +7,22 @@ BRAID_LARGE=1 adds the same with 33 sources of more than 1 GB each (3 GB of disk
 import json
 import os
 import random
+import re
 import struct
 import unittest
 
-from support import MIB, SEED, CliTest, main, random_lanes, recipe, synth, write_text
+from support import (
+    MEMORY,
+    MIB,
+    SEED,
+    CliTest,
+    main,
+    random_lanes,
+    recipe,
+    synth,
+    write_safetensors,
+    write_text,
+)
 
 ALLOWANCE = 64 * MIB
 
@@ -49,6 +61,19 @@ def write_sparse_model(directory, tensors, shards, elements):
             f.write(struct.pack("<Q", len(text)) + text)
             f.truncate(8 + len(text) + at)
     write_text(os.path.join(directory, "model.safetensors.index.json"), json.dumps({"weight_map": weight_map}))
+
+
+def write_tokenizer_model(directory, seed, tokens):
+    """A small embedding for a large vocabulary, whose words are drawn by the seed."""
+    os.makedirs(directory)
+    rng, words = random.Random(seed), {}
+    while len(words) < tokens:
+        words.setdefault(rng.randbytes(rng.randint(2, 12)).hex(), len(words))
+    tensors = {"model.embed_tokens.weight": ("BF16", [tokens, 4], random_lanes(rng, 4 * tokens, "BF16"))}
+    write_safetensors(os.path.join(directory, "model.safetensors"), tensors)
+    write_text(os.path.join(directory, "config.json"), json.dumps({"model_type": "llama", "vocab_size": tokens}))
+    tokenizer = {"added_tokens": [], "model": {"type": "BPE", "vocab": words, "merges": []}}
+    write_text(os.path.join(directory, "tokenizer.json"), json.dumps(tokenizer, indent=1))
 
 
 class Memory(CliTest):
@@ -95,6 +120,34 @@ class Memory(CliTest):
         write_large_model(self.path("base"), SEED, shapes, "BF16")
         write_large_model(self.path("ft"), SEED + 1, shapes, "BF16")
         self.many_sources("33 sources of 12 MB", 64, (1, 2, 8, 16))
+
+    def test_large_vocabularies(self):
+        """Tokenizers are there while a merge is planned: within the promise, or exit 6 with what is enough."""
+        for i in range(5):
+            write_tokenizer_model(self.path(f"m{i}"), SEED + i, 150_000)
+            write_tokenizer_model(self.path(f"s{i}"), SEED, 150_000)
+        for name in ("m", "s"):
+            for source in ("base", "union"):
+                models = [f"{name}{i}" for i in range(1, 5)]
+                more = f'tokenizer = "{source}"'
+                self.write_recipe(models, base=f"{name}0", method="task_arithmetic", more=more)
+                self.assert_ok(self.run_braid("plan", "recipe.toml"))
+                least = [8 * MIB]
+                while True:
+                    result, peaks = self.run_measured(
+                        "merge", "recipe.toml", "out", "--force", "--json", "--memory", str(least[-1])
+                    )
+                    if result.code == 0:
+                        break
+                    self.assert_fails(result, MEMORY, "the smallest --memory that works is")
+                    least.append(int(re.search(r"works is (\d+)MiB", result.stderr)[1]) * MIB)
+                    self.assertGreater(least[-1], least[-2])
+                    self.assertLess(len(least), 5, "each answer is one that works as far as could be known")
+                told = result.json()["peak_rss_bytes"]
+                print(f"{name} {source}: {[b // MIB for b in least]} MiB asked, {told // MIB} MiB resident", flush=True)
+                self.assertLessEqual(max(told, peaks["VmHWM"]), least[-1] + ALLOWANCE)
+                if name == "s":
+                    self.assertEqual(len(least), 1, "equal tokenizers are held once")
 
     def test_a_plan_of_many_tensors(self):
         for model in ("base", "a", "b"):

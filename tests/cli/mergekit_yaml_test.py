@@ -72,7 +72,8 @@ class MergekitYaml(CliTest):
                 self.assert_ok(self.mergekit_yaml("--force", f"--out-shard-size={size}"))
                 weights = [f for f in os.listdir(self.path("out")) if f.endswith(".safetensors")]
                 self.assertEqual(len(weights), shards)
-        self.assert_fails(self.mergekit_yaml("--force", "--out-shard-size", "much"), USAGE, "--out-shard-size 'much' is not a size")
+        failed = self.mergekit_yaml("--force", "--out-shard-size", "much")
+        self.assert_fails(failed, USAGE, "--out-shard-size 'much' is not a size")
 
     def test_no_copy_tokenizer(self):
         self.assert_ok(self.mergekit_yaml("--no-copy-tokenizer"))
@@ -101,7 +102,8 @@ class MergekitYaml(CliTest):
         write_text(self.path("config.yml"), YAML.replace("model: a", "model: org/tuned"))
         self.assert_fails(self.mergekit_yaml(), USAGE, "hf download org/tuned")
         self.assert_ok(self.mergekit_yaml("--transformers-cache", "cache"))
-        self.assertIn("base_model:\n- org/tuned\nbase_model_relation: merge\n", read_text(self.path("out", "README.md")))
+        card = read_text(self.path("out", "README.md"))
+        self.assertIn("base_model:\n- org/tuned\nbase_model_relation: merge\n", card)
 
     def test_seed_is_recorded(self):
         told = self.assert_ok(self.run_braid("methods", "--json")).json()
@@ -110,7 +112,8 @@ class MergekitYaml(CliTest):
             raise unittest.SkipTest("no method draws")
         write_text(self.path("config.yml"), YAML.replace("ties", random[0]))
         self.assert_ok(self.mergekit_yaml("--random-seed", "7"))
-        for name, text in (("mergekit_config.yml", "seed: 7"), ("braid_recipe.toml", "seed = 7"), ("README.md", "seed 7")):
+        recorded = {"mergekit_config.yml": "seed: 7", "braid_recipe.toml": "seed = 7", "README.md": "seed 7"}
+        for name, text in recorded.items():
             self.assertIn(text, read_text(self.path("out", name)))
         self.assert_ok(self.mergekit_yaml("--random-seed", "8", out="other"))
         self.assertNotEqual(read_weights(self.path("out")), read_weights(self.path("other")))

@@ -1,4 +1,4 @@
-"""Every recipe in configs/ runs as it is, every method has one, and the two syntaxes of one merge give the same weights."""
+"""Every recipe in configs/ runs as it is, every method has one, and both syntaxes of a merge give the same weights."""
 
 import glob
 import os

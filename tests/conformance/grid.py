@@ -239,7 +239,8 @@ def multislerp_cases(grid):
         grid.add(f"{of}eps", "multislerp", grid.drawn(3), {"eps": 1e-3}, base=base)
         grid.add(f"{of}gradients and filters", "multislerp",
                  [{"weight": grid.gradient()}, {"weight": grid.draw(1.1, 2)}, {"weight": [2, 1.1]}], base=base)
-        # Where two models are equal to the base, or opposite, their mean direction may be zero: of three that is an error.
+        # Where two models are equal to the base, or opposite, their mean direction may be zero: of three that is an
+        # error.
         every_family(grid, "multislerp", grid.drawn(3), base=base, what=of,
                      families=("runnable-bf16",) if base else ("plain-bf16", "plain-f16"))
         every_family(grid, "multislerp", grid.drawn(2), base=base, what=of,

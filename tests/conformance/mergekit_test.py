@@ -21,8 +21,10 @@ enter_venv(["mergekit", "torch", "transformers", "safetensors", "yaml"])
 
 import yaml
 
+import command
 import grid
 import models
+import multimodule
 import peer
 import randomness
 import structure
@@ -58,15 +60,15 @@ class Suite:
         """The directory of what Braid makes of a recipe."""
         output = self.work / "braid"
         shutil.rmtree(output, ignore_errors=True)
-        braid_merge(self.braid, self._write(recipe), output)
+        braid_merge(self.braid, self.write(recipe), output)
         return output
 
     def theirs(self, recipe, **options):
         """The directory of what mergekit makes of a recipe, and from what."""
         output = self.work / "mergekit"
-        return output, peer.merge(self._write(recipe), output, **options)
+        return output, peer.merge(self.write(recipe), output, **options)
 
-    def _write(self, recipe):
+    def write(self, recipe):
         path = self.work / "recipe.yml"
         path.write_text(yaml.safe_dump(recipe, sort_keys=False))
         return path
@@ -75,7 +77,8 @@ class Suite:
 def every_case(seed):
     rng = random.Random(seed)
     return [*grid.numeric_cases(rng), *randomness.random_cases(rng), *structure.slice_cases(rng),
-            *structure.module_cases(), *structure.example_cases(), *vocabulary.vocabulary_cases()]
+            *structure.module_cases(), *multimodule.module_cases(rng), *structure.example_cases(),
+            *vocabulary.vocabulary_cases(), *command.command_cases()]
 
 
 def main():
@@ -103,6 +106,7 @@ def main():
     try:
         models.make_families(work, arguments.seed)
         vocabulary.make_family(work, arguments.seed)
+        multimodule.make_families(work, arguments.seed)
         for case in cases:
             suite.check(case)
     finally:

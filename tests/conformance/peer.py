@@ -24,8 +24,8 @@ METHODS = frozenset(method.spec.name for method in registered_methods())
 
 @dataclass
 class Resolved:
-    """What mergekit merged an output tensor from: its inputs after slices and vocabularies, and the values after filters,
-    gradients and defaults."""
+    """What mergekit merged an output tensor from: its inputs after slices and vocabularies, and the values after
+    filters, gradients and defaults."""
     lanes: dict         # directory -> float32 array, in the order of the merge
     base: str           # a directory, or None
     shared: dict        # parameter -> value

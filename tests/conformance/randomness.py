@@ -65,7 +65,8 @@ def check_norms(deltas, output, who):
     """With rescale all kept entries are multiplied by one number, which restores the l1 norm."""
     for name, delta in deltas.items():
         before, after = np.abs(delta.astype(np.float64)).sum(), np.abs(output[name].astype(np.float64)).sum()
-        need(after == 0 or abs(after / before - 1) < 1e-5, f"{who}: the l1 norm of {name} went from {before} to {after}")
+        kept = after == 0 or abs(after / before - 1) < 1e-5
+        need(kept, f"{who}: the l1 norm of {name} went from {before} to {after}")
         factors = (output[name].astype(np.float64) / delta)[output[name] != 0]
         need(not factors.size or np.ptp(factors) <= 1e-6 * factors.mean(), f"{who}: {name} has more than one factor")
 
@@ -114,7 +115,7 @@ class RandomCase:
 
     def check_independence(self, deltas, masks, other_seed):
         def noise(mask, delta):
-            """What is left of a mask after its probabilities, of tensors that have enough entries; in order of their names."""
+            """What is left of a mask after its probabilities, of tensors that have enough entries; by their names."""
             return {name: mask[name] - probabilities(self.method, delta[name], self.density) for name in sorted(mask)
                     if mask[name].size > 1000}
 

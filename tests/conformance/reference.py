@@ -51,8 +51,8 @@ def in_turn(parts):
 
 
 def in_fours(parts):
-    """Their sum as torch takes it over the elements at the end of a tensor that fill no vector: four sums of every fourth
-    part, the rest to the first of them. Up to four parts are added in turn."""
+    """Their sum as torch takes it over the elements at the end of a tensor that fill no vector: four sums of every
+    fourth part, the rest to the first of them. Up to four parts are added in turn."""
     whole = len(parts) // 4 * 4
     sums = [in_turn(parts[i:whole:4]) if whole else np.zeros_like(parts[0]) for i in range(4)]
     for part in parts[whole:]:

@@ -9,7 +9,7 @@ from reference import F
 
 ULPS = 2                # what rounding once and carrying float32 sums may cost beside float64
 NEAR = 1e-5             # relative distance from a threshold within which an element may lie on either side
-OPPOSITE = 1e-4         # of unit vectors that cancel so far, float64 does not say to float32's precision where the rest points
+OPPOSITE = 1e-4         # where unit vectors cancel so far, float64 cannot say to float32's precision what remains
 NORM_ERROR = 4e-6       # of a float32 sum of magnitudes in torch, relative
 BASE_IS_A_MODEL = {"linear", "karcher", "passthrough"}
 
@@ -104,8 +104,8 @@ def rounded(values, out_type):
 
 
 def other_sum(tensor, merge):
-    """Of five models and more torch adds up some elements in another order. `merge(add)`: the tensor, with sums so taken;
-    ours must be the one, mergekit's the other."""
+    """Of five models and more torch adds up some elements in another order. `merge(add)`: the tensor, with sums so
+    taken; ours must be the one, mergekit's the other."""
     if len(tensor.models) < 5:
         return {}
     ours, theirs = (rounded(merge(add), tensor.out_type) for add in (reference.in_turn, reference.in_fours))

@@ -23,6 +23,7 @@ class StructureCase:
     options: dict = field(default_factory=dict)      # of mergekit
     tokenizer: bool = False                          # the output has one, and rows follow it
     not_compared: dict = field(default_factory=dict)  # tensor or key of config.json -> why mergekit's is not followed
+    runs: object = None                              # what checks that transformers loads and runs it
 
     def recipe(self, directory):
         return self.make(directory)
@@ -40,13 +41,13 @@ class StructureCase:
             put_in_order(our_tensors, their_tensors, *(tokenizer.get_vocab() for tokenizer in tokenizers))
         counts = compare_tensors(self, our_tensors, their_tensors, resolved)
         compare_configs(ours, theirs, self.not_compared)
-        check_runs(ours)
+        (self.runs or check_runs)(ours)
         return summary(counts)
 
 
 def put_in_order(ours, theirs, our_ids, their_ids):
-    """Rows of tokens, from our ids to mergekit's. Those beyond the tokens are the mean of all rows, which mergekit takes in
-    float32; they are compared here, and then set equal."""
+    """Rows of tokens, from our ids to mergekit's. Those beyond the tokens are the mean of all rows, which mergekit
+    takes in float32; they are compared here, and then set equal."""
     for name in {"model.embed_tokens.weight", "lm_head.weight"} & set(ours):
         rows = torch.arange(ours[name].shape[0])
         for token, index in their_ids.items():
@@ -111,8 +112,8 @@ def path(directory, name, family="runnable-f32"):
     return str(directory / family / name)
 
 
-def source(directory, name, first, last, **parameters):
-    entry = {"model": path(directory, name), "layer_range": [first, last]}
+def source(directory, name, first, last, family="runnable-f32", **parameters):
+    entry = {"model": path(directory, name, family), "layer_range": [first, last]}
     return {**entry, "parameters": parameters} if parameters else entry
 
 

@@ -80,18 +80,22 @@ def make_family(directory, seed):
                            files=tokenizer_files(merges, added, first, template))
 
 
+def placed(directory, value):
+    """The names of models as directories, wherever they stand."""
+    if isinstance(value, dict):
+        return {key: placed(directory, v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [placed(directory, v) for v in value]
+    return str(directory / FAMILY / value) if isinstance(value, str) and value in VOCABULARIES else value
+
+
 def vocabulary_cases():
     def recipe(method, listed, base, more):
         def make(directory):
-            def placed(value):
-                """The names of models as directories, wherever they stand."""
-                if isinstance(value, dict):
-                    return {key: placed(v) for key, v in value.items()}
-                return str(directory / FAMILY / value) if value in VOCABULARIES else value
-            of_models = [{"model": placed(name), "parameters": {"weight": weight}} for name, weight in listed.items()]
+            of_models = [{"model": name, "parameters": {"weight": weight}} for name, weight in listed.items()]
             made = {"merge_method": method, "models": of_models, **(FLOAT64 if method == "linear" else FLOAT32),
-                    **({"base_model": placed(base)} if base else {})}
-            return {**made, **{key: value if key == "parameters" else placed(value) for key, value in more.items()}}
+                    **({"base_model": base} if base else {}), **more}
+            return placed(directory, made)
         return make
 
     def case(name, method, listed, base="root", options=None, not_compared=None, **more):

@@ -1,5 +1,5 @@
-// FaultyOs for reads of data: refuses O_DIRECT, stops reads short, makes the nth of them fail, or says what kind of file
-// system there is. Headers are read as ever: reads of data are those of whole blocks into aligned memory.
+// FaultyOs for reads of data: refuses O_DIRECT, stops reads short, makes the nth of them fail, or says what kind of
+// file system there is. Headers are read as ever: reads of data are those of whole blocks into aligned memory.
 #pragma once
 
 #include <fcntl.h>

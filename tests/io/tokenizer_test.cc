@@ -14,7 +14,8 @@ namespace {
 using fixture::TemporaryDirectory;
 
 constexpr const char* kBpe = R"({"version": "1.0", "added_tokens": [
-  {"id": 3, "content": "<s>", "single_word": false, "lstrip": true, "rstrip": false, "normalized": false, "special": true},
+  {"id": 3, "content": "<s>", "single_word": false, "lstrip": true, "rstrip": false, "normalized": false,
+   "special": true},
   {"id": 1, "content": "b", "special": false}],
   "post_processor": {"type": "X", "vocab": {"no": "id"}, "content": "vocab", "id": -1},
   "model": {"type": "BPE", "dropout": null, "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}})";
@@ -49,15 +50,18 @@ TEST(Tokenizer, ReadsVocabularyAndAddedTokens) {
 TEST(Tokenizer, TheConfigurationAddsWhatIsMissing) {
   TemporaryDirectory place;
   place.Write("tokenizer.json", kBpe);
-  place.Write("tokenizer_config.json", R"({"pad_token": "<pad>", "bos_token": {"content": "<s>"}, "model_max_length": NaN,
+  place.Write("tokenizer_config.json",
+              R"({"pad_token": "<pad>", "bos_token": {"content": "<s>"}, "model_max_length": NaN,
     "eos_token": {"content": "</s>", "lstrip": false}, "unk_token": null, "extra_special_tokens": ["<x>", "b"],
-    "added_tokens_decoder": {"3": {"content": "<s>"}, "5": {"content": "<z>"}, "4": {"content": "<y>"}, "no": {"content": "<n>"}}})");
+    "added_tokens_decoder": {"3": {"content": "<s>"}, "5": {"content": "<z>"}, "4": {"content": "<y>"},
+                             "no": {"content": "<n>"}}})");
   EXPECT_EQ(Read(place), "BPE a:0 b:1+ ab:2 <s>:3+ <y>:4+ <z>:5+ </s>:6+ <pad>:7+ <x>:8+ ");
 }
 
 TEST(Tokenizer, ReadsListsOfPieces) {
   TemporaryDirectory place;
-  place.Write("tokenizer.json", R"({"model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0], ["x", -1.5], ["y", -2]]}})");
+  place.Write("tokenizer.json",
+              R"({"model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0], ["x", -1.5], ["y", -2]]}})");
   EXPECT_EQ(Read(place), "Unigram <unk>:0 x:1 y:2 ");
   const Tokenizer tokenizer = *ReadTokenizer(place.path());
   EXPECT_TRUE(tokenizer.listed);
@@ -81,13 +85,15 @@ std::string Field(int number, const std::string& bytes) {
 TEST(Tokenizer, ReadsSentencePieceModels) {
   TemporaryDirectory place;
   const std::string score = "\x15" + std::string("\0\0\xc0\xbf", 4), type = "\x18\x03";   // -1.5; 3
-  const std::string model = Field(1, Field(1, "<s>") + type) + Field(2, "trainer") + Field(1, Field(1, "a") + score) + "\x18\x07";
+  const std::string model =
+      Field(1, Field(1, "<s>") + type) + Field(2, "trainer") + Field(1, Field(1, "a") + score) + "\x18\x07";
   place.Write("tokenizer.model", model);
   place.Write("tokenizer_config.json", R"({"pad_token": "<pad>"})");
   EXPECT_EQ(Read(place), "SentencePiece <s>:0 a:1 <pad>:2+ ");
   EXPECT_EQ(ReadTokenizer(place.path())->tokens[1].score, -1.5);
-  for (const std::string& bad : {std::string(), std::string("YWJj 0\nZGVm 1\n"), model.substr(0, model.size() - 1), Field(1, "\x0a\x09"),
-                                 Field(1, Field(1, "a")) + "\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", std::string("\x08\x01")}) {
+  for (const std::string& bad :
+       {std::string(), std::string("YWJj 0\nZGVm 1\n"), model.substr(0, model.size() - 1), Field(1, "\x0a\x09"),
+        Field(1, Field(1, "a")) + "\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", std::string("\x08\x01")}) {
     place.Write("tokenizer.model", bad);
     EXPECT_EQ(fixture::ErrorOf([&] { ReadTokenizer(place.path()); }).code(), ErrorCode::kBadInput);
   }
@@ -160,7 +166,7 @@ class RewrittenTokenizer : public testing::Test {
       if (token.text != lost) tokens.push_back(token);
     for (const AddedToken& token : from.added)
       if (token.content != lost) added.push_back(token);
-    const std::string text = RewriteTokenizer(kBpe, from, MakeTokenizer(std::move(tokens), std::move(added), "t"));
+    const std::string text = RewriteTokenizer(kBpe, "t", from, MakeTokenizer(std::move(tokens), std::move(added), "t"));
     return ParseJson(text, "t");
   }
   TemporaryDirectory place_;
@@ -192,21 +198,26 @@ TEST_F(RewrittenTokenizer, AListOfPiecesCannotHaveGaps) {
   const std::string text = R"({"model": {"type": "Unigram", "vocab": [["x", -1.5]]}})";
   place_.Write("tokenizer.json", text);
   const Tokenizer from = *ReadTokenizer(place_.path());
-  EXPECT_EQ(ParseJson(RewriteTokenizer(text, from, MakeTokenizer({{"x", 0, -1.5}, {"y", 1, -2}}, {}, "t")), "t")["model"]["vocab"],
+  EXPECT_EQ(ParseJson(RewriteTokenizer(text, "t", from, MakeTokenizer({{"x", 0, -1.5}, {"y", 1, -2}}, {}, "t")),
+                      "t")["model"]["vocab"],
             ParseJson(R"([["x", -1.5], ["y", -2.0]])", "t"));
-  EXPECT_EQ(fixture::ErrorOf([&] { RewriteTokenizer(text, from, MakeTokenizer({{"x", 0}, {"y", 2}}, {}, "t")); }).code(),
-            ErrorCode::kIncompatible);
+  EXPECT_EQ(
+      fixture::ErrorOf([&] { RewriteTokenizer(text, "t", from, MakeTokenizer({{"x", 0}, {"y", 2}}, {}, "t")); }).code(),
+      ErrorCode::kIncompatible);
 }
 
 TEST_F(RewrittenTokenizer, ConfigurationsAndTemplates) {
-  const Tokenizer tokenizer = MakeTokenizer({{"a", 0}, {"<s>", 1}}, {{.content = "<s>", .id = 1, .special = true}}, "t");
-  const Json json = ParseJson(RewriteTokenizerConfig(R"({"x": 1, "added_tokens_decoder": {"7": {}}, "y": 2})", tokenizer), "t");
+  const Tokenizer tokenizer =
+      MakeTokenizer({{"a", 0}, {"<s>", 1}}, {{.content = "<s>", .id = 1, .special = true}}, "t");
+  const Json json =
+      ParseJson(RewriteTokenizerConfig(R"({"x": 1, "added_tokens_decoder": {"7": {}}, "y": 2})", tokenizer), "t");
   EXPECT_EQ(json["added_tokens_decoder"].size(), 1u);
   EXPECT_EQ(json["added_tokens_decoder"]["1"]["content"], "<s>");
   EXPECT_EQ(json["y"], 2);
   EXPECT_EQ(RewriteTokenizerConfig(R"({"x": 1})", tokenizer), R"({"x": 1})");
   EXPECT_EQ(ParseJson(WithChatTemplate("", "{{ 'a\n' }}"), "t")["chat_template"], "{{ 'a\n' }}");
-  EXPECT_EQ(ParseJson(WithChatTemplate(R"({"chat_template": [1], "x": 1})", "b"), "t"), ParseJson(R"({"chat_template": "b", "x": 1})", "t"));
+  EXPECT_EQ(ParseJson(WithChatTemplate(R"({"chat_template": [1], "x": 1})", "b"), "t"),
+            ParseJson(R"({"chat_template": "b", "x": 1})", "t"));
 }
 
 TEST(ChatTemplates, AreFoundWhereverTheyAre) {
@@ -214,7 +225,8 @@ TEST(ChatTemplates, AreFoundWhereverTheyAre) {
   EXPECT_FALSE(FindChatTemplate(place.path()));
   place.Write("chat_template.json", R"({"chat_template": "of a processor"})");
   EXPECT_EQ(FindChatTemplate(place.path()), "of a processor");
-  place.Write("tokenizer_config.json", R"({"chat_template": [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]})");
+  place.Write("tokenizer_config.json",
+              R"({"chat_template": [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]})");
   EXPECT_EQ(FindChatTemplate(place.path()), "d");
   place.Write("tokenizer_config.json", R"({"chat_template": "plain"})");
   EXPECT_EQ(FindChatTemplate(place.path()), "plain");

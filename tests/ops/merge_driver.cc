@@ -36,6 +36,7 @@ class Driver {
     const Approach sampled = tensors.size() == 1 && random.Chance(0.6) ? Approach::kDraft : Approach::kSampled;
     const Approach any = random.Chance(0.3) ? Approach::kPlain : sampled;
     merger_ = Make(options.approach.value_or(any));
+    if (merger_->DecisionBytes() > 0 && random.Chance(0.5)) merger_->KeepDecisions();
     size_t workspace = 0;
     for (size_t r = 0; r <= merger_->statistics_rounds(); ++r)
       workspace = std::max(workspace, merger_->round(r).scratch_bytes);

@@ -1,4 +1,6 @@
 // pcb against scalar code written from its formula (methods.md, part 2, 8.1).
+#include <numeric>
+
 #include "ops/elementary.h"
 
 #include "tests/ops/delta_scenario.h"
@@ -7,6 +9,7 @@ namespace braid {
 namespace {
 
 using test::DeltaTensor;
+using test::ScopeTensor;
 using test::Random;
 using test::SetShared;
 
@@ -96,6 +99,53 @@ TEST(Pcb, EqualsTheReferenceOverTheWholeModel) {
     const double ratio = random.OneOf({0.1, 0.5, 0.95});
     ExpectMerged(random, method, tensors, Parameters(method, models, ratio, 1), Reference(tensors, ratio, 1));
   });
+}
+
+// A sample that says nothing, and one that is wrong: the answer is the same, a round or two later.
+TEST(Pcb, NeverDependsOnTheSample) {
+  Random random;
+  const MethodInfo& method = *FindMethod("pcb");
+  enum class Sample { kGood, kTooSmall, kWrong };
+  for (const Sample kind : {Sample::kGood, Sample::kTooSmall, Sample::kWrong}) {
+    std::vector<DeltaTensor> tensors = {test::RandomDeltaTensor(random, "w", 60'000, 2, {})};
+    for (size_t m = 0; m < 2; ++m) {   // no two entries alike
+      for (size_t i = 0; i < 60'000; ++i) tensors[0].models[m][i] = tensors[0].base[i] + static_cast<float>(random.Normal() * 1e-3);
+      tensors[0].sources.models[m] = {.type = DType::kF32, .bytes = reference::Encode(DType::kF32, tensors[0].models[m])};
+    }
+    const std::vector<float> expected = Reference(tensors, 0.1, 1)[0];
+    ScopeTensor sources = tensors[0].sources;
+    const Coefficients c = Parameters(method, 2, 0.1, 1);
+    sources.coefficients = c;
+    const auto merger = method.make(method, c, test::FactsOf(sources), Approach::kSampled);
+    Scratch scratch(2);
+    std::vector<EncodedLanes> models;
+    for (const auto& model : sources.models) models.push_back({model.type, model.bytes.data()});
+    const LaneTile whole{.count = 60'000, .tensor = test::FactsOf(sources), .base = {sources.base.type, sources.base.bytes.data()}, .models = models};
+    std::vector<size_t> runs(60'000 / 32);
+    std::iota(runs.begin(), runs.end(), size_t{0});
+    if (kind == Sample::kTooSmall) runs.resize(20);
+    if (kind == Sample::kWrong) std::fill(runs.begin(), runs.end(), random.Below(runs.size()));
+    const size_t planned = merger->statistics_rounds();
+    for (size_t r = 0; r < merger->statistics_rounds(); ++r) {
+      const auto accumulator = merger->NewAccumulator(r);
+      const auto count = [&](const LaneTile& tile) { merger->Accumulate(r, c, tile, nullptr, scratch, accumulator.get(), {}); };
+      const auto at = [&](EncodedLanes lanes, size_t first) {
+        return EncodedLanes{lanes.type, lanes.bytes + first * static_cast<size_t>(LaneBytes(lanes.type))};
+      };
+      if (!merger->round(r).sample) count(whole);
+      for (size_t i = 0; merger->round(r).sample && i < runs.size(); ++i) {
+        const std::vector<EncodedLanes> its = {at(models[0], runs[i] * 32), at(models[1], runs[i] * 32)};
+        count({.first = runs[i] * 32, .count = 32, .tensor = whole.tensor, .base = at(whole.base, runs[i] * 32), .models = its});
+      }
+      merger->Finish(r, accumulator.get(), {});
+    }
+    EXPECT_EQ(planned, 3u);
+    EXPECT_EQ(merger->statistics_rounds(), planned + static_cast<size_t>(kind));
+    std::vector<std::byte> out(60'000 * sizeof(float));
+    MergeCounts counts;
+    merger->Merge(c, whole, nullptr, scratch, DType::kF32, out.data(), &counts);
+    test::ExpectBytes(expected, DType::kF32, out);
+  }
 }
 
 // An entry that is no number spoils its element and nothing else.

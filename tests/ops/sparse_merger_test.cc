@@ -83,7 +83,7 @@ float Difference(Random& random, Data data) {
 SparseMerge RandomMerge(Random& random, Sparsifier sparsifier, bool large) {
   SparseMerge merge{.sparsifier = sparsifier};
   const size_t rows = random.OneOf<size_t>({1, 2, 3, 7, 40});
-  merge.row = random.OneOf<size_t>({1, 2, 3, 15, 16, 17, 100, 333, 511, 1000, 1024, 1025, 2500});
+  merge.row = random.OneOf<size_t>({1, 2, 3, 15, 16, 17, 64, 100, 320, 333, 511, 1000, 1024, 1025, 2048, 2500});
   if (large) merge.row = 60'000 + random.Below(90'000);
   const size_t n = merge.row * (large ? 1 + random.Below(2) : rows);
   merge.by_rows = random.Chance(0.5);

@@ -30,7 +30,8 @@ class DiffTest : public ::testing::Test {
 };
 
 TEST_F(DiffTest, EqualCheckpointsAreIdenticalHoweverTheyAreSharded) {
-  const Tensor x = F32("x", {1, -0.0f, kNan, kInf}), y = Raw16("y", DType::kBF16, {7, 8}), z{"z", DType::kI8, {2}, "ab"};
+  const Tensor x = F32("x", {1, -0.0f, kNan, kInf}), y = Raw16("y", DType::kBF16, {7, 8}),
+               z{"z", DType::kI8, {2}, "ab"};
   directory_.Write("one/model.safetensors", FileOf({x, y, z}));
   const std::string sharded = WriteShards(directory_, "many", {{z}, {y}, {x}});
   const CheckpointDifference diff = Diff(directory_ / "one", sharded);
@@ -95,15 +96,16 @@ TEST_F(DiffTest, TheSignOfZeroIsADifferenceOfNothing) {
 
 TEST_F(DiffTest, NanAndInfinityAreCountedNotMeasured) {
   const float other_nan = std::bit_cast<float>(0x7fc00001u);
-  const ElementDifference d =
-      ElementsOf(F32("t", {kNan, kNan, kNan, kInf, kInf, 1, 1}), F32("t", {kNan, other_nan, 1, kInf, -kInf, kInf, 1.5f}));
+  const ElementDifference d = ElementsOf(F32("t", {kNan, kNan, kNan, kInf, kInf, 1, 1}),
+                                         F32("t", {kNan, other_nan, 1, kInf, -kInf, kInf, 1.5f}));
   EXPECT_EQ(d.equal, 2u);
   EXPECT_EQ(d.not_finite, 4u);
   EXPECT_EQ(d.largest_absolute, 0.5);
 }
 
 TEST_F(DiffTest, TwoTypesAreComparedAsFloat32) {
-  const CheckpointDifference diff = DiffOf({F32("t", {1, 1.00390625f, 3})}, {Raw16("t", DType::kBF16, {0x3f80, 0x3f80, 0x4040})});
+  const CheckpointDifference diff =
+      DiffOf({F32("t", {1, 1.00390625f, 3})}, {Raw16("t", DType::kBF16, {0x3f80, 0x3f80, 0x4040})});
   const TensorDifference& t = diff.tensors.at(0);
   EXPECT_FALSE(t.same_dtype);
   EXPECT_TRUE(t.compared);

@@ -116,7 +116,8 @@ TEST_F(InspectTest, SumsFollowTheFixedRule) {
 
 TEST_F(InspectTest, ManyTensorsKeepTheirOwnFigures) {
   std::vector<std::vector<Tensor>> shards(3);
-  for (int i = 0; i < 300; ++i) shards[i / 100].push_back(F32("t" + std::to_string(i), std::vector<float>(i % 7 + 1, 1.0f * i)));
+  for (int i = 0; i < 300; ++i)
+    shards[i / 100].push_back(F32("t" + std::to_string(i), std::vector<float>(i % 7 + 1, 1.0f * i)));
   const Inspection found = Inspect(WriteShards(directory_, "m", shards));
   const auto statistics = ComputeStatistics(found.checkpoint);
   for (int i = 0; i < 300; ++i)

@@ -1,5 +1,5 @@
-// Whole merges by the methods of norms and inner products: the same bytes for any tiles, threads and memory, and errors that
-// name the tensor. What the bytes are is tested in tests/ops.
+// Whole merges by the methods of norms and inner products: the same bytes for any tiles, threads and memory, and errors
+// that name the tensor. What the bytes are is tested in tests/ops.
 #include <gtest/gtest.h>
 
 #include "tests/ops/test_support.h"
@@ -23,9 +23,11 @@ class MergeCombinations : public testing::Test {
   }
   void WriteModels() {
     for (const char* name : {"base", "a", "b", "c"})
-      fixture::WriteCheckpoint(place_, name, {RandomTensor("columns", DType::kBF16, {1100, 1024}), RandomTensor("wide", DType::kF32, {3, 70'001}),
-                                              RandomTensor("cube", DType::kF16, {4, 5, 33}), RandomTensor("vector", DType::kBF16, {777}),
-                                              RandomTensor("none", DType::kF32, {0, 5}), fixture::Integers("ids", {1, 2, 3})});
+      fixture::WriteCheckpoint(
+          place_, name,
+          {RandomTensor("columns", DType::kBF16, {1100, 1024}), RandomTensor("wide", DType::kF32, {3, 70'001}),
+           RandomTensor("cube", DType::kF16, {4, 5, 33}), RandomTensor("vector", DType::kBF16, {777}),
+           RandomTensor("none", DType::kF32, {0, 5}), fixture::Integers("ids", {1, 2, 3})});
   }
   std::string Recipe(const std::string& top, bool with_base, const std::vector<std::string>& models) {
     std::string text;
@@ -94,7 +96,8 @@ TEST_F(MergeCombinations, TheBaseOfSlerpIsItsFirstModel) {
 
 TEST_F(MergeCombinations, DirectionsThatCancelAreAnErrorThatNamesTheTensor) {
   for (const auto& [name, value] : {std::pair("a", 1.0), std::pair("b", -0.5), std::pair("c", 0.0)})
-    fixture::WriteCheckpoint(place_, name, {Constant("fine", DType::kF32, 3, 2), Constant("cancels", DType::kF32, 3, value)});
+    fixture::WriteCheckpoint(place_, name,
+                             {Constant("fine", DType::kF32, 3, 2), Constant("cancels", DType::kF32, 3, value)});
   const std::string recipe = Recipe("method = 'multislerp'\n", false, {"a", "b", "c"});
   const Error error = fixture::ErrorOf([&] { Run(recipe); });
   EXPECT_EQ(error.code(), ErrorCode::kIncompatible);
@@ -106,8 +109,10 @@ TEST_F(MergeCombinations, DirectionsThatCancelAreAnErrorThatNamesTheTensor) {
 TEST_F(MergeCombinations, ATensorThatOnlyOneHasComesOutAsItIs) {
   fixture::WriteCheckpoint(place_, "a", {Constant("w", DType::kF32, 3, 2)});
   fixture::WriteCheckpoint(place_, "b", {Constant("w", DType::kF32, 3, 4), Constant("x", DType::kF32, 3, 5)});
-  for (const char* method : {"method = 'slerp'\nparameters.t = 0\n", "method = 'nuslerp'\n", "method = 'multislerp'\n", "method = 'karcher'\n"}) {
-    const std::vector<StoredTensor> merged = Run(Recipe(method + std::string("on_missing = 'skip'\n"), false, {"a", "b"}));
+  for (const char* method : {"method = 'slerp'\nparameters.t = 0\n", "method = 'nuslerp'\n", "method = 'multislerp'\n",
+                             "method = 'karcher'\n"}) {
+    const std::vector<StoredTensor> merged =
+        Run(Recipe(method + std::string("on_missing = 'skip'\n"), false, {"a", "b"}));
     ASSERT_EQ(merged.size(), 2u) << method;
     EXPECT_EQ(merged[1], Constant("x", DType::kF32, 3, 5)) << method;
   }
@@ -125,10 +130,13 @@ TEST_F(MergeCombinations, SlerpTakesTOfTwoModelsOnly) {
 }
 
 TEST_F(MergeCombinations, ARowThatDoesNotFitIsRefused) {
-  for (const char* name : {"base", "a", "b"}) fixture::WriteCheckpoint(place_, name, {Floats("w", DType::kF32, {1, 4'000'000}, std::vector<double>(4'000'000, 1.0))});
+  for (const char* name : {"base", "a", "b"})
+    fixture::WriteCheckpoint(place_, name,
+                             {Floats("w", DType::kF32, {1, 4'000'000}, std::vector<double>(4'000'000, 1.0))});
   const std::string top = "method = 'model_stock'\nparameters.filter_wise = ";
   const PlanOptions options{.memory = 64 * fixture::kMiB, .threads = 1};
-  EXPECT_EQ(fixture::ErrorOf([&] { fixture::PlanOf(Recipe(top + "true\n", true, {"a", "b"}), options); }).code(), ErrorCode::kMemory);
+  EXPECT_EQ(fixture::ErrorOf([&] { fixture::PlanOf(Recipe(top + "true\n", true, {"a", "b"}), options); }).code(),
+            ErrorCode::kMemory);
   fixture::PlanOf(Recipe(top + "false\n", true, {"a", "b"}), options);
 }
 

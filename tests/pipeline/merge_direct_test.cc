@@ -68,11 +68,14 @@ class DirectFamily : public testing::Test {
   }
 
   std::string Recipe(const std::string& scope = "tensor") {
-    std::string text = "method = 'ties'\nbase = '" + place_ / "base" + "'\ndtype = 'bfloat16'\n[parameters]\ndensity = 0.3\nscope = '" + scope + "'\n";
+    std::string text = "method = 'ties'\nbase = '" + place_ / "base" +
+                       "'\ndtype = 'bfloat16'\n[parameters]\ndensity = 0.3\nscope = '" + scope + "'\n";
     for (const char* model : {"half", "full"}) text += "[[models]]\npath = '" + place_ / model + "'\n";
     return place_.Write("recipe.toml", text);
   }
-  static PlanOptions Options() { return {.memory = 64 * kMiB, .threads = 3, .shard_bytes = 1'500'000, .tile_elements = 65'536}; }
+  static PlanOptions Options() {
+    return {.memory = 64 * kMiB, .threads = 3, .shard_bytes = 1'500'000, .tile_elements = 65'536};
+  }
   std::string out() const { return place_ / "out"; }
   std::map<std::string, std::string> Run(const std::string& recipe, const PlanOptions& options, ReadMode mode) {
     return MergedFiles(recipe, out(), options, mode);

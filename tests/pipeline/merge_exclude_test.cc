@@ -67,7 +67,8 @@ TEST_F(MergeExclude, WhatIsMergedComesOutAsWithoutFilters) {
     EXPECT_EQ(report.totals.merged, 2u);
     EXPECT_EQ(report.totals.unchanged, 3u);
     const std::string card = fixture::FileText(place_ / "out/README.md");
-    EXPECT_NE(card.find("3 of 5 tensors were left out of the merge and are those of the base."), std::string::npos) << card;
+    EXPECT_NE(card.find("3 of 5 tensors were left out of the merge and are those of the base."), std::string::npos)
+        << card;
   }
 }
 
@@ -100,7 +101,8 @@ TEST_F(MergeExclude, ModelsMayDisagreeOnWhatIsNotMerged) {
   EXPECT_EQ(merged[0], models_["base"][0]);
   EXPECT_EQ(merged[4], models_["base"][4]);
   ASSERT_EQ(report.warnings.size(), 1u);
-  EXPECT_NE(report.warnings[0].find("extra is left out: the recipe excludes it, and " + place_ / "base" + " does not have it"),
+  EXPECT_NE(report.warnings[0].find("extra is left out: the recipe excludes it, and " + place_ / "base" +
+                                    " does not have it"),
             std::string::npos)
       << report.warnings[0];
 }
@@ -125,7 +127,8 @@ TEST_F(MergeExclude, NothingLeft) {
   WriteFamily();
   const Error error = fixture::ErrorOf([&] { fixture::PlanOf(Recipe("ties", "only = 'ids'\nexclude = 'i*'\n")); });
   EXPECT_EQ(error.code(), ErrorCode::kUsage);
-  EXPECT_NE(std::string(error.what()).find("recipe.toml:3:8: only and exclude leave no tensor to merge"), std::string::npos)
+  EXPECT_NE(std::string(error.what()).find("recipe.toml:3:8: only and exclude leave no tensor to merge"),
+            std::string::npos)
       << error.what();
 }
 

@@ -102,7 +102,8 @@ TEST_F(MergeOutput, ASingleFileCarriesItsManifest) {
 }
 
 TEST_F(MergeOutput, ChecksumsOfTensorsOfSeveralTilesAndOfNone) {
-  const std::vector<StoredTensor> tensors = {Constant("empty", DType::kF32, 0, 0), Constant("long", DType::kF32, 200'000, 1),
+  const std::vector<StoredTensor> tensors = {Constant("empty", DType::kF32, 0, 0),
+                                             Constant("long", DType::kF32, 200'000, 1),
                                              fixture::Integers("ids", std::vector<int64_t>(100'000, 3))};
   for (const char* name : {"base", "a"}) {
     std::filesystem::remove_all(place_ / name);

@@ -145,8 +145,10 @@ TEST_F(MergeRules, ShapesMustAgree) {
 
 // --- tied output heads ------------------------------------------------------------------------------------
 
-constexpr const char* kTied = "{\"model_type\": \"llama\", \"tie_word_embeddings\": true, \"torch_dtype\": \"float32\"}";
-constexpr const char* kUntied = "{\"model_type\": \"llama\", \"tie_word_embeddings\": false, \"torch_dtype\": \"float32\"}";
+constexpr const char* kTied =
+    "{\"model_type\": \"llama\", \"tie_word_embeddings\": true, \"torch_dtype\": \"float32\"}";
+constexpr const char* kUntied =
+    "{\"model_type\": \"llama\", \"tie_word_embeddings\": false, \"torch_dtype\": \"float32\"}";
 
 TEST_F(MergeRules, HeadsTiedEverywhereStayTied) {
   Write("base", {F32(kEmbedding, 1)}, kTied);

@@ -250,7 +250,8 @@ std::vector<double> WeightsOf(const Scenario& s, const Gathered& gathered) {
 
 // Copied byte for byte, NaN and all: nobody adds anything to the base's tensor, and it is written in its own type.
 bool IsUnchanged(const Scenario& s, const Gathered& gathered, const std::vector<Gathered>& all) {
-  if (!s.relative() || OutputType(s, gathered) != gathered.base->type || gathered.base->type == DType::kF64) return false;
+  if (!s.relative() || OutputType(s, gathered) != gathered.base->type || gathered.base->type == DType::kF64)
+    return false;
   for (size_t m = 0; m < s.models.size(); ++m) {
     if (gathered.models[m] == nullptr || gathered.models[m] == gathered.base) continue;
     if (WeightsOf(s, gathered)[m] != 0) return false;
@@ -298,7 +299,8 @@ std::vector<float> LinearLanes(const Scenario& s, const Gathered& gathered) {
   for (const StoredTensor* source : sources)
     if (source != nullptr) n = LanesOf(*source).size();
   std::vector<std::vector<float>> lanes;
-  for (const StoredTensor* source : sources) lanes.push_back(source == nullptr ? std::vector<float>(n) : LanesOf(*source));
+  for (const StoredTensor* source : sources)
+    lanes.push_back(source == nullptr ? std::vector<float>(n) : LanesOf(*source));
   return reference::Linear(lanes, weights, s.method == "average" || s.normalize.Of(gathered.name, s.layers) != 0);
 }
 

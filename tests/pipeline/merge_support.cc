@@ -57,9 +57,9 @@ std::string FileOf(const std::vector<StoredTensor>& tensors) {
   for (const StoredTensor& tensor : tensors) {
     std::string shape;
     for (uint64_t extent : tensor.shape) shape += (shape.empty() ? "" : ",") + std::to_string(extent);
-    json += (json.size() > 1 ? "," : "") + Json(tensor.name).dump() + ":{\"dtype\":\"" + std::string(DTypeName(tensor.type)) +
-            "\",\"shape\":[" + shape + "],\"data_offsets\":[" + std::to_string(data.size()) + "," +
-            std::to_string(data.size() + tensor.bytes.size()) + "]}";
+    json += (json.size() > 1 ? "," : "") + Json(tensor.name).dump() + ":{\"dtype\":\"" +
+            std::string(DTypeName(tensor.type)) + "\",\"shape\":[" + shape + "],\"data_offsets\":[" +
+            std::to_string(data.size()) + "," + std::to_string(data.size() + tensor.bytes.size()) + "]}";
     data.append(reinterpret_cast<const char*>(tensor.bytes.data()), tensor.bytes.size());
   }
   json += "}";
@@ -77,7 +77,8 @@ std::string WriteCheckpoint(const TemporaryDirectory& place, const std::string& 
   for (size_t s = 0; s < shards; ++s) {
     const auto begin = tensors.begin() + static_cast<ptrdiff_t>(s * tensors.size() / shards);
     const auto end = tensors.begin() + static_cast<ptrdiff_t>((s + 1) * tensors.size() / shards);
-    const std::string file = "model-0000" + std::to_string(s + 1) + "-of-0000" + std::to_string(shards) + ".safetensors";
+    const std::string file =
+        "model-0000" + std::to_string(s + 1) + "-of-0000" + std::to_string(shards) + ".safetensors";
     place.Write(name + "/" + file, FileOf({begin, end}));
     for (auto tensor = begin; tensor != end; ++tensor)
       weight_map += (weight_map.empty() ? "\"" : ",\"") + tensor->name + "\":\"" + file + "\"";
@@ -90,7 +91,8 @@ std::vector<StoredTensor> ReadTensors(const std::string& path) {
   const Checkpoint checkpoint = OpenCheckpoint(path);
   std::vector<StoredTensor> tensors;
   for (const CheckpointTensor& tensor : checkpoint.tensors) {
-    StoredTensor read{tensor.info.name, tensor.info.dtype, tensor.info.shape, std::vector<std::byte>(tensor.info.bytes)};
+    StoredTensor read{tensor.info.name, tensor.info.dtype, tensor.info.shape,
+                      std::vector<std::byte>(tensor.info.bytes)};
     std::ifstream file(checkpoint.shards[tensor.shard].path, std::ios::binary);
     file.seekg(static_cast<std::streamoff>(tensor.info.offset));
     file.read(reinterpret_cast<char*>(read.bytes.data()), static_cast<std::streamsize>(read.bytes.size()));

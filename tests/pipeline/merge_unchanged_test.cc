@@ -81,7 +81,8 @@ TEST_F(MergeUnchanged, SameFilesGiveTheSameBytesAsCopies) {
         const PlanOptions options{.memory = memory, .threads = 2, .tile_elements = 65'536};
         MergeReport linked, copied;
         const auto from_links = Run(Recipe(method, top, {"linked/one", "linked/two"}, "linked/base"), &linked, options);
-        const auto from_copies = Run(Recipe(method, top, {"copied/one", "copied/two"}, "copied/base"), &copied, options);
+        const auto from_copies =
+            Run(Recipe(method, top, {"copied/one", "copied/two"}, "copied/base"), &copied, options);
         EXPECT_TRUE(from_links == from_copies);
         EXPECT_TRUE(from_links[0] == models[0][0]);
         EXPECT_EQ(linked.totals.unchanged, 1u);

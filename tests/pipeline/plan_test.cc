@@ -16,7 +16,8 @@ using fixture::StoredTensor;
 
 std::vector<double> Ramp(size_t n, double step) {
   std::vector<double> values(n);
-  for (size_t i = 0; i < n; ++i) values[i] = step * static_cast<double>(i * 7919 % 1'000'003 % 1009);   // neighbours are not alike: a sample tells
+  for (size_t i = 0; i < n; ++i)
+    values[i] = step * static_cast<double>(i * 7919 % 1'000'003 % 1009);  // neighbours are not alike: a sample tells
   return values;
 }
 
@@ -46,8 +47,8 @@ class PlanTest : public testing::Test {
   }
 
   std::string Ties(const std::string& parameters, const std::string& of_a = "", const std::string& of_b = "") {
-    return Recipe("method = 'ties'\nbase = '@base'\n[parameters]\n" + parameters + "\n[[models]]\npath = '@a'\n" + of_a +
-                  "\n[[models]]\npath = '@b'\n" + of_b + "\n");
+    return Recipe("method = 'ties'\nbase = '@base'\n[parameters]\n" + parameters + "\n[[models]]\npath = '@a'\n" +
+                  of_a + "\n[[models]]\npath = '@b'\n" + of_b + "\n");
   }
 
   Error PlanError(const std::string& recipe, const PlanOptions& options = {}) {
@@ -106,7 +107,8 @@ TEST_F(PlanTest, SmallestBudgetOfSmallTensorsWorks) {
     const size_t digit = error.hint().find_first_of("0123456789");
     ASSERT_NE(digit, std::string::npos) << error.what();
     CheckBytes(recipe, {.memory = std::stoull(error.hint().substr(digit)) * kMiB, .threads = 4});
-    CheckBytes(recipe, {.memory = fixture::PlanOf(recipe, {.memory = kMiB * 512, .threads = 4}).memory.least, .threads = 4});
+    CheckBytes(recipe,
+               {.memory = fixture::PlanOf(recipe, {.memory = kMiB * 512, .threads = 4}).memory.least, .threads = 4});
   }
 }
 

@@ -36,8 +36,9 @@ TEST(ReadBackendTest, IsInThePlan) {
   const fixture::TemporaryDirectory place;
   for (const char* name : {"base", "tuned"})
     fixture::WriteCheckpoint(place, name, {fixture::Constant("a", DType::kF32, 10, 1)});
-  const std::string recipe = place.Write("recipe.toml", "method = 'ties'\nbase = '" + place / "base" + "'\n[[models]]\npath = '" +
-                                                            place / "tuned" + "'\ndensity = 0.5\n");
+  const std::string recipe =
+      place.Write("recipe.toml", "method = 'ties'\nbase = '" + place / "base" + "'\n[[models]]\npath = '" +
+                                     place / "tuned" + "'\ndensity = 0.5\n");
   fixture::FaultyReads os;
   const auto reading = [&](uint32_t magic, ReadMode mode) {
     os.magic = magic;

@@ -27,10 +27,11 @@ inline std::string Describe(const RecipeModel& model) {
 
 inline std::string Describe(const std::optional<RecipeTokenizer>& tokenizer) {
   if (!tokenizer) return "-";
-  std::string out = fmt::format("{} {} {}", static_cast<int>(tokenizer->source), tokenizer->model, tokenizer->pad_to_multiple_of);
+  std::string out =
+      fmt::format("{} {} {}", static_cast<int>(tokenizer->source), tokenizer->model, tokenizer->pad_to_multiple_of);
   for (const TokenRule& rule : tokenizer->tokens)
-    out += fmt::format(" [{} {} {} {} {} {}]", rule.token, static_cast<int>(rule.kind), rule.model, rule.of.value_or("-"),
-                       rule.id.value_or(0), rule.force);
+    out += fmt::format(" [{} {} {} {} {} {}]", rule.token, static_cast<int>(rule.kind), rule.model,
+                       rule.of.value_or("-"), rule.id.value_or(0), rule.force);
   return out;
 }
 

@@ -119,13 +119,17 @@ tokenizer:
     <c>: {source: {kind: model_token, model: x, token: y}}
     <d>: {source: {kind: model_token, model: x, token_id: 7}, force: no}
 )");
-  EXPECT_EQ(Describe(toml.tokenizer), "2 x 64 [<a> 0 b - 0 false] [<b> 1  - 0 true] [<c> 2 x y 0 false] [<d> 2 x - 7 false]");
+  EXPECT_EQ(Describe(toml.tokenizer),
+            "2 x 64 [<a> 0 b - 0 false] [<b> 1  - 0 true] [<c> 2 x y 0 false] [<d> 2 x - 7 false]");
   EXPECT_EQ(Describe(yaml.tokenizer), Describe(toml.tokenizer));
   EXPECT_EQ(yaml.chat_template->text, toml.chat_template->text);
   EXPECT_EQ(yaml.chat_template->where.line, 7);
   EXPECT_EQ(Describe(Toml("tokenizer = 'union'\n" + models).tokenizer), "1  1");
-  EXPECT_EQ(Describe(Yaml("merge_method: linear\nmodels: [{model: x, parameters: {weight: 1}}]\ntokenizer: {}\n").tokenizer), "1  1");
-  const Recipe no_base = Yaml("merge_method: linear\nmodels: [{model: x, parameters: {weight: 1}}]\ntokenizer_source: base\n");
+  EXPECT_EQ(
+      Describe(Yaml("merge_method: linear\nmodels: [{model: x, parameters: {weight: 1}}]\ntokenizer: {}\n").tokenizer),
+      "1  1");
+  const Recipe no_base =
+      Yaml("merge_method: linear\nmodels: [{model: x, parameters: {weight: 1}}]\ntokenizer_source: base\n");
   EXPECT_EQ(Describe(no_base.tokenizer), "0  1");
   EXPECT_EQ(no_base.warnings.size(), 1u);
   EXPECT_EQ(Toml("chat_template = 'auto'\n" + models).chat_template->text, "");
@@ -198,7 +202,8 @@ TEST(RecipeSyntax, ModelReferences) {
     EXPECT_TRUE(recipe.warnings.empty()) << yaml;
   }
   const Recipe based = Yaml(
-      "merge_method: ties\nbase_model: {model: {path: b, revision: r}}\nmodels: [{model: x}]\nparameters: {weight: 1}\n");
+      "merge_method: ties\nbase_model: {model: {path: b, revision: r}}\nmodels: [{model: x}]\nparameters: {weight: "
+      "1}\n");
   EXPECT_EQ(based.base, "b@r");
   const Recipe overridden = reference("{model: x, override_architecture: LlamaForCausalLM}");
   EXPECT_EQ(overridden.models.at(0).reference, "x");
@@ -209,7 +214,8 @@ TEST(RecipeSyntax, ModelReferences) {
 
 TEST(RecipeSyntax, WhatIsNeverAskedForIsAWarning) {
   const Recipe yaml = Yaml(
-      "merge_method: linear\nmodels: [{model: x}]\nparameters:\n  weight:\n    - value: 1\n    - {filter: mlp, value: 2}\n");
+      "merge_method: linear\nmodels: [{model: x}]\nparameters:\n  weight:\n    - value: 1\n    - {filter: mlp, value: "
+      "2}\n");
   ASSERT_EQ(yaml.settings.at("weight").size(), 1u);
   ASSERT_EQ(yaml.warnings.size(), 1u);
   EXPECT_EQ(yaml.warnings[0].message, "this value of 'weight' is never used: the one in line 5 is for all tensors");

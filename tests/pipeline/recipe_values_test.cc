@@ -202,8 +202,9 @@ TEST(CheckFilters, OnlyAndExcludeMustMatch) {
   const std::vector<std::string_view> tensors = {"model.layers.0.mlp.up_proj.weight", "lm_head.weight"};
   std::vector<RecipeWarning> warnings;
   try {
-    CheckFilters(ParseTomlRecipe("method = 'average'\nonly = ['*.mlp.*', '*.mpl.*']\n[[models]]\npath = 'x'\n", "r.toml"),
-                 tensors, &warnings);
+    CheckFilters(
+        ParseTomlRecipe("method = 'average'\nonly = ['*.mlp.*', '*.mpl.*']\n[[models]]\npath = 'x'\n", "r.toml"),
+        tensors, &warnings);
     FAIL() << "a filter that matches nothing";
   } catch (const Error& error) {
     EXPECT_STREQ(error.what(),

@@ -76,5 +76,35 @@ TEST(Rows, HaveToFitTheBudget) {
   }
 }
 
+// What the norms' round decided is kept for the merge: of a tensor that stays in memory and of one that does not, but
+// not at the price of a larger budget. The result is the same.
+TEST(Decisions, AreKeptWhereThereIsRoom) {
+  test::Random random;
+  const fixture::TemporaryDirectory place;
+  for (const char* name : {"base", "tuned", "other"})
+    fixture::WriteCheckpoint(place, name, {Floats("w", DType::kF32, {512, 1024}, Normals(random, 524'288))});
+  for (const char* method : {"dare_ties", "della", "breadcrumbs_ties"}) {
+    SCOPED_TRACE(method);
+    std::string parameters = "[parameters]\ndensity = 0.5\nrescale = true";
+    if (std::string_view(method) == "breadcrumbs_ties") parameters += "\nscope = 'row'";
+    const std::string recipe = Recipe(place, method, parameters, {"tuned", "other"});
+    const auto merge = [&](uint64_t memory, bool resident, bool keeps) {
+      const PlanOptions options{.memory = memory, .threads = 2};
+      const PlannedScope scope = fixture::PlanOf(recipe, options).scopes.front();
+      EXPECT_EQ(scope.resident, resident);
+      EXPECT_EQ(scope.keeps_decisions, keeps);
+      EXPECT_EQ(scope.kept_bytes, keeps ? 2 * 524'288 / 8 : 0);
+      fixture::Merge(recipe, place / "out", options);
+      std::vector<StoredTensor> tensors = fixture::ReadTensors(place / "out");
+      std::filesystem::remove_all(place / "out");
+      return tensors;
+    };
+    const std::vector<StoredTensor> merged = merge(fixture::kGiB, true, true);
+    const uint64_t least = fixture::PlanOf(recipe, {.memory = fixture::kGiB, .threads = 2}).memory.least;
+    EXPECT_EQ(merge(least, false, false), merged);
+    EXPECT_EQ(merge(least + (1 << 20), false, true), merged);
+  }
+}
+
 }  // namespace
 }  // namespace braid

@@ -74,10 +74,10 @@ class StatisticsCacheTest : public testing::Test {
 
   std::string Recipe(const std::string& weight_a, const std::string& weight_b, double density,
                      const std::string& more = "") const {
-    return place_.Write("recipe.toml", "method = 'ties'\nbase = '" + place_ / "base" + "'\n[parameters]\ndensity = " +
-                                           std::to_string(density) + "\n" + more + "\n[[models]]\npath = '" + place_ / "a" +
-                                           "'\nweight = " + weight_a + "\n[[models]]\npath = '" + place_ / "b" +
-                                           "'\nweight = " + weight_b + "\n");
+    return place_.Write("recipe.toml", "method = 'ties'\nbase = '" + place_ / "base" +
+                                           "'\n[parameters]\ndensity = " + std::to_string(density) + "\n" + more +
+                                           "\n[[models]]\npath = '" + place_ / "a" + "'\nweight = " + weight_a +
+                                           "\n[[models]]\npath = '" + place_ / "b" + "'\nweight = " + weight_b + "\n");
   }
   PlanOptions Options(uint64_t memory, bool cached) const {
     PlanOptions options{.memory = memory, .threads = 2};
@@ -123,7 +123,8 @@ class StatisticsCacheTest : public testing::Test {
     return files;
   }
   static bool Warns(const std::vector<std::string>& warnings) {
-    return std::any_of(warnings.begin(), warnings.end(), [](const std::string& w) { return w.find("statistics") != w.npos; });
+    return std::any_of(warnings.begin(), warnings.end(),
+                       [](const std::string& w) { return w.find("statistics") != w.npos; });
   }
 
   test::Random random_{20'260'904};
@@ -186,7 +187,8 @@ TEST_F(StatisticsCacheTest, ARandomMergeAgain) {
   for (int i = 0; i < 60; ++i) {
     SCOPED_TRACE(testing::Message() << "seed " << seed << ", merge " << i);
     const fixture::TemporaryDirectory place;
-    const auto scenario = fixture::RandomScenario(random, random.Chance(0.9) ? "ties" : "task_arithmetic", Syntax::kToml);
+    const auto scenario =
+        fixture::RandomScenario(random, random.Chance(0.9) ? "ties" : "task_arithmetic", Syntax::kToml);
     const std::string recipe = fixture::WriteScenario(place, scenario, random);
     for (const auto& entry : fs::recursive_directory_iterator(place / "."))
       if (entry.is_regular_file()) fs::last_write_time(entry, fs::file_time_type::clock::now() - std::chrono::hours(1));
@@ -264,7 +266,8 @@ TEST_F(StatisticsCacheTest, ChangedFilesAreNoticed) {
 
 TEST_F(StatisticsCacheTest, FilesOfThisMomentAreNotTrusted) {
   Write();
-  fs::last_write_time(place_ / "a" + "/model.safetensors", fs::file_time_type::clock::now() + std::chrono::hours(1));   // however slow this is
+  fs::last_write_time(place_ / "a" + "/model.safetensors",
+                      fs::file_time_type::clock::now() + std::chrono::hours(1));  // however slow this is
   const std::string recipe = Recipe("1.0", "1.0", 0.3, "scope = 'model'");
   RunBoth(recipe);
   EXPECT_EQ(Known(recipe).first, 1);
@@ -322,9 +325,12 @@ TEST_F(StatisticsCacheTest, NonsenseIsNotUsed) {
   rewrite([](StatisticsRecord*) {});
   EXPECT_EQ(Known(recipe).first, before);
   const auto spoils = std::vector<std::function<void(StatisticsRecord*)>>{
-      [](StatisticsRecord* r) { r->cut_key = 0x7fffffff; }, [](StatisticsRecord* r) { r->kept = UINT64_MAX; },
-      [](StatisticsRecord* r) { r->quota = UINT64_MAX - 1; }, [](StatisticsRecord* r) { r->asked += 1; },
-      [](StatisticsRecord* r) { r->flags ^= StatisticsRecord::kKeepEquals; }, [](StatisticsRecord* r) { ++r->scope.low64; }};
+      [](StatisticsRecord* r) { r->cut_key = 0x7fffffff; },
+      [](StatisticsRecord* r) { r->kept = UINT64_MAX; },
+      [](StatisticsRecord* r) { r->quota = UINT64_MAX - 1; },
+      [](StatisticsRecord* r) { r->asked += 1; },
+      [](StatisticsRecord* r) { r->flags ^= StatisticsRecord::kKeepEquals; },
+      [](StatisticsRecord* r) { ++r->scope.low64; }};
   for (const auto& spoil : spoils) {
     RunBoth(recipe);
     rewrite(spoil);

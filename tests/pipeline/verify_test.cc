@@ -55,7 +55,8 @@ class VerifyTest : public ::testing::Test {
     std::swap(tensors[2], tensors[3]), std::swap(sums[2], sums[3]);
     const std::string file = FileOf(tensors, metadata);
     const size_t header = HeaderBytes(file);
-    return directory_.Write(name, FillChecksums(file.substr(0, header), std::string(32, 'f'), sums) + file.substr(header));
+    return directory_.Write(name,
+                            FillChecksums(file.substr(0, header), std::string(32, 'f'), sums) + file.substr(header));
   }
 
   std::string Shard(int number) const { return out_ + "/model-" + std::to_string(number) + ".safetensors"; }
@@ -76,7 +77,8 @@ class VerifyTest : public ::testing::Test {
 
 TEST_F(VerifyTest, WhatTheMergeWroteIsSound) {
   const VerifyReport report = Verify(out_);
-  for (const VerifyFault& fault : report.faults) ADD_FAILURE() << fault.file << " " << fault.tensor << " " << fault.reason;
+  for (const VerifyFault& fault : report.faults)
+    ADD_FAILURE() << fault.file << " " << fault.tensor << " " << fault.reason;
   EXPECT_EQ(report.tensors, 5u);
   EXPECT_EQ(report.checked, 5u);
   EXPECT_EQ(report.files, 3u);
@@ -86,7 +88,8 @@ TEST_F(VerifyTest, WhatTheMergeWroteIsSound) {
 
 TEST_F(VerifyTest, ASingleFileIsSound) {
   const VerifyReport report = Verify(WriteSingleFile("one.safetensors"));
-  for (const VerifyFault& fault : report.faults) ADD_FAILURE() << fault.file << " " << fault.tensor << " " << fault.reason;
+  for (const VerifyFault& fault : report.faults)
+    ADD_FAILURE() << fault.file << " " << fault.tensor << " " << fault.reason;
   EXPECT_EQ(report.checked, 5u);
 }
 
@@ -238,7 +241,8 @@ TEST_F(VerifyTest, ADamagedManifestIsAFaultAMissingOneAnError) {
   EXPECT_EQ(ErrorOf([&] { Verify(out_); }).code(), ErrorCode::kBadInput);
   EXPECT_EQ(ErrorOf([&] { Verify(directory_ / "nothing"); }).code(), ErrorCode::kUsage);
   EXPECT_EQ(ErrorOf([&] { Verify(directory_ / "nothing.safetensors"); }).code(), ErrorCode::kUsage);
-  EXPECT_EQ(ErrorOf([&] { Verify(directory_.Write("x.safetensors", FileOf({F32("a", {1})}))); }).code(), ErrorCode::kBadInput);
+  EXPECT_EQ(ErrorOf([&] { Verify(directory_.Write("x.safetensors", FileOf({F32("a", {1})}))); }).code(),
+            ErrorCode::kBadInput);
 }
 
 TEST_F(VerifyTest, ADamagedSingleFileIsAFault) {

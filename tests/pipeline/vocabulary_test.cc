@@ -56,7 +56,10 @@ class Vocabularies : public testing::Test {
          fixture::Floats("model.norm.weight", model.type, {width_}, draw(width_)),
          fixture::Floats(kHead, model.type, {model.rows, width_}, model.head),
          fixture::Floats(kHeadBias, model.type, {model.rows}, model.bias)},
-        1, fmt::format(R"({{"model_type": "llama", "torch_dtype": "float32", "tie_word_embeddings": false, "vocab_size": {}}})", model.rows));
+        1,
+        fmt::format(
+            R"({{"model_type": "llama", "torch_dtype": "float32", "tie_word_embeddings": false, "vocab_size": {}}})",
+            model.rows));
     Json vocabulary = Json::object(), added = Json::array();
     for (const auto& [token, id] : model.ids) {
       if (model.added.contains(token)) added.push_back({{"id", id}, {"content", token}, {"special", true}});
@@ -81,7 +84,8 @@ class Vocabularies : public testing::Test {
   }
 
   std::string Recipe(const std::string& method, const std::string& more, bool with_base = true) {
-    std::string text = "merge_method: " + method + "\n" + (with_base ? "base_model: " + place_ / "base" + "\n" : "") + more;
+    std::string text =
+        "merge_method: " + method + "\n" + (with_base ? "base_model: " + place_ / "base" + "\n" : "") + more;
     text += "dtype: float32\nparameters: {normalize: false}\nmodels:\n";
     for (const char* model : {"a", "b"}) text += "  - model: " + place_ / model + "\n    parameters: {weight: 1}\n";
     if (method == "linear" && with_base) text += "  - model: " + place_ / "base" + "\n    parameters: {weight: 1}\n";
@@ -91,7 +95,9 @@ class Vocabularies : public testing::Test {
   // Runs it; the output's tokens.
   Tokenizer Run(const std::string& recipe, PlanOptions options = {}) {
     std::filesystem::remove_all(out_);
-    warnings_ = fixture::Merge(recipe, out_, options).warnings;
+    const MergeReport report = fixture::Merge(recipe, out_, options);
+    EXPECT_EQ(report.bytes_read, report.totals.bytes_read) << "what the plan foretold";
+    warnings_ = report.warnings;
     config_ = ParseJson(fixture::FileText(out_ + "/config.json"), "config.json");
     return *ReadTokenizer(out_);
   }
@@ -119,19 +125,22 @@ class Vocabularies : public testing::Test {
   }
 
   // Every token's row in embedding, head and bias.
-  void ExpectRows(const Tokenizer& tokenizer, const std::vector<const Model*>& models, bool has_base, const std::set<std::string>& except = {}) {
+  void ExpectRows(const Tokenizer& tokenizer, const std::vector<const Model*>& models, bool has_base,
+                  const std::set<std::string>& except = {}) {
     const auto tensors = fixture::ReadTensors(out_);
     const std::tuple<const char*, std::vector<double> Model::*, size_t> parts[] = {
         {kEmbedding, &Model::embedding, width_}, {kHead, &Model::head, width_}, {kHeadBias, &Model::bias, 1}};
     for (const auto& [name, values, width] : parts) {
-      const auto found = std::find_if(tensors.begin(), tensors.end(), [&, n = name](const StoredTensor& t) { return t.name == n; });
+      const auto found =
+          std::find_if(tensors.begin(), tensors.end(), [&, n = name](const StoredTensor& t) { return t.name == n; });
       ASSERT_NE(found, tensors.end());
       const std::vector<float> lanes = fixture::LanesOf(*found);
       ASSERT_EQ(found->shape.front(), config_["vocab_size"]) << name;
       for (const Token& token : tokenizer.tokens) {
         if (except.contains(token.text)) continue;
         const auto begin = lanes.begin() + static_cast<ptrdiff_t>(token.id * width);
-        EXPECT_EQ(std::vector<float>(begin, begin + static_cast<ptrdiff_t>(width)), Expected(token.text, values, width, models, has_base))
+        EXPECT_EQ(std::vector<float>(begin, begin + static_cast<ptrdiff_t>(width)),
+                  Expected(token.text, values, width, models, has_base))
             << name << " " << token.text;
       }
     }
@@ -197,7 +206,8 @@ TEST_F(Vocabularies, United) {
       EXPECT_EQ(order, "<y><x>+<shared>+<z>+");
     }
     EXPECT_EQ(tokenizer.Ids(), with_base ? 42u : 41u);
-    ExpectRows(tokenizer, with_base ? std::vector<const Model*>{&a_, &b_, &base_} : std::vector<const Model*>{&a_, &b_}, with_base);
+    ExpectRows(tokenizer, with_base ? std::vector<const Model*>{&a_, &b_, &base_} : std::vector<const Model*>{&a_, &b_},
+               with_base);
   }
 }
 
@@ -206,7 +216,8 @@ TEST_F(Vocabularies, TaskVectorsStartFromAlignedRows) {
   WriteThree();
   const Tokenizer tokenizer = Run(Recipe("task_arithmetic", "tokenizer: {source: union}\n"));
   const auto id = tokenizer.tokens[*tokenizer.Find("<shared>")].id;
-  const std::vector<float> a = a_.Row(a_.embedding, 39, width_), b = b_.Row(b_.embedding, 31, width_), row = OutputRow(id);
+  const std::vector<float> a = a_.Row(a_.embedding, 39, width_), b = b_.Row(b_.embedding, 31, width_),
+                           row = OutputRow(id);
   for (size_t i = 0; i < width_; ++i) {
     const float base = (a[i] + b[i]) / 2;
     EXPECT_EQ(row[i], base + ((a[i] - base) + (b[i] - base)));
@@ -224,7 +235,8 @@ TEST_F(Vocabularies, PaddingAndGapsAreTheMeanOfAllRows) {
   std::vector<double> mean(width_, 0.0);
   for (const Token& token : tokenizer.tokens) {
     const std::vector<float> row = OutputRow(token.id);
-    for (size_t i = 0; i < width_; ++i) mean[i] += static_cast<double>(row[i]) / static_cast<double>(tokenizer.tokens.size());
+    for (size_t i = 0; i < width_; ++i)
+      mean[i] += static_cast<double>(row[i]) / static_cast<double>(tokenizer.tokens.size());
   }
   for (const uint64_t row : {38, 40, 47})
     for (size_t i = 0; i < width_; ++i) EXPECT_NEAR(OutputRow(row)[i], mean[i], 1e-5) << row;
@@ -255,9 +267,15 @@ TEST_F(Vocabularies, TokensWithRulesOfTheirOwn) {
 
 TEST_F(Vocabularies, RulesThatCannotBeFollowed) {
   WriteThree();
-  const auto fails = [&](const std::string& rule) { return std::string(Fails(Recipe("linear", "tokenizer: {tokens: {t1: " + rule + "}}\n")).what()); };
-  EXPECT_NE(fails("{source: {kind: model_token, model: " + place_ / "b" + ", token: nope}, force: true}").find("no token 'nope'"), std::string::npos);
-  EXPECT_NE(fails("{source: {kind: model_token, model: " + place_ / "b" + ", token_id: 39}, force: true}").find("39 rows"), std::string::npos);
+  const auto fails = [&](const std::string& rule) {
+    return std::string(Fails(Recipe("linear", "tokenizer: {tokens: {t1: " + rule + "}}\n")).what());
+  };
+  EXPECT_NE(fails("{source: {kind: model_token, model: " + place_ / "b" + ", token: nope}, force: true}")
+                .find("no token 'nope'"),
+            std::string::npos);
+  EXPECT_NE(
+      fails("{source: {kind: model_token, model: " + place_ / "b" + ", token_id: 39}, force: true}").find("39 rows"),
+      std::string::npos);
   EXPECT_NE(fails("{source: " + place_ / "b" + "}").find("no token 't1'"), std::string::npos);
   EXPECT_NE(fails("{source: elsewhere}").find("none of the models"), std::string::npos);
 }
@@ -266,18 +284,21 @@ TEST_F(Vocabularies, RulesThatCannotBeFollowed) {
 TEST_F(Vocabularies, TheSameBytesHoweverTheyAreRead) {
   width_ = 4100;   // tiles begin inside rows
   WriteThree(DType::kBF16);
-  const std::string recipe = place_.Write(
-      "r.toml", "method = 'ties'\nbase = '" + place_ / "base" + "'\nparameters.density = 0.3\n[tokenizer]\nsource = 'union'\npad_to_multiple_of = 64\n"
-                "[[models]]\npath = '" + place_ / "a" + "'\n[[models]]\npath = '" + place_ / "b" + "'\n");
+  const std::string recipe =
+      place_.Write("r.toml", "method = 'ties'\nbase = '" + place_ / "base" +
+                                 "'\nparameters.density = 0.3\n[tokenizer]\nsource = 'union'\npad_to_multiple_of = 64\n"
+                                 "[[models]]\npath = '" +
+                                 place_ / "a" + "'\n[[models]]\npath = '" + place_ / "b" + "'\n");
   Run(recipe, {.memory = fixture::kGiB, .threads = 1});
   const auto expected = fixture::FilesOf(out_);
   const std::string cache = place_ / "cache";
-  const PlanOptions ways[] = {{.memory = fixture::kGiB, .threads = 4, .tile_elements = 65'536},
-                              {.memory = fixture::kGiB, .threads = 2, .read = ReadMode::kDirect},
-                              {.memory = 24 * fixture::kMiB, .threads = 2},
-                              {.memory = fixture::kGiB, .threads = 2, .cache = cache},
-                              {.memory = fixture::kGiB, .threads = 2, .cache = cache},
-                              {.memory = fixture::kGiB, .threads = 3, .tile_elements = 131'072, .least_sampled = 1, .least_spread_sample = 1}};
+  const PlanOptions ways[] = {
+      {.memory = fixture::kGiB, .threads = 4, .tile_elements = 65'536},
+      {.memory = fixture::kGiB, .threads = 2, .read = ReadMode::kDirect},
+      {.memory = 24 * fixture::kMiB, .threads = 2},
+      {.memory = fixture::kGiB, .threads = 2, .cache = cache},
+      {.memory = fixture::kGiB, .threads = 2, .cache = cache},
+      {.memory = fixture::kGiB, .threads = 3, .tile_elements = 131'072, .least_sampled = 1, .least_spread_sample = 1}};
   for (const PlanOptions& way : ways) {
     SCOPED_TRACE(&way - ways);
     Run(recipe, way);
@@ -299,12 +320,29 @@ TEST_F(Vocabularies, AlikeInEveryModelChangeNothing) {
   EXPECT_NE(PlanFingerprint(fixture::PlanOf(Recipe("linear", "tokenizer_source: base\n"))), PlanFingerprint(without));
 }
 
+// The mean that padding needs takes a reading of its own.
+TEST_F(Vocabularies, ReadingForPaddingIsCounted) {
+  Model base{.name = "base", .rows = 12}, a{.name = "a", .rows = 12}, b{.name = "b", .rows = 12};
+  for (uint32_t i = 0; i < 12; ++i) base.ids[fmt::format("t{}", i)] = i;
+  a.ids = b.ids = base.ids;
+  Write(base), Write(a), Write(b);
+  const uint64_t embedding_head_and_bias = 3 * 12 * (width_ + width_ + 1) * sizeof(float);
+  for (const char* method : {"linear", "ties"}) {
+    const uint64_t without = fixture::PlanOf(Recipe(method, "tokenizer_source: union\n")).totals.bytes_read;
+    const std::string padded = Recipe(method, "tokenizer: {source: union, pad_to_multiple_of: 16}\n");
+    EXPECT_EQ(fixture::PlanOf(padded).totals.bytes_read, without + embedding_head_and_bias) << method;
+    Run(padded);
+  }
+}
+
 TEST_F(Vocabularies, TiedEmbeddingsStayTied) {
-  const std::string config = R"({"model_type": "llama", "torch_dtype": "float32", "tie_word_embeddings": true, "vocab_size": 3})";
+  const std::string config =
+      R"({"model_type": "llama", "torch_dtype": "float32", "tie_word_embeddings": true, "vocab_size": 3})";
   for (const char* name : {"base", "a", "b"}) {
     Write({.name = name, .ids = {{"x", 0}, {"y", 1}, {name, 2}}, .rows = 3});
     std::filesystem::remove_all(place_ / std::string(name) + "/model.safetensors");
-    place_.Write(std::string(name) + "/model.safetensors", fixture::FileOf({fixture::Floats(kEmbedding, DType::kF32, {3, 1}, {1, 2, 3})}));
+    place_.Write(std::string(name) + "/model.safetensors",
+                 fixture::FileOf({fixture::Floats(kEmbedding, DType::kF32, {3, 1}, {1, 2, 3})}));
     place_.Write(std::string(name) + "/config.json", config);
   }
   const Tokenizer tokenizer = Run(Recipe("linear", "tokenizer_source: union\n"));
@@ -321,7 +359,8 @@ TEST_F(Vocabularies, AModelWithoutATokenizerIsTakenToHaveTheBases) {
   a_.ids = base_.ids;
   const Tokenizer tokenizer = Run(Recipe("linear", "tokenizer_source: union\n"));
   ExpectRows(tokenizer, {&a_, &b_, &base_}, true);
-  EXPECT_TRUE(std::any_of(warnings_.begin(), warnings_.end(), [](const std::string& w) { return w.find("has no tokenizer") != std::string::npos; }));
+  EXPECT_TRUE(std::any_of(warnings_.begin(), warnings_.end(),
+                          [](const std::string& w) { return w.find("has no tokenizer") != std::string::npos; }));
   std::filesystem::remove(place_ / "base/tokenizer.json");
   EXPECT_EQ(Fails(Recipe("linear", "tokenizer_source: union\n")).code(), ErrorCode::kIncompatible);
 }

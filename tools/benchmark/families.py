@@ -105,8 +105,8 @@ def weight_of(i, shift=0.0):
 
 # Methods that have no base: it is one more model. And those whose models have no weights.
 WITHOUT_BASE = {"linear", "average", "karcher", "passthrough"}
-WITHOUT_WEIGHTS = {"average", "karcher", "passthrough", "slerp", "model_stock", "nearswap", "arcee_fusion", "sce", "ram",
-                   "ramplus_tl", "consensus_ta", "magmax", "pcb", "metagpt"}
+WITHOUT_WEIGHTS = {"average", "karcher", "passthrough", "slerp", "model_stock", "nearswap", "arcee_fusion", "sce",
+                   "ram", "ramplus_tl", "consensus_ta", "magmax", "pcb", "metagpt"}
 
 
 def recipe_text(method, dtype, parameters, models, shift=0.0):

@@ -59,7 +59,7 @@ def read_all(paths):
 
 
 def enter_state(state, inputs):
-    """Brings the inputs into a cache state, and free memory into one too; returns the share of them that is resident."""
+    """Brings the inputs into a cache state, and free memory into one too; returns the share of them that is there."""
     if state == "warm":
         read_all(inputs)
         os.sync()
@@ -82,7 +82,7 @@ def memory(field):
 
 
 def populate_free_memory(most):
-    """Has the kernel own its free memory (so many bytes at most), as on a machine of its own, before something is measured.
+    """Has the kernel own its free memory (so many bytes at most), as on a machine of its own, before a measurement.
 
     A virtual machine with free page reporting gives its free memory back to the host and gets it again page by page,
     at 1.3 ms per MiB where this was measured (11.2 GiB: 15 s, and 0.6 s when touched again at once). Which of two runs

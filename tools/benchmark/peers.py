@@ -1,7 +1,7 @@
 """The other ways to merge, on the same files: mergekit, and the script that one would write with torch.
 
-Both are of the versions in tests/conformance/requirements.txt and live in the virtual environment of tests/conformance, which
-is made when --peer asks for it.
+Both are of the versions in tests/conformance/requirements.txt and live in the virtual environment of tests/conformance,
+which is made when --peer asks for it.
 """
 import json
 import os
@@ -24,8 +24,8 @@ COMPARABLE = {"torch script": ("ties", "linear", "task_arithmetic"), "mergekit":
 
 def make_environment():
     """The virtual environment's directory."""
-    made = subprocess.run([CONFORMANCE / "setup_venv.sh"], env={**os.environ, "BRAID_PEERS": "1"}, stdout=subprocess.PIPE,
-                          text=True)
+    made = subprocess.run([CONFORMANCE / "setup_venv.sh"], env={**os.environ, "BRAID_PEERS": "1"},
+                          stdout=subprocess.PIPE, text=True)
     if made.returncode != 0:
         raise SystemExit(f"bench: {made.stdout.strip()}")
     return CONFORMANCE / ".venv"

@@ -18,8 +18,12 @@ struct DiffArguments {
   std::string a, b;
 };
 
-const TensorInfo& InfoA(const CheckpointDifference& diff, const TensorDifference& t) { return diff.a.tensors[t.a].info; }
-const TensorInfo& InfoB(const CheckpointDifference& diff, const TensorDifference& t) { return diff.b.tensors[t.b].info; }
+const TensorInfo& InfoA(const CheckpointDifference& diff, const TensorDifference& t) {
+  return diff.a.tensors[t.a].info;
+}
+const TensorInfo& InfoB(const CheckpointDifference& diff, const TensorDifference& t) {
+  return diff.b.tensors[t.b].info;
+}
 
 double EqualShare(const ElementDifference& d) {
   return d.elements == 0 ? 1.0 : static_cast<double>(d.equal) / static_cast<double>(d.elements);
@@ -77,7 +81,8 @@ std::string ShareText(const ElementDifference& d) {
 std::string DistancesText(const ElementDifference& d) {
   if (!d.has_distances) return fmt::format("{:>12}{:>12}{:>12}", "-", "-", "-");
   if (d.not_finite > 0)
-    return fmt::format("{:>12}{:>12}{:>12}  ({} NaN or infinite against something else)", "inf", "inf", "inf", d.not_finite);
+    return fmt::format("{:>12}{:>12}{:>12}  ({} NaN or infinite against something else)", "inf", "inf", "inf",
+                       d.not_finite);
   return fmt::format("{:>12.4g}{:>12.4g}{:>12}", d.largest_absolute, d.largest_relative, d.largest_ulp);
 }
 
@@ -93,10 +98,12 @@ void PrintTensors(const CheckpointDifference& diff) {
   for (const TensorDifference& t : diff.tensors)
     if (!t.identical()) width = std::max(width, Printable(InfoA(diff, t).name).size());
   width = std::min<size_t>(width, 64);
-  fmt::print("{:<{}}  {:<11}{:>10}{:>12}{:>12}{:>12}\n", "tensor", width, "dtype", "equal", "absolute", "relative", "ULP");
+  fmt::print("{:<{}}  {:<11}{:>10}{:>12}{:>12}{:>12}\n", "tensor", width, "dtype", "equal", "absolute", "relative",
+             "ULP");
   for (const TensorDifference& t : diff.tensors)
     if (!t.identical())
-      fmt::print("{:<{}}  {:<11}{}\n", Printable(InfoA(diff, t).name), width, DTypesText(diff, t), DifferenceText(diff, t));
+      fmt::print("{:<{}}  {:<11}{}\n", Printable(InfoA(diff, t).name), width, DTypesText(diff, t),
+                 DifferenceText(diff, t));
 }
 
 void Print(const CheckpointDifference& diff) {
@@ -107,8 +114,8 @@ void Print(const CheckpointDifference& diff) {
   if (diff.differing > 0) PrintTensors(diff);
   for (const std::string& name : diff.only_in_a) fmt::print("only in A: {}\n", Printable(name));
   for (const std::string& name : diff.only_in_b) fmt::print("only in B: {}\n", Printable(name));
-  fmt::print("{} of {} tensors differ, {} only in A, {} only in B\n", diff.differing, diff.tensors.size(), diff.only_in_a.size(),
-             diff.only_in_b.size());
+  fmt::print("{} of {} tensors differ, {} only in A, {} only in B\n", diff.differing, diff.tensors.size(),
+             diff.only_in_a.size(), diff.only_in_b.size());
 }
 
 void Run(const DiffArguments& arguments) {
@@ -126,7 +133,8 @@ void AddDiffCommand(CLI::App& app) {
       "diff",
       "Compare the weights of two checkpoints\n\n  braid diff models/base merged\n\n"
       "Per tensor: the share of elements with equal bits, and the largest absolute difference, relative difference\n"
-      "|a - b| / max(|a|, |b|), and distance in units in the last place (of the tensors' type, or of float32 when they\n"
+      "|a - b| / max(|a|, |b|), and distance in units in the last place (of the tensors' type, or of float32 "
+      "when they\n"
       "have two). Exit status 0 when everything is equal bit for bit, 1 otherwise.\n");
   command->add_option("A", arguments->a, "Directory, .safetensors file, or id in the Hugging Face cache")->required();
   command->add_option("B", arguments->b, "The other one")->required();

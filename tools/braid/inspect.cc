@@ -22,8 +22,9 @@ struct InspectArguments {
 };
 
 // What people ask of config.json.
-constexpr std::array kConfigKeys = {"num_hidden_layers",   "hidden_size", "intermediate_size",      "num_attention_heads",
-                                    "num_key_value_heads", "vocab_size",  "max_position_embeddings"};
+constexpr std::array kConfigKeys = {"num_hidden_layers",      "hidden_size",         "intermediate_size",
+                                    "num_attention_heads",    "num_key_value_heads", "vocab_size",
+                                    "max_position_embeddings"};
 
 Json ConfigFacts(const ModelConfig& config) {
   Json facts = Json::object();
@@ -45,8 +46,9 @@ std::string Dump(const Json& json) { return json.dump(-1, ' ', false, Json::erro
 // --- JSON -------------------------------------------------------------------------------------------------
 
 Json StatisticsToJson(const TensorStatistics& s) {
-  return {{"l2_norm", s.l2_norm}, {"largest_magnitude", s.largest_magnitude}, {"mean", s.mean}, {"nan", s.nan}, {"inf", s.inf},
-          {"zeros", s.zeros}};
+  return {{"l2_norm", s.l2_norm}, {"largest_magnitude", s.largest_magnitude},
+          {"mean", s.mean},       {"nan", s.nan},
+          {"inf", s.inf},         {"zeros", s.zeros}};
 }
 
 Json TensorToJson(const Checkpoint& checkpoint, size_t index, const std::vector<TensorStatistics>& statistics) {
@@ -60,17 +62,20 @@ Json TensorToJson(const Checkpoint& checkpoint, size_t index, const std::vector<
 
 Json ToJson(const Inspection& found, const std::vector<TensorStatistics>& statistics) {
   const Checkpoint& checkpoint = found.checkpoint;
-  Json out = {{"status", "ok"},          {"checkpoint", checkpoint.reference}, {"parameters", found.elements},
-              {"bytes", found.bytes},    {"dtypes", Json::object()},           {"config", ConfigFacts(checkpoint.config)},
-              {"files", Json::array()},  {"warnings", checkpoint.warnings},    {"tensors", Json::array()}};
+  Json out = {
+      {"status", "ok"},         {"checkpoint", checkpoint.reference}, {"parameters", found.elements},
+      {"bytes", found.bytes},   {"dtypes", Json::object()},           {"config", ConfigFacts(checkpoint.config)},
+      {"files", Json::array()}, {"warnings", checkpoint.warnings},    {"tensors", Json::array()}};
   if (!checkpoint.revision.empty()) out["revision"] = checkpoint.revision;
   for (const DTypeTotal& t : found.by_dtype)
-    out["dtypes"][std::string(DTypeName(t.dtype))] = {{"tensors", t.tensors}, {"elements", t.elements}, {"bytes", t.bytes}};
+    out["dtypes"][std::string(DTypeName(t.dtype))] = {
+        {"tensors", t.tensors}, {"elements", t.elements}, {"bytes", t.bytes}};
   for (size_t i = 0; i < checkpoint.shards.size(); ++i)
     out["files"].push_back({{"name", checkpoint.shards[i].name},
                             {"bytes", checkpoint.shards[i].identity.size},
                             {"metadata", found.metadata[i]}});
-  for (size_t i = 0; i < checkpoint.tensors.size(); ++i) out["tensors"].push_back(TensorToJson(checkpoint, i, statistics));
+  for (size_t i = 0; i < checkpoint.tensors.size(); ++i)
+    out["tensors"].push_back(TensorToJson(checkpoint, i, statistics));
   return out;
 }
 
@@ -80,7 +85,8 @@ size_t ColumnWidth(size_t longest) { return std::clamp<size_t>(longest, 6, 64); 
 
 std::string StatisticsText(DType dtype, const TensorStatistics& s) {
   if (!IsLaneType(dtype)) return fmt::format("{:>12}{:>12}{:>13}{:>8}{:>8}{:>10}", "-", "-", "-", "-", "-", "-");
-  return fmt::format("{:>12.5g}{:>12.5g}{:>13.4g}{:>8}{:>8}{:>10}", s.l2_norm, s.largest_magnitude, s.mean, s.nan, s.inf, s.zeros);
+  return fmt::format("{:>12.5g}{:>12.5g}{:>13.4g}{:>8}{:>8}{:>10}", s.l2_norm, s.largest_magnitude, s.mean, s.nan,
+                     s.inf, s.zeros);
 }
 
 void PrintTensors(const Checkpoint& checkpoint, const std::vector<TensorStatistics>& statistics) {
@@ -91,7 +97,8 @@ void PrintTensors(const Checkpoint& checkpoint, const std::vector<TensorStatisti
   }
   name_width = ColumnWidth(name_width), shape_width = ColumnWidth(shape_width);
   fmt::print("{:<{}}  {:<11}  {:<{}}  {:>14}", "tensor", name_width, "dtype", "shape", shape_width, "bytes");
-  if (!statistics.empty()) fmt::print("{:>12}{:>12}{:>13}{:>8}{:>8}{:>10}", "l2 norm", "largest", "mean", "NaN", "Inf", "zeros");
+  if (!statistics.empty())
+    fmt::print("{:>12}{:>12}{:>13}{:>8}{:>8}{:>10}", "l2 norm", "largest", "mean", "NaN", "Inf", "zeros");
   fmt::print("  file\n");
   for (size_t i = 0; i < checkpoint.tensors.size(); ++i) {
     const CheckpointTensor& tensor = checkpoint.tensors[i];
@@ -116,28 +123,30 @@ void PrintMetadata(const Inspection& found) {
                                      [&](const auto& metadata) { return metadata == found.metadata.front(); });
   for (size_t i = 0; i < (all_equal ? std::min<size_t>(1, found.metadata.size()) : found.metadata.size()); ++i)
     for (const auto& [key, value] : found.metadata[i])
-      Line("metadata", fmt::format("{}{} = {}", all_equal ? "" : Printable(found.checkpoint.shards[i].name) + ": ", Shortened(key),
-                                   Shortened(value)));
+      Line("metadata", fmt::format("{}{} = {}", all_equal ? "" : Printable(found.checkpoint.shards[i].name) + ": ",
+                                   Shortened(key), Shortened(value)));
 }
 
 void PrintSummary(const Inspection& found) {
   const Checkpoint& checkpoint = found.checkpoint;
-  Line("checkpoint", Printable(checkpoint.reference) + (checkpoint.revision.empty() ? "" : " at " + checkpoint.revision));
+  Line("checkpoint",
+       Printable(checkpoint.reference) + (checkpoint.revision.empty() ? "" : " at " + checkpoint.revision));
   const Json facts = ConfigFacts(checkpoint.config);
   for (const auto& [key, value] : facts.items()) Line("config", fmt::format("{} = {}", key, Shortened(Dump(value))));
   PrintMetadata(found);
   for (const DTypeTotal& t : found.by_dtype)
     Line(DTypeName(t.dtype), fmt::format("{} tensors, {} elements, {}", t.tensors, t.elements, SizeText(t.bytes)));
-  Line("total", fmt::format("{} tensors, {} parameters ({:.3f} billion), {} in {} file{}", checkpoint.tensors.size(), found.elements,
-                            static_cast<double>(found.elements) / 1e9, SizeText(found.bytes), checkpoint.shards.size(),
-                            checkpoint.shards.size() == 1 ? "" : "s"));
+  Line("total", fmt::format("{} tensors, {} parameters ({:.3f} billion), {} in {} file{}", checkpoint.tensors.size(),
+                            found.elements, static_cast<double>(found.elements) / 1e9, SizeText(found.bytes),
+                            checkpoint.shards.size(), checkpoint.shards.size() == 1 ? "" : "s"));
   for (const std::string& warning : checkpoint.warnings) Line("warning", Printable(warning));
 }
 
 void PrintNonFinite(const std::vector<TensorStatistics>& statistics) {
   uint64_t nan = 0, inf = 0;
   for (const TensorStatistics& s : statistics) nan += s.nan, inf += s.inf;
-  Line("values", nan + inf == 0 ? "no NaN, no infinite values" : fmt::format("{} NaN and {} infinite values", nan, inf));
+  Line("values",
+       nan + inf == 0 ? "no NaN, no infinite values" : fmt::format("{} NaN and {} infinite values", nan, inf));
 }
 
 void Run(const InspectArguments& arguments) {
@@ -157,7 +166,8 @@ void AddInspectCommand(CLI::App& app) {
   auto arguments = std::make_shared<InspectArguments>();
   CLI::App* command = app.add_subcommand(
       "inspect", "Show what a checkpoint holds: tensors, types, sizes\n\n  braid inspect models/base --stats\n");
-  command->add_option("CHECKPOINT", arguments->checkpoint, "Directory, .safetensors file, or id in the Hugging Face cache")
+  command
+      ->add_option("CHECKPOINT", arguments->checkpoint, "Directory, .safetensors file, or id in the Hugging Face cache")
       ->required();
   command->add_flag("--stats", arguments->stats,
                     "Read all data: l2 norm, largest magnitude, mean of the finite values; NaN, Inf, zeros");

@@ -85,14 +85,16 @@ int Main(int argc, char** argv) {
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() == 0) return app.exit(e);  // --help, --version
     const auto chosen = app.get_subcommands();
-    const std::string help = chosen.empty() ? "braid --help" : fmt::format("braid {} --help", chosen.front()->get_name());
+    const std::string help =
+        chosen.empty() ? "braid --help" : fmt::format("braid {} --help", chosen.front()->get_name());
     PrintError(Error(ErrorCode::kUsage, e.what()).Hint("see " + help));
     return 2;
   } catch (const Error& e) {
     PrintError(e);
     return ExitCodeOf(e);
   } catch (const std::bad_alloc&) {
-    PrintError(Error(ErrorCode::kMemory, "the system gave no more memory").Hint("use a smaller --memory, or free some"));
+    PrintError(
+        Error(ErrorCode::kMemory, "the system gave no more memory").Hint("use a smaller --memory, or free some"));
     return static_cast<int>(ErrorCode::kMemory);
   } catch (const std::filesystem::filesystem_error& e) {
     const Error error = SystemError(e.code().value(), "look at it", e.path1().string());
@@ -104,7 +106,8 @@ int Main(int argc, char** argv) {
     PrintError(SystemError(e.code().value(), doing, out ? "standard output" : err ? "standard error" : ""));
     return static_cast<int>(ErrorCode::kIo);
   } catch (const std::exception& e) {
-    PrintError(Error(ErrorCode::kInternal, e.what()).Hint("this is a fault in braid; please report it with the recipe"));
+    PrintError(
+        Error(ErrorCode::kInternal, e.what()).Hint("this is a fault in braid; please report it with the recipe"));
     return static_cast<int>(ErrorCode::kInternal);
   }
 }

@@ -43,7 +43,8 @@ Json ReportToJson(const MergeReport& report, const Progress& progress, bool stat
   for (size_t i = 0; i < progress.stages.size(); ++i) {
     const StageCounters& s = progress.stages[i];
     out["stages"][std::string(StageName(static_cast<Stage>(i)))] = {
-        {"bytes", s.bytes.load()}, {"wall", Seconds(s.wall_ns)}, {"cpu", Seconds(s.cpu_ns)}, {"stall", Seconds(s.stall_ns)}};
+        {"bytes", s.bytes.load()}, {"wall", Seconds(s.wall_ns)}, {"cpu", Seconds(s.cpu_ns)},
+        {"stall", Seconds(s.stall_ns)}};
   }
   return out;
 }
@@ -73,8 +74,9 @@ void PrintStages(const Progress& progress) {
   for (size_t i = 0; i < progress.stages.size(); ++i) {
     const StageCounters& s = progress.stages[i];
     const double wall = Seconds(s.wall_ns);
-    fmt::print("{:<12}{:>12}{:>10.2f}{:>10.2f}{:>10.2f}{:>10.2f}\n", StageName(static_cast<Stage>(i)), SizeText(s.bytes), wall,
-               Seconds(s.cpu_ns), Seconds(s.stall_ns), wall > 0 ? Gigabytes(s.bytes) / wall : 0.0);
+    fmt::print("{:<12}{:>12}{:>10.2f}{:>10.2f}{:>10.2f}{:>10.2f}\n", StageName(static_cast<Stage>(i)),
+               SizeText(s.bytes), wall, Seconds(s.cpu_ns), Seconds(s.stall_ns),
+               wall > 0 ? Gigabytes(s.bytes) / wall : 0.0);
   }
 }
 
@@ -102,16 +104,22 @@ void MergeAndReport(Recipe recipe, const MergeOptions& options, bool stats) {
 }
 
 void AddPlanOptions(CLI::App* command, MergeArguments* arguments) {
-  command->add_option("--memory", arguments->memory,
-                      "Most memory to use, as 512MiB or 4GB. Default: a quarter of what is available, 256 MiB to 4 GiB");
-  command->add_option("--threads", arguments->threads, "Worker threads. Default: one per core")->check(CLI::Range(1, 1024));
-  command->add_option("--io", arguments->io,
-                      "How to read: mapped, direct (past the page cache), or auto: mapped, but direct on network file systems")
+  command->add_option(
+      "--memory", arguments->memory,
+      "Most memory to use, as 512MiB or 4GB. Default: a quarter of what is available, 256 MiB to 4 GiB");
+  command->add_option("--threads", arguments->threads, "Worker threads. Default: one per core")
+      ->check(CLI::Range(1, 1024));
+  command
+      ->add_option(
+          "--io", arguments->io,
+          "How to read: mapped, direct (past the page cache), or auto: mapped, but direct on network file systems")
       ->check(CLI::IsMember({"auto", "mapped", "direct"}));
-  command->add_option("--shard-size", arguments->shard_size, "Largest output shard, decimal as on the Hub. Default: 5GB");
-  command->add_option("--cache", arguments->cache,
-                      "Directory that keeps thresholds and histograms, so that a later merge of these models with other "
-                      "weights reads them once. Default: nothing is kept");
+  command->add_option("--shard-size", arguments->shard_size,
+                      "Largest output shard, decimal as on the Hub. Default: 5GB");
+  command->add_option(
+      "--cache", arguments->cache,
+      "Directory that keeps thresholds and histograms, so that a later merge of these models with other "
+      "weights reads them once. Default: nothing is kept");
 }
 
 PlanOptions PlanOptionsFrom(const MergeArguments& arguments) {

@@ -97,7 +97,8 @@ void AddMergekitYamlCommand(CLI::App& app) {
   CLI::App* command = app.add_subcommand(
       "mergekit-yaml",
       "Merge with the command line of mergekit-yaml\n\n"
-      "  braid mergekit-yaml config.yml merged --cuda --copy-tokenizer --allow-crimes --out-shard-size 1B --lazy-unpickle\n");
+      "  braid mergekit-yaml config.yml merged --cuda --copy-tokenizer --allow-crimes --out-shard-size 1B "
+      "--lazy-unpickle\n");
   MergeArguments& merge = arguments->merge;
   command->add_option("CONFIG", merge.recipe, "mergekit's YAML")->required();
   command->add_option("OUT", merge.out, "Directory to write")->required();

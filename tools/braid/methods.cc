@@ -36,8 +36,9 @@ void PrintOne(const MethodInfo& method) {
   line("base", BaseText(method));
   line("models", ModelCountText(method));
   const RoundCounts rounds = CountRounds(method);
-  line("rounds", rounds.most == rounds.by_default ? fmt::format("{}", rounds.most)
-                                                  : fmt::format("{}, up to {} by parameters", rounds.by_default, rounds.most));
+  line("rounds", rounds.most == rounds.by_default
+                     ? fmt::format("{}", rounds.most)
+                     : fmt::format("{}, up to {} by parameters", rounds.by_default, rounds.most));
   if (method.by_rows) line("tiles", "whole rows");
   if (method.parameters.empty()) return;
   size_t width = 9, range_width = 5, default_width = 7;
@@ -46,10 +47,11 @@ void PrintOne(const MethodInfo& method) {
     range_width = std::max(range_width, RangeText(spec).size());
     default_width = std::max(default_width, DefaultText(spec).size());
   }
-  fmt::print("\n{:<{}}  {:<7}  {:<{}}  {:<{}}\n", "parameter", width, "per", "default", default_width, "range", range_width);
+  fmt::print("\n{:<{}}  {:<7}  {:<{}}  {:<{}}\n", "parameter", width, "per", "default", default_width, "range",
+             range_width);
   for (const ParameterSpec& spec : method.parameters)
-    fmt::print("{:<{}}  {:<7}  {:<{}}  {:<{}}  {}\n", spec.name, width, ScopeName(spec.scope), DefaultText(spec), default_width,
-               RangeText(spec), range_width, spec.help);
+    fmt::print("{:<{}}  {:<7}  {:<{}}  {:<{}}  {}\n", spec.name, width, ScopeName(spec.scope), DefaultText(spec),
+               default_width, RangeText(spec), range_width, spec.help);
 }
 
 void Run(const std::string& name) {

@@ -33,8 +33,9 @@ void PrintPlan(const Plan& plan) {
   if (plan.base >= 0) line("base", Printable(plan.checkpoints[static_cast<size_t>(plan.base)].reference));
   for (uint32_t model : plan.models) {
     const Checkpoint& checkpoint = plan.checkpoints[model];
-    line("model", fmt::format("{}  ({} in {} file{})", Printable(checkpoint.reference), SizeText(checkpoint.TotalBytes()),
-                              checkpoint.shards.size(), checkpoint.shards.size() == 1 ? "" : "s"));
+    line("model",
+         fmt::format("{}  ({} in {} file{})", Printable(checkpoint.reference), SizeText(checkpoint.TotalBytes()),
+                     checkpoint.shards.size(), checkpoint.shards.size() == 1 ? "" : "s"));
   }
   for (const std::string& text : ReadingTexts(plan)) line("io", text);
   const PlanTotals& totals = plan.totals;
@@ -49,18 +50,23 @@ void PrintPlan(const Plan& plan) {
   for (size_t r = 0; r < totals.read_per_round.size(); ++r)
     line("", fmt::format("round {}: {}", r + 1, SizeText(totals.read_per_round[r])));
   if (drafted > 0)
-    line("", fmt::format("{} of {} tensors are read once: a sample says nearly all, what it leaves open waits in memory",
-                         drafted, plan.scopes.size()));
+    line("",
+         fmt::format("{} of {} tensors are read once: a sample says nearly all, what it leaves open waits in memory",
+                     drafted, plan.scopes.size()));
   if (resident > 0)
     line("", fmt::format("{} of {} tensors stay in memory from the first round to the {}", resident, plan.scopes.size(),
                          plan.measured ? "one before the last" : "last"));
   if (plan.measured)
     line("", "the last round begins when the others are through: the alpha of layer_scale is found from all tensors");
-  line("reads", fmt::format("{} (what is mapped and still in the page cache is not read from the disk again)", SizeText(totals.bytes_read)));
-  line("writes", fmt::format("{} in {} shard{}", SizeText(totals.bytes_written), plan.shards.size(), plan.shards.size() == 1 ? "" : "s"));
+  line("reads", fmt::format("{} (what is mapped and still in the page cache is not read from the disk again)",
+                            SizeText(totals.bytes_read)));
+  line("writes", fmt::format("{} in {} shard{}", SizeText(totals.bytes_written), plan.shards.size(),
+                             plan.shards.size() == 1 ? "" : "s"));
   const MemoryPlan& m = plan.memory;
-  line("memory", fmt::format("{} MiB: {} MiB for tiles and statistics, {} MiB output buffers, {} MiB drafts, {} MiB catalogue and scratch; {} MiB would do",
-                             m.budget >> 20, m.pool >> 20, m.buffers * m.buffer_bytes >> 20, (m.drafts * m.buffer_bytes + m.open) >> 20, (m.catalogue + m.scratch) >> 20,
+  line("memory", fmt::format("{} MiB: {} MiB for tiles and statistics, {} MiB output buffers, {} MiB drafts, {} MiB "
+                             "catalogue and scratch; {} MiB would do",
+                             m.budget >> 20, m.pool >> 20, m.buffers * m.buffer_bytes >> 20,
+                             (m.drafts * m.buffer_bytes + m.open) >> 20, (m.catalogue + m.scratch) >> 20,
                              (m.least + (1 << 20) - 1) >> 20));
   line("tile", fmt::format("{} elements, {} threads", m.tile_elements, m.threads));
   for (const std::string& warning : WarningTexts(plan)) line("warning", warning);

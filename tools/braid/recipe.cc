@@ -43,7 +43,8 @@ void Check(const RecipeArguments& arguments) {
     return fmt::print("{}\n", out.dump(-1, ' ', false, Json::error_handler_t::replace));
   }
   fmt::print("{}: a sound recipe: {} of {} model{}{}\n", Printable(recipe.path), recipe.method, recipe.models.size(),
-             recipe.models.size() == 1 ? "" : "s", recipe.base ? fmt::format(", base {}", Printable(*recipe.base)) : "");
+             recipe.models.size() == 1 ? "" : "s",
+             recipe.base ? fmt::format(", base {}", Printable(*recipe.base)) : "");
 }
 
 void Convert(const RecipeArguments& arguments) {
@@ -69,9 +70,9 @@ void Convert(const RecipeArguments& arguments) {
 }  // namespace
 
 void AddRecipeCommand(CLI::App& app) {
-  CLI::App* recipe = app.add_subcommand(
-      "recipe",
-      "Check a recipe, or convert it between TOML and mergekit's YAML\n\n  braid recipe convert merge.yml merge.toml\n");
+  CLI::App* recipe = app.add_subcommand("recipe",
+                                        "Check a recipe, or convert it between TOML and mergekit's YAML\n\n  braid "
+                                        "recipe convert merge.yml merge.toml\n");
   recipe->require_subcommand(1);
   auto arguments = std::make_shared<RecipeArguments>();
 
@@ -86,7 +87,8 @@ void AddRecipeCommand(CLI::App& app) {
   CLI::App* convert = recipe->add_subcommand(
       "convert",
       "Write a recipe in the other syntax, or tidily in the same\n\n  braid recipe convert merge.yml merge.toml\n\n"
-      "The names decide: .yml and .yaml are mergekit's YAML, everything else is TOML. Of the comments only the one at the\n"
+      "The names decide: .yml and .yaml are mergekit's YAML, everything else is TOML. Of the comments only the one at "
+      "the\n"
       "top is kept.\n");
   convert->add_option("FROM", arguments->from, "Recipe to read")->required();
   convert->add_option("TO", arguments->to, "Recipe to write")->required();

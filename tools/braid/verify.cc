@@ -51,11 +51,13 @@ void Print(const VerifyReport& report) {
   for (const std::string& warning : report.warnings)
     std::fputs(fmt::format("warning: {}\n", Printable(warning)).c_str(), stderr);
   for (const VerifyFault& fault : report.faults) fmt::print("{}\n", FaultText(fault));
-  const std::string checked =
-      fmt::format("{} of {} tensors ({}) in {} file{} checked in {:.1f} s, {:.2f} GB/s", report.checked, report.tensors,
-                  SizeText(report.bytes), report.files, report.files == 1 ? "" : "s", report.seconds, GigabytesPerSecond(report));
+  const std::string checked = fmt::format("{} of {} tensors ({}) in {} file{} checked in {:.1f} s, {:.2f} GB/s",
+                                          report.checked, report.tensors, SizeText(report.bytes), report.files,
+                                          report.files == 1 ? "" : "s", report.seconds, GigabytesPerSecond(report));
   if (report.ok()) fmt::print("verified: {}; every checksum agrees\n", checked);
-  else fmt::print("NOT what the merge wrote: {} fault{}; {}\n", report.faults.size(), report.faults.size() == 1 ? "" : "s", checked);
+  else
+    fmt::print("NOT what the merge wrote: {} fault{}; {}\n", report.faults.size(), report.faults.size() == 1 ? "" : "s",
+               checked);
 }
 
 void Run(const std::string& out) {

@@ -22,6 +22,7 @@
 #include "ops/kernels.h"
 #include "ops/merger.h"
 #include "ops/random.h"
+#include "ops/rank_buckets.h"
 #include "ops/row_ranks.h"
 #include "ops/sparsify.h"
 #include "tools/kernels/data.h"
@@ -175,6 +176,23 @@ void AddSelection(std::vector<Kernel>* kernels) {
 
 // --- taking entries out -----------------------------------------------------------------------------------
 
+// What is kept of a row of as many entries as a block has lanes, by draw and rank: buckets alone, or all.
+Body BucketBody(bool keep) {
+  struct Row {
+    std::vector<uint32_t> keys = std::vector<uint32_t>(kBlockLanes + kLanePadding), draws = keys;
+    std::vector<std::byte> room = std::vector<std::byte>(RankBuckets::RoomBytes(kBlockLanes));
+    RankBuckets buckets;
+  };
+  auto row = std::make_shared<Row>();
+  DrawBits({.seed = 1, .model = 1, .tensor_key = 1}, 0, kBlockLanes, row->draws.data());
+  return [=](const Block& b) {
+    const RankLimits limits{.low = 0.35, .step = 0.3 / static_cast<double>(b.n - 1)};
+    StoreKeys(LanesOf(b), b.n, row->keys.data());
+    FillBuckets(row->keys.data(), b.n, limits, row->room.data(), &row->buckets);
+    if (keep && !KeepByBuckets(limits, row->draws.data(), 0, b.n, &row->buckets, static_cast<uint64_t*>(b.out))) std::abort();
+  };
+}
+
 void AddSparsifying(std::vector<Kernel>* kernels) {
   kernels->push_back({"DrawBits", {}, sizeof(uint32_t), []() -> Body {
     return [first = uint64_t{0}](const Block& b) mutable {
@@ -183,13 +201,13 @@ void AddSparsifying(std::vector<Kernel>* kernels) {
     };
   }});
   kernels->push_back({"KeepDrawn/task vector", {Task()}, 0, []() -> Body {
-    return [draws = std::vector<uint32_t>(kBlockLanes + kLanePadding, 1), limits = std::vector<uint32_t>(kBlockLanes + kLanePadding, 2)](
-               const Block& b) {
-      auto* const d = static_cast<float*>(b.out);
-      std::memcpy(d, b.sources[0], b.n * sizeof(float));
-      KeepDrawn(draws.data(), limits.data(), b.n, d);
-    };
-  }});
+                        return [draws = std::vector<uint32_t>(kBlockLanes + kLanePadding, 1),
+                                limits = std::vector<uint32_t>(kBlockLanes + kLanePadding, 2)](const Block& b) {
+                          auto* const d = static_cast<float*>(b.out);
+                          std::memcpy(d, b.sources[0], b.n * sizeof(float));
+                          KeepDrawn(draws.data(), limits.data(), b.n, d);
+                        };
+                      }});
   kernels->push_back({"KeepKeys/task vector", {Task()}, 0, []() -> Body {
     return [key = ThresholdOf(0, DType::kBF16).key](const Block& b) {
       auto* const d = static_cast<float*>(b.out);
@@ -205,6 +223,9 @@ void AddSparsifying(std::vector<Kernel>* kernels) {
       RankKeys(keys, b.n, room.data());
     };
   }});
+  // The same row, of which entries stay by their draws; what of it lies in buckets, and what is left to do.
+  kernels->push_back({"FillBuckets/task vector", {Task()}, 0, []() -> Body { return BucketBody(false); }});
+  kernels->push_back({"KeepByBuckets/task vector", {Task()}, 0, []() -> Body { return BucketBody(true); }});
 }
 
 // --- merging ----------------------------------------------------------------------------------------------
