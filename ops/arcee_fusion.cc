@@ -1,8 +1,8 @@
 // arcee_fusion: of one fine-tune, the changes that matter most. methods.md, row of that name.
 //
-// The importance of an element is |d| times its row's Kullback-Leibler divergence of softmax(x) from softmax(base). Kept
-// are the elements from median + 1.5 (q3 - q1) of all importances on: order statistics, found exactly by two histograms.
-// Tiles are whole rows; a row's divergence is found with the first histogram and remembered, 4 bytes a row.
+// The importance of an element is |d| times its row's Kullback-Leibler divergence of softmax(x) from softmax(base).
+// Kept are the elements from median + 1.5 (q3 - q1) of all importances on: order statistics, found exactly by two
+// histograms. Tiles are whole rows; a row's divergence is found with the first histogram and remembered, 4 bytes a row.
 #include <array>
 #include <cmath>
 #include <limits>
@@ -41,7 +41,8 @@ BRAID_WIDE_VECTORS void AddUp(const double* e, size_t n, double* sums) {
 }
 
 // terms[i] = p log(p/q), p and q the softmax of x and of the base.
-BRAID_WIDE_VECTORS void Divergences(const double* e, double scale, const double* base, double base_scale, size_t n, double* terms) {
+BRAID_WIDE_VECTORS void Divergences(const double* e, double scale, const double* base, double base_scale, size_t n,
+                                    double* terms) {
   for (size_t i = 0; i < n; ++i) {
     const double p = e[i] * scale + kLeastShare, q = base[i] * base_scale + kLeastShare;
     terms[i] = p * Log(p / q);
@@ -53,11 +54,12 @@ BRAID_WIDE_VECTORS void KeepImportant(const float* d, const float* importance, s
   for (size_t i = 0; i < n; ++i) kept[i] = importance[i] >= threshold ? d[i] : 0.0f;
 }
 
-// Of one source's row: exp(x - largest), and what turns these into a softmax. Sums over a row: 16 interleaved sums from its
-// first element on.
+// Of one source's row: exp(x - largest), and what turns these into a softmax. Sums over a row: 16 interleaved sums from
+// its first element on.
 class RowExponentials {
  public:
-  // Rows up to this length keep their exponentials in `room`, in L2; those of longer ones are found anew, block by block.
+  // Rows up to this length keep their exponentials in `room`, in L2; those of longer ones are found anew, block by
+  // block.
   static constexpr size_t kMostKept = 32'768;
   static size_t Room(size_t row) { return row <= kMostKept ? row : kBlockLanes; }   // in doubles
 
@@ -128,8 +130,8 @@ class RowDivergences : public Accumulator {
 
 class ArceeFusionMerger : public Merger {
  public:
-  ArceeFusionMerger(const Coefficients& c, const TensorFacts& tensor)
-      : lambda_(static_cast<float>(c.shared[0])), elements_(tensor.elements), row_(std::max<uint64_t>(tensor.row, 1)) {}
+  explicit ArceeFusionMerger(const TensorFacts& tensor)
+      : elements_(tensor.elements), row_(std::max<uint64_t>(tensor.row, 1)) {}
 
   size_t statistics_rounds() const override { return 2; }
   RoundSpec round(size_t r) const override {
@@ -189,10 +191,11 @@ class ArceeFusionMerger : public Merger {
     threshold_ = quartile[1] + 1.5f * (quartile[2] - quartile[0]);
   }
 
-  void Merge(const Coefficients&, const LaneTile& tile, const uint64_t*, Scratch& scratch, DType type, std::byte* out,
+  void Merge(const Coefficients& c, const LaneTile& tile, const uint64_t*, Scratch& scratch, DType type, std::byte* out,
              MergeCounts* counts) const override {
     float importance[kBlockLanes + kLanePadding];
-    MergeDeltaBlocks(tile, lambda_, scratch, type, out, counts, [&](const DeltaBlock& block) {
+    const auto lambda = static_cast<float>(c.shared[0]);
+    MergeDeltaBlocks(tile, lambda, scratch, type, out, counts, [&](const DeltaBlock& block) {
       std::fill_n(block.merged, block.n, 0.0f);
       if (block.d.empty()) return;
       Importances(block, tile.first, rows_, importance);
@@ -218,15 +221,14 @@ class ArceeFusionMerger : public Merger {
     }
   }
 
-  float lambda_;
   uint64_t elements_, row_;
   std::vector<float> rows_;   // their divergences
   std::array<CriticalBin, kQuartiles> bins_;
   float threshold_ = 0;
 };
 
-std::unique_ptr<Merger> Make(const MethodInfo&, const Coefficients& c, const TensorFacts& scope, Approach) {
-  return std::make_unique<ArceeFusionMerger>(c, scope);
+std::unique_ptr<Merger> Make(const MethodInfo&, const Coefficients&, const TensorFacts& scope, Approach) {
+  return std::make_unique<ArceeFusionMerger>(scope);
 }
 
 }  // namespace

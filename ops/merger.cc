@@ -44,8 +44,9 @@ Scratch::Scratch(size_t num_models, size_t workspace_bytes)
 Scratch::~Scratch() = default;
 
 size_t Scratch::Bytes(size_t num_models, size_t workspace_bytes) {
-  return LanesNeeded(num_models) * sizeof(float) + (num_models * kBlockLanes + ProductsNeeded(num_models)) * sizeof(double) +
-         3 * kBlockLanes * sizeof(double) + 2 * kStride * sizeof(uint32_t) + num_models * 512 + workspace_bytes + 4096;
+  return LanesNeeded(num_models) * sizeof(float) +
+         (num_models * kBlockLanes + ProductsNeeded(num_models)) * sizeof(double) + 3 * kBlockLanes * sizeof(double) +
+         2 * kStride * sizeof(uint32_t) + num_models * 512 + workspace_bytes + 4096;
 }
 
 std::unique_ptr<Accumulator> Merger::NewAccumulator(size_t) const { return nullptr; }
@@ -53,13 +54,15 @@ void Merger::Accumulate(size_t, const Coefficients&, const LaneTile&, const uint
                         BlockSums) const {}
 void Merger::Finish(size_t, Accumulator*, std::span<const double>) {}
 ModelStatistics Merger::Statistics(size_t) const { return {}; }
-std::span<const BinCount> Merger::HighHalves(size_t) const { return {}; }
+std::vector<BinCount> Merger::TakeHighHalves(size_t) { return {}; }
 void Merger::UseStatistics(std::span<const ModelStatistics>) {}
-bool Merger::Draft(const Coefficients&, const LaneTile&, Scratch&, DType, std::byte*, OpenElements*, MergeCounts*) const {
+bool Merger::Draft(const Coefficients&, const LaneTile&, Scratch&, DType, std::byte*, OpenElements*,
+                   MergeCounts*) const {
   return false;
 }
 bool Merger::FinishDraft(std::span<const OpenElements* const>) { return false; }
-void Merger::Settle(const Coefficients&, const OpenElements&, uint64_t, Scratch&, DType, std::byte*, MergeCounts*) const {}
+void Merger::Settle(const Coefficients&, const OpenElements&, uint64_t, Scratch&, DType, std::byte*,
+                    MergeCounts*) const {}
 void Merger::CountClaims(const Coefficients&, const LaneTile&, Scratch&, uint64_t*) const {}
 uint64_t Merger::Quota(size_t) const { return kNoQuota; }
 

@@ -9,7 +9,7 @@
 // Tiles then count their claims in parallel, somebody hands out the quota serially in order of the index, and
 // the tiles go on in parallel with what they were granted.
 //
-// Some rounds want a *sample*, runs of lanes from all over the scope. And one is a *draft*: it merges already, before the
+// Some rounds want a *sample*, runs of lanes from all over the scope. And one is a *draft*: it merges before the
 // thresholds are known, and puts the few elements aside that they will decide; see ops/draft.h. The data is then read
 // once.
 #pragma once
@@ -49,7 +49,8 @@ struct EncodedLanes {
 
 // A range of one tensor in every source. The bytes belong to the caller.
 struct LaneTile {
-  uint64_t first = 0;  // index in the tensor; a multiple of kReductionBlock, or of MethodInfo::TileUnit
+  uint64_t first = 0;  // index in the tensor; a multiple of kReductionBlock (to be merged: of kBlockLanes), or of
+                       // MethodInfo::TileUnit
   size_t count = 0;    // whole units, too, but for the end of the tensor
   TensorFacts tensor;
   EncodedLanes base;
@@ -63,7 +64,7 @@ class Accumulator {
   virtual void Add(Accumulator* other) = 0;  // may empty the other
 };
 
-// Where a round leaves its sums: data[quantity * stride + block index in the tensor], of reduction blocks or of tile units.
+// Where a round leaves its sums: data[quantity * stride + block in the tensor], of reduction blocks or tile units.
 struct BlockSums {
   double* data = nullptr;
   size_t stride = 0;
@@ -88,11 +89,11 @@ enum class Approach {
   kDraft,    // a sample, then one read that merges: for one tensor whose output can wait in memory
 };
 
-// A tensor of so few elements is drafted without a sample: all that is not zero is open. Looking at each entry takes less
+// A tensor of so few elements is drafted without a sample: all that is not zero is open. To look at each takes less
 // time than clearing and searching two histograms of half a megabyte.
 inline constexpr uint64_t kFewElements = 32'768;
 
-// What is known of one model's task vector in one scope. It depends on the elements of the base and of that model, in the
+// What is known of one model's task vector in one scope. It depends on the elements of the base and that model, in the
 // order of the scope, and on what was asked; not on other models, weights, approach or machine. So it can be kept.
 struct ModelStatistics {
   uint64_t asked = 0;            // entries that the density asks for; 0: there is nothing to find out
@@ -114,6 +115,12 @@ struct ModelStatistics {
 struct MergeCounts {
   NonFinite non_finite;      // in the output
   uint64_t conflicts = 0;    // elements whose entries disagreed in sign
+};
+
+// l1 norms over a scope.
+struct TaskVectorNorms {
+  double mean = 0;     // of the mean of the task vectors
+  double merged = 0;   // of what they are merged to, before lambda
 };
 
 // Thrown by Finish and Merge where these elements have no merge; the end of a sentence about the tensor.
@@ -172,10 +179,11 @@ class Merger {
   // --- what is kept from one merge to the next
   // Before the first round: what was asked of a model. After the last statistics round, or the draft: with the answer.
   virtual ModelStatistics Statistics(size_t model) const;
-  // The histogram of the high halves of its keys, if a round has made one and it is worth keeping.
-  virtual std::span<const BinCount> HighHalves(size_t model) const;
+  // The histogram of the high halves of its keys, if a round has made one and it is worth keeping. It is gone from here
+  // then.
+  virtual std::vector<BinCount> TakeHighHalves(size_t model);
   // Before the first round: what is known of each model (empty: nothing), which may make rounds unnecessary. Answers to
-  // other questions are passed over. From then on HighHalves keeps histograms.
+  // other questions are passed over. From then on histograms are kept.
   virtual void UseStatistics(std::span<const ModelStatistics> known);
 
   // --- what the statistics decide of each entry, kept for the merge
@@ -220,6 +228,9 @@ class Merger {
   // For the report: entries of all task vectors in scope, and how many of them stayed. Equal when nothing trims.
   virtual uint64_t entries() const { return 0; }
   virtual uint64_t kept() const { return 0; }
+
+  // After the last statistics round, if that measures them (ops/measured_merger.h).
+  virtual TaskVectorNorms norms() const { return {}; }
 };
 
 // Adds 16 interleaved sums in a fixed tree: 8 pairs at distance 8, then 4, 2, 1.

@@ -1,6 +1,6 @@
 // A merge method: what it is called, what its user can set, and how it computes.
 //
-// Everything else follows from this declaration: what a recipe may say, how many sources it takes, rounds, tiles, memory
+// All else follows from this declaration: what a recipe may say, how many sources it takes, rounds, tiles, memory
 // and the table of `braid methods`. A new element-wise method is a file with its MethodInfo and its Merger, one line in
 // the list in method.cc, one recipe in configs/, one test.
 #pragma once
@@ -31,6 +31,7 @@ enum class BaseUse {
 struct Coefficients {
   std::vector<double> shared;               // kTensor and kRecipe parameters (others unused)
   std::vector<std::vector<double>> model;   // per model: kModel parameters (others unused)
+  double layer = 0;                         // where lambda is still to be scaled by it: the tensor's place, 0 to 1
   bool operator==(const Coefficients&) const = default;
 };
 
@@ -50,10 +51,10 @@ struct MethodInfo {
   // How many models it takes, the base included where it counts as one of them (kIsFirst, kIsASource).
   size_t least_models = 1, most_models = SIZE_MAX;
   std::vector<ParameterSpec> parameters = {};
-  // Whether, with these coefficients, tiles are whole rows, so that what is found of a row needs no round of its own; see
+  // Whether, with these coefficients, tiles are whole rows, so that what is found of a row needs no own round; see
   // LaneTile. Null: never. AlwaysByRows: always.
   bool (*by_rows)(const MethodInfo&, const Coefficients&) = nullptr;
-  // The same for columns, along the first axis, of tensors with two axes or more: tiles, and the blocks that sums are of, are
+  // The same for columns, along the first axis, of tensors with two axes or more: tiles, and the blocks of sums, are
   // groups of whole slices; see ColumnGroup.
   bool (*by_columns)(const MethodInfo&, const Coefficients&) = nullptr;
   // Its statistics are of the whole model, always; see IsModelScope.
@@ -73,7 +74,7 @@ struct MethodInfo {
   bool IsModelScope(const Coefficients& c) const;
 };
 
-// Elements of so many slices that they are 2^20 or more: sums per column then take 24 bytes for each column of a group, with
+// Elements of so many slices that they are 2^20 or more: sums per column then take 24 bytes per column of a group, with
 // columns of 4,096 elements a fortieth of two bf16 sources.
 uint64_t ColumnGroup(const TensorFacts& tensor);
 

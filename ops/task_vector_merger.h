@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "ops/magnitude_selection.h"
@@ -34,7 +35,7 @@ class TaskVectorMerger : public Merger {
   void Settle(const Coefficients& c, const OpenElements& open, uint64_t first, Scratch& scratch, DType type,
               std::byte* out, MergeCounts* counts) const override;
   ModelStatistics Statistics(size_t model) const override;
-  std::span<const BinCount> HighHalves(size_t model) const override { return trims_[model].high_halves; }
+  std::vector<BinCount> TakeHighHalves(size_t model) override { return std::exchange(trims_[model].high_halves, {}); }
   void UseStatistics(std::span<const ModelStatistics> known) override;
   void CountClaims(const Coefficients& c, const LaneTile& tile, Scratch& scratch, uint64_t* claims) const override;
   uint64_t Quota(size_t model) const override { return trims_[model].quota; }
@@ -118,7 +119,8 @@ class TaskVectorMerger : public Merger {
 
 // Splits a block where a model's cut lies in it, so that within a segment each model has one least key.
 template <typename Visit>
-void TaskVectorMerger::ForEachSegment(const LaneTile& tile, size_t start, size_t n, Scratch& scratch, Visit visit) const {
+void TaskVectorMerger::ForEachSegment(const LaneTile& tile, size_t start, size_t n, Scratch& scratch,
+                                      Visit visit) const {
   for (size_t at = start, end; at < start + n; at = end) {
     end = start + n;
     for (size_t v = 0; v < scratch.voters.size(); ++v) {

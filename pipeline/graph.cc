@@ -1,24 +1,28 @@
 #include "pipeline/graph.h"
 
-#include <fmt/format.h>
 #include <tbb/flow_graph.h>
 #include <tbb/global_control.h>
 #include <tbb/task_arena.h>
 
-#include <cstring>
+#include <deque>
+#include <map>
+#include <optional>
 #include <thread>
 #include <unordered_map>
+#include <utility>
 
 #include "io/error.h"
 #include "io/shard_writer.h"
 #include "ops/non_finite.h"
 #include "pipeline/budget.h"
 #include "pipeline/interrupt.h"
+#include "pipeline/layer_scale.h"
 #include "pipeline/output_writer.h"
 #include "pipeline/sample.h"
 #include "pipeline/scope_run.h"
 #include "pipeline/shelf.h"
 #include "pipeline/source_files.h"
+#include "pipeline/tile_sources.h"
 
 namespace braid {
 namespace {
@@ -32,18 +36,13 @@ struct Worker {
   std::vector<EncodedLanes> lanes;
 };
 
-uint64_t MappedBytes(const TileWork& work) {
-  uint64_t bytes = 0;
-  for (const SourceWindow& window : work.windows) bytes += window.size();
-  return bytes;
-}
-
 class GraphRun {
  public:
   GraphRun(const Plan& plan, const std::vector<std::string>& shard_paths, Progress* progress, StatisticsKeeper* keeper)
-      : plan_(plan), progress_(*progress), keeper_(*keeper), budget_(plan.memory.pool), draft_tokens_(plan.memory.drafts),
-        files_(plan, &budget_, &progress_.of(Stage::kRead)), open_(plan.most_models + 1, plan.memory.open),
-        writer_(plan, shard_paths, progress) {}
+      : plan_(plan), progress_(*progress), keeper_(*keeper), budget_(plan.memory.pool),
+        draft_tokens_(plan.memory.drafts), files_(plan, &budget_, &progress_.of(Stage::kRead)),
+        open_(plan.most_models + 1, plan.memory.open), writer_(plan, shard_paths, progress),
+        coefficients_(plan.measured ? UnscaledCoefficients(plan) : plan.coefficients) {}
 
   GraphResult Run(const std::string& fingerprint, const std::atomic<int>& interrupt, ProgressReporter* reporter);
 
@@ -56,9 +55,11 @@ class GraphRun {
   using Merge = flow::function_node<std::tuple<TileWork*, OutputTile*>, OutputTile*>;
   using Write = flow::async_node<OutputTile*, OutputTile*>;
 
-  // The I/O thread.
+  // The I/O thread. False, or null: the run has failed.
   void ReadAll(Read::gateway_type& gateway);
+  bool MeasureAll(Read::gateway_type& gateway);
   bool ReadScope(const PlannedScope& scope, bool anew, Read::gateway_type& gateway);
+  bool ReadRounds(ScopeRun* run, Read::gateway_type& gateway);
   std::shared_ptr<ScopeRun> StartScope(const PlannedScope& scope, bool anew);
   bool ReadRound(ScopeRun* run, Read::gateway_type& gateway);
   bool ReadTile(ScopeRun* run, uint32_t slot, uint64_t first, uint64_t order, Read::gateway_type& gateway);
@@ -73,14 +74,10 @@ class GraphRun {
   void MergeTile(TileWork* work, OutputTile* out);
   void Place(const TileWork& work, OutputTile* out);
   void Count(const MergeCounts& counts);
-  void CopyTile(const TileWork& work, std::byte* out);
 
-  LaneTile LanesOf(const TileWork& work, Worker* worker) const;
+  const Coefficients& CoefficientsOf(const PlannedTensor& tensor) const { return coefficients_[tensor.coefficients]; }
   template <typename Visit>
   void ForEachSource(const TileWork& work, Visit visit) const;
-  uint64_t BytesOf(const TensorSource& source, uint64_t elements) const {
-    return elements * static_cast<uint64_t>(DTypeBits(plan_.Info(source).dtype)) / 8;
-  }
   OutputTile* TakeDraft();
   void GiveDraft(OutputTile* tile);
   void Release(TileWork* work, bool last_use);
@@ -115,6 +112,8 @@ class GraphRun {
   SourceFiles files_;
   OpenPool open_;         // outlives the scopes
   OutputWriter writer_;
+  std::vector<Coefficients> coefficients_;   // the plan's, scaled when alpha is known
+  std::optional<double> alpha_;
   Shelf<Worker> workers_;
   Shelf<TileWork> works_;
 
@@ -122,13 +121,15 @@ class GraphRun {
   std::unordered_map<const ScopeRun*, std::shared_ptr<ScopeRun>> scopes_;  // thousands, if they are small
   std::vector<OutputTile*> free_drafts_;   // as many as draft_tokens_ has not given out
   std::vector<std::shared_ptr<ScopeRun>> drafted_;   // whose outcome the I/O thread still has to look at; its own
+  std::deque<std::shared_ptr<ScopeRun>> measured_;   // that wait, in the order of the plan; its own, too
   MergeCounts counts_;
   uint64_t entries_ = 0, kept_ = 0;
   std::atomic<bool> failed_{false};
   std::exception_ptr error_;
 };
 
-GraphResult GraphRun::Run(const std::string& fingerprint, const std::atomic<int>& interrupt, ProgressReporter* reporter) {
+GraphResult GraphRun::Run(const std::string& fingerprint, const std::atomic<int>& interrupt,
+                          ProgressReporter* reporter) {
   tbb::global_control limit(tbb::global_control::max_allowed_parallelism, static_cast<size_t>(plan_.memory.threads));
   tbb::task_arena arena(plan_.memory.threads);
   std::thread io_thread;
@@ -228,7 +229,7 @@ GraphResult GraphRun::Run(const std::string& fingerprint, const std::atomic<int>
   if (error_) std::rethrow_exception(error_);
   files_.CheckUnchanged();
   writer_.Finish(fingerprint, interrupt);
-  return {writer_.sums(), counts_, entries_, kept_};
+  return {writer_.sums(), counts_, entries_, kept_, alpha_};
 }
 
 void GraphRun::Fail(std::exception_ptr error) {
@@ -249,8 +250,17 @@ void GraphRun::Fail(std::exception_ptr error) {
 // --- the I/O thread ---------------------------------------------------------------------------------------
 
 void GraphRun::ReadAll(Read::gateway_type& gateway) {
-  for (const PlannedScope& scope : plan_.scopes)
-    if (scope.elements > 0 && !ReadScope(scope, false, gateway)) return;
+  if (plan_.measured && !MeasureAll(gateway)) return;
+  for (const PlannedScope& scope : plan_.scopes) {
+    if (scope.elements == 0) continue;
+    if (measured_.empty() || &measured_.front()->scope() != &scope) {
+      if (!ReadScope(scope, false, gateway)) return;
+      continue;
+    }
+    const std::shared_ptr<ScopeRun> run = std::move(measured_.front());
+    measured_.pop_front();
+    if (!ReadRound(run.get(), gateway)) return;
+  }
   const auto drafted = std::exchange(drafted_, {});   // ReadScope drops what is settled
   for (const auto& run : drafted) {
     {
@@ -261,30 +271,52 @@ void GraphRun::ReadAll(Read::gateway_type& gateway) {
   }
 }
 
-// False when the run has failed.
+// All rounds before the merge, of all scopes; then the scale of the merges is known.
+bool GraphRun::MeasureAll(Read::gateway_type& gateway) {
+  for (const PlannedScope& scope : plan_.scopes) {
+    if (scope.elements == 0 || plan_.tensors[scope.tensors.front()].action != TensorAction::kMerge) continue;
+    measured_.push_back(StartScope(scope, false));
+    if (measured_.back() == nullptr || !ReadRounds(measured_.back().get(), gateway)) return false;
+  }
+  std::map<std::string_view, TaskVectorNorms> norms;
+  StallTimer stall(progress_.of(Stage::kRead));
+  for (const auto& run : measured_) {
+    if (!run->WaitForNorms()) return false;
+    norms[plan_.tensors[run->scope().tensors.front()].name] = run->merger()->norms();
+  }
+  alpha_ = AutomaticAlpha(norms);
+  coefficients_ = ScaledCoefficients(plan_, *alpha_);
+  return true;
+}
+
 bool GraphRun::ReadScope(const PlannedScope& scope, bool anew, Read::gateway_type& gateway) {
   const std::shared_ptr<ScopeRun> run = StartScope(scope, anew);
   if (run == nullptr) return false;
   std::erase_if(drafted_, [](const auto& drafted) { return drafted->DraftSettled(); });
   if (run->drafts_tiles()) drafted_.push_back(run);
+  return ReadRounds(run.get(), gateway);
+}
+
+// Until the last one is on its way; of a scope that is measured, the last one before its merge.
+bool GraphRun::ReadRounds(ScopeRun* run, Read::gateway_type& gateway) {
   for (;;) {
     if (run->spec().sample && !run->resident()) {
       {
         StageTimer timer(progress_.of(Stage::kRead));
-        SampleScope(plan_, run.get());
+        SampleScope(plan_, run);
       }
-      FinishStatistics(run.get());
+      FinishStatistics(run);
     }
     const uint32_t round = run->round();
     const bool last = run->merging() || run->drafting() || run->resident();
-    if (!ReadRound(run.get(), gateway)) return false;
+    if (!ReadRound(run, gateway)) return false;
     if (last) return true;
     StallTimer stall(progress_.of(Stage::kRead));
     if (!run->WaitForRound(round + 1)) return false;
+    if (run->waits()) return true;
   }
 }
 
-// Null when the run has failed.
 std::shared_ptr<ScopeRun> GraphRun::StartScope(const PlannedScope& scope, bool anew) {
   const uint64_t bytes = scope.statistics_bytes * plan_.memory.accumulators + scope.sums_bytes;
   {
@@ -362,18 +394,6 @@ void GraphRun::ForEachSource(const TileWork& work, Visit visit) const {
     if (work.scope->ReadsModel(work.tensor, m)) visit(m + 1, tensor.models[m]);
 }
 
-LaneTile GraphRun::LanesOf(const TileWork& work, Worker* worker) const {
-  const PlannedTensor& tensor = plan_.tensors[work.tensor];
-  LaneTile tile;
-  tile.first = work.first, tile.count = work.count, tile.tensor = tensor.Facts();
-  if (tensor.base.present()) tile.base = {plan_.TypeAt(tensor, 0), work.windows[0].data()};
-  for (size_t m = 0; m < tensor.models.size(); ++m)
-    worker->lanes[m] = work.windows[m + 1].size() == 0 ? EncodedLanes{}
-                                                       : EncodedLanes{plan_.TypeAt(tensor, m + 1), work.windows[m + 1].data()};
-  tile.models = std::span(worker->lanes).first(tensor.models.size());
-  return tile;
-}
-
 void GraphRun::Release(TileWork* work, bool last_use) {
   for (const SourceWindow& window : work->windows) work->cost -= window.held();
   work->windows.clear();
@@ -398,8 +418,8 @@ void GraphRun::CountClaims(TileWork* work) {
     work->claims.assign(plan_.tensors[work->tensor].models.size() * work->scope->merger()->claims_per_model(), 0);
     if (work->scope->QuotasSpent()) return;
     Worker* worker = TakeWorker();
-    const Coefficients& c = plan_.coefficients[plan_.tensors[work->tensor].coefficients];
-    work->scope->merger()->CountClaims(c, LanesOf(*work, worker), worker->scratch, work->claims.data());
+    const Coefficients& c = CoefficientsOf(plan_.tensors[work->tensor]);
+    work->scope->merger()->CountClaims(c, LanesOf(plan_, *work, &worker->lanes), worker->scratch, work->claims.data());
     workers_.Give(worker);
   });
 }
@@ -411,12 +431,13 @@ void GraphRun::AccumulateTile(TileWork* work, Accumulate::output_ports_type& por
       StageTimer timer(progress_.of(Stage::kStatistics));
       Worker* worker = TakeWorker();
       Accumulator* accumulator = run->TakeAccumulator();
-      const Coefficients& c = plan_.coefficients[plan_.tensors[work->tensor].coefficients];
+      const Coefficients& c = CoefficientsOf(plan_.tensors[work->tensor]);
       if (run->spec().sample)
-        SampleTile(LanesOf(*work, worker), plan_.tensors[work->tensor].elements, c, *run, worker->scratch, accumulator);
+        SampleTile(LanesOf(plan_, *work, &worker->lanes), plan_.tensors[work->tensor].elements, c, *run,
+                   worker->scratch, accumulator);
       else
-        run->merger()->Accumulate(run->round(), c, LanesOf(*work, worker), work->claims.data(), worker->scratch,
-                                  accumulator, run->SumsOf(work->slot));
+        run->merger()->Accumulate(run->round(), c, LanesOf(plan_, *work, &worker->lanes), work->claims.data(),
+                                  worker->scratch, accumulator, run->SumsOf(work->slot));
       run->GiveAccumulator(accumulator);
       workers_.Give(worker);
       progress_.of(Stage::kStatistics).bytes += MappedBytes(*work);
@@ -432,8 +453,11 @@ void GraphRun::FinishStatistics(ScopeRun* run) {
   StageTimer timer(progress_.of(Stage::kStatistics));
   run->FinishRound();
   if (!run->merging() && !run->drafting()) return;
+  if (run->merging()) keeper_.Keep(run->scope(), run->merger());
   const uint64_t kept = std::min(run->taken, run->scope().kept_bytes);
   budget_.Give(std::exchange(run->taken, kept) - kept);
+  if (!run->waits()) return;
+  for (TileWork* tile : std::exchange(run->tiles, {})) Release(tile, false);
 }
 
 // --- drafts -----------------------------------------------------------------------------------------------
@@ -464,7 +488,7 @@ void GraphRun::DraftTile(TileWork* work, Draft::output_ports_type& ports) {
       StageTimer timer(progress_.of(Stage::kMerge));
       Worker* worker = TakeWorker();
       drafted.open = OpenElements(&open_, tensor.models.size());
-      if (!run->merger()->Draft(plan_.coefficients[tensor.coefficients], LanesOf(*work, worker), worker->scratch,
+      if (!run->merger()->Draft(CoefficientsOf(tensor), LanesOf(plan_, *work, &worker->lanes), worker->scratch,
                                 tensor.type, drafted.output->data, &drafted.open, &drafted.counts))
         run->DraftFailed();
       workers_.Give(worker);
@@ -478,6 +502,7 @@ void GraphRun::DraftTile(TileWork* work, Draft::output_ports_type& ports) {
 void GraphRun::FinishDraft(ScopeRun* run, Draft::output_ports_type& ports) {
   StageTimer timer(progress_.of(Stage::kStatistics));
   const bool settled = run->FinishDraft();
+  if (settled) keeper_.Keep(run->scope(), run->merger());
   for (DraftedTile& tile : run->drafts) {
     if (settled) {
       std::get<0>(ports).try_put(tile.output);
@@ -495,7 +520,7 @@ void GraphRun::SettleTile(OutputTile* out) {
   DraftedTile& drafted = out->scope->drafts[out->order];
   Worker* worker = TakeWorker();
   const uint64_t first = out->begin / static_cast<uint64_t>(LaneBytes(tensor.type));
-  out->scope->merger()->Settle(plan_.coefficients[tensor.coefficients], drafted.open, first, worker->scratch, tensor.type,
+  out->scope->merger()->Settle(CoefficientsOf(tensor), drafted.open, first, worker->scratch, tensor.type,
                                out->data, &drafted.counts);
   workers_.Give(worker);
   drafted.open.Clear();
@@ -529,13 +554,13 @@ void GraphRun::MergeTile(TileWork* work, OutputTile* out) {
     StageTimer timer(progress_.of(Stage::kMerge));
     MergeCounts counts;
     if (work->scope->is_copy()) {
-      CopyTile(*work, out->data);
+      CopyTile(plan_, *work, out->data);
       if (tensor.action != TensorAction::kCopy && IsLaneType(tensor.type))
         CountNonFinite(tensor.type, out->data, work->count, &counts.non_finite);
     } else {
       Worker* worker = TakeWorker();
       NamingTensor(tensor.name, [&] {
-        work->scope->merger()->Merge(plan_.coefficients[tensor.coefficients], LanesOf(*work, worker), work->claims.data(),
+        work->scope->merger()->Merge(CoefficientsOf(tensor), LanesOf(plan_, *work, &worker->lanes), work->claims.data(),
                                      worker->scratch, tensor.type, out->data, &counts);
       });
       workers_.Give(worker);
@@ -546,34 +571,13 @@ void GraphRun::MergeTile(TileWork* work, OutputTile* out) {
   Release(work, true);
 }
 
-// Integers and booleans: equal everywhere, or there is no right answer. Unchanged and excluded tensors have one source.
-void GraphRun::CopyTile(const TileWork& work, std::byte* out) {
-  const PlannedTensor& tensor = plan_.tensors[work.tensor];
-  const TensorSource* first = nullptr;
-  ForEachSource(work, [&](size_t index, const TensorSource& source) {
-    const uint64_t bytes = BytesOf(source, work.count);
-    const std::byte* data = work.windows[index].data();
-    if (first == nullptr) {
-      first = &source;
-      std::memcpy(out, data, bytes);
-    } else if (std::memcmp(out, data, bytes) != 0) {
-      throw Error(ErrorCode::kIncompatible,
-                  fmt::format("its values differ between {} and {}",
-                              plan_.checkpoints[static_cast<size_t>(first->checkpoint)].reference,
-                              plan_.checkpoints[static_cast<size_t>(source.checkpoint)].reference))
-          .Tensor(tensor.name)
-          .Hint("tensors that are not floating point must be the same in all sources");
-    }
-  });
-}
-
 // All tiles of a scope are written.
 void GraphRun::Retire(ScopeRun* run) {
   budget_.Give(std::exchange(run->taken, 0));
   const bool merged = run->merger() != nullptr && !run->failed_draft();
-  if (merged) keeper_.Keep(run->scope(), *run->merger());
   std::lock_guard lock(mutex_);
-  if (merged && (run->scope().rounds > 1 || !run->scope().known.empty())) {
+  const uint32_t untrimmed = plan_.measured ? 2 : 1;   // rounds of a merge that needs no statistics
+  if (merged && (run->scope().rounds > untrimmed || !run->scope().known.empty())) {
     entries_ += run->merger()->entries();
     kept_ += run->merger()->kept();
   }

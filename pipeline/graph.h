@@ -17,12 +17,16 @@
 // in the order of the plan, and which wait until the scope's last tile is drafted. Should its sample mislead (one in
 // some hundred does) it starts anew, streamed, when the I/O thread has read the others.
 //
+// With Plan::measured all rounds before the merge come first, for all scopes; what a scope has found out then waits,
+// its tiles are read anew for the merge.
+//
 // Messages are pointers. The bytes stay in the maps; a merged tile's bytes are in its token.
 #pragma once
 
 #include <xxhash.h>
 
 #include <atomic>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -38,6 +42,7 @@ struct GraphResult {
   std::vector<XXH128_hash_t> sums;   // per planned tensor
   MergeCounts counts;
   uint64_t entries = 0, kept = 0;    // of all trimmed task vectors
+  std::optional<double> alpha = {};  // of layer_scale, where the recipe leaves it open
 };
 
 // Runs the plan into the shard files at `shard_paths`, which are created here and durable afterwards. `interrupt`:

@@ -6,7 +6,9 @@
 #include <chrono>
 
 #include "io/file_system.h"
+#include "ops/measured_merger.h"
 #include "pipeline/budget.h"
+#include "pipeline/layer_scale.h"
 #include "pipeline/plan_internal.h"
 #include "pipeline/statistics_cache.h"
 #include "pipeline/vocabulary.h"
@@ -36,14 +38,15 @@ Plan MakePlan(Recipe recipe, const PlanOptions& options) {
   } else {
     PlanTensors(&plan, nullptr);
   }
+  PlanLayerScale(&plan);
   // Each output tensor knows its sources, coefficients and type.
   MarkUnchanged(&plan);
   // What is left is read because it may change.
   PlanLayout(&plan, options);
   // Every output byte has its place.
   PlanScopes(&plan);
-  if (!options.cache.empty() && plan.recipe.modules.empty()) LoadStatistics(&plan, options.cache, before_opening);
-  // What earlier merges found out needs no rounds. It is kept by model, and slices have none.
+  if (!options.cache.empty()) LoadStatistics(&plan, options.cache, before_opening);
+  // What earlier merges found out needs no rounds.
   PlanMemory(&plan, options);
   // The rounds and their memory are known.
   return plan;
@@ -75,16 +78,28 @@ uint64_t Plan::SumBlocks(const PlannedTensor& tensor) const {
 std::unique_ptr<Merger> Plan::MakeMerger(const PlannedScope& scope, Approach approach) const {
   Coefficients shared = coefficients[tensors[scope.tensors.front()].coefficients];
   if (model_scope) {
-    // A weight may differ from tensor to tensor; statistics only ask whether it is zero everywhere.
+    // A model's are those of a tensor that it is merged in. Its weight may differ from tensor to tensor; statistics
+    // only ask whether it is zero everywhere.
     const int weight = method->IndexOf("weight");
-    for (uint32_t t : scope.tensors)
-      for (size_t m = 0; weight >= 0 && m < shared.model.size(); ++m)
-        if (const double w = coefficients[tensors[t].coefficients].model[m][static_cast<size_t>(weight)]; w != 0)
-          shared.model[m][static_cast<size_t>(weight)] = w;
+    for (size_t m = 0; m < shared.model.size(); ++m) {
+      const auto merges_it = [&](uint32_t t) {
+        if (weight < 0) return tensors[t].models[m].present();
+        return coefficients[tensors[t].coefficients].model[m][static_cast<size_t>(weight)] != 0;
+      };
+      const auto merged = std::find_if(scope.tensors.begin(), scope.tensors.end(), merges_it);
+      if (merged != scope.tensors.end()) shared.model[m] = coefficients[tensors[*merged].coefficients].model[m];
+    }
   }
   TensorFacts facts{.elements = scope.elements};
   if (!model_scope) facts = tensors[scope.tensors.front()].Facts();
+  if (measured && approach == Approach::kDraft) approach = Approach::kPlain;   // merged only when all is measured
   std::unique_ptr<Merger> merger = method->make(*method, shared, facts, approach);
+  if (measured) {
+    uint64_t part = 0;
+    for (uint32_t t : scope.tensors)
+      part = std::max(part, MeasuredPart(*method, coefficients[tensors[t].coefficients], tensors[t].Facts()));
+    merger = NewMeasuredMerger(*method, shared.model.size(), part, std::move(merger));
+  }
   if (!statistics.directory.empty()) merger->UseStatistics(scope.known);
   return merger;
 }

@@ -129,6 +129,7 @@ struct MemoryPlan {
   uint32_t drafts = 0;              // output tiles that wait for thresholds
   uint64_t open = 0;                // for the open elements of drafts
   uint64_t pool = 0;                // what remains for mapped tiles and accumulators
+  uint64_t waiting = 0;             // of it, for statistics that wait until every scope is measured
 };
 
 struct PlanTotals {
@@ -161,6 +162,7 @@ struct Plan {
   DType config_type = DType::kF32;        // what config.json will say: the type of most parameters
   bool untie_head = false;                // tie_word_embeddings becomes false
   bool model_scope = false;
+  bool measured = false;                  // every scope is measured before one is merged (layer_scale.h)
   bool single_file = false;
   std::vector<Coefficients> coefficients; // without duplicates
   std::vector<PlannedTensor> tensors;     // in output order

@@ -15,8 +15,9 @@ using Write = std::function<void(std::string_view)>;
 
 std::string Dump(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
 
-Json CoefficientsToJson(const MethodInfo& method, const Coefficients& c) {
+Json CoefficientsToJson(const MethodInfo& method, const Coefficients& c, bool measured) {
   Json out = Json::object();
+  if (measured) out["layer"] = c.layer;
   for (size_t p = 0; p < method.parameters.size(); ++p) {
     const ParameterSpec& spec = method.parameters[p];
     Json value;
@@ -52,7 +53,9 @@ Json LayoutToJson(const Plan& plan) {
       source["files"].push_back({{"name", shard.name}, {"bytes", shard.identity.size}});
     out["sources"].push_back(source);
   }
-  for (const Coefficients& c : plan.coefficients) out["coefficients"].push_back(CoefficientsToJson(*plan.method, c));
+  for (const Coefficients& c : plan.coefficients)
+    out["coefficients"].push_back(CoefficientsToJson(*plan.method, c, plan.measured));
+  if (plan.measured) out["layer_scale"] = {{"alpha", nullptr}, {"beta", plan.recipe.layer_scale->beta}};
   for (const PlannedShard& shard : plan.shards) out["shards"].push_back({{"name", shard.name}, {"bytes", shard.bytes}});
   return out;
 }
@@ -108,10 +111,10 @@ void WritePlanJson(const Plan& plan, const Json& more, const Write& write) {
   out["memory"] = {{"budget", m.budget}, {"least", m.least}, {"threads", m.threads}, {"catalogue", m.catalogue},
                    {"scratch", m.scratch}, {"tile_elements", m.tile_elements}, {"buffers", m.buffers},
                    {"buffer_bytes", m.buffer_bytes}, {"accumulators", m.accumulators}, {"drafts", m.drafts},
-                   {"open", m.open}, {"pool", m.pool}};
+                   {"open", m.open}, {"pool", m.pool}, {"waiting", m.waiting}};
   out["warnings"] = plan.warnings;
   const Json layout = LayoutToJson(plan);
-  for (const char* key : {"sources", "shards", "coefficients"})
+  for (const char* key : {"sources", "shards", "coefficients", "layer_scale"})
     if (layout.contains(key)) out[key] = layout[key];
   for (size_t i = 0; i < plan.checkpoints.size(); ++i) {
     out["sources"][i]["reference"] = plan.checkpoints[i].reference;

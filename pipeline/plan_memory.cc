@@ -31,17 +31,21 @@ constexpr double kOpenShare = 0.012;
 constexpr uint64_t kPage = 4096;
 constexpr uint64_t kMostMaps = 16'384;
 constexpr uint64_t kHistogramRow = kLowBins * sizeof(uint64_t);  // totals of one model while a round finishes
+// A scope that waits, and what it knows of a model.
+constexpr uint64_t kWaitingScope = 1536, kWaitingModel = 256;
 
 // A rough but generous count of what the plan itself occupies.
 uint64_t CatalogueBytes(const Plan& plan) {
   uint64_t bytes = 0;
   for (const Checkpoint& checkpoint : plan.checkpoints) bytes += checkpoint.MemoryBytes();
-  for (const Coefficients& c : plan.coefficients) bytes += 96 + c.model.size() * (24 + c.shared.size() * 16);
+  for (const Coefficients& c : plan.coefficients)   // and the graph's copy
+    bytes += 2 * (104 + c.model.size() * (24 + c.shared.size() * 16));
+  if (plan.measured) bytes += plan.scopes.size() * (kWaitingScope + plan.most_models * kWaitingModel);
   for (const PlannedShard& shard : plan.shards) bytes += 128 + shard.header.size();
   const uint64_t per_tensor =
       sizeof(PlannedTensor) + sizeof(PlannedScope) + 256 + plan.most_models * sizeof(TensorSource);
   for (const PlannedScope& scope : plan.scopes) bytes += scope.known.capacity() * sizeof(ModelStatistics);
-  if (!plan.statistics.directory.empty()) bytes += StatisticsKeeper::MemoryBytes(plan.models.size());
+  bytes += StatisticsKeeper::MemoryBytes(plan);
   for (const PlannedTensor& tensor : plan.tensors)
     for (const MappedRows& rows : tensor.rows)
       bytes += sizeof(MappedRows) + (rows.map != nullptr ? rows.map->MemoryBytes() : 0);
@@ -163,13 +167,14 @@ void PlanDrafts(Plan* plan, const std::vector<PlannedScope*>& scopes, uint64_t s
   m.pool -= m.drafts * m.buffer_bytes + m.open;
 }
 
-// Whether the scope's sources, its statistics and so many bytes more leave a third of the pool, to read the next one meanwhile.
+// Whether the scope's sources, its statistics and so many bytes more leave a third of the pool, to read the next one
+// meanwhile.
 bool FitsThePool(const Plan& plan, const PlannedScope& scope, uint64_t more) {
   const PlannedTensor& tensor = plan.tensors[scope.tensors.front()];
   const MemoryPlan& m = plan.memory;
   const uint64_t needed = plan.Tiles(tensor) * TileCost(plan, tensor, plan.TileElements(tensor)) +
                           scope.statistics_bytes * m.accumulators + scope.sums_bytes + more;
-  return needed <= m.pool / 3 * 2;
+  return needed <= (m.pool - m.waiting) / 3 * 2;
 }
 
 // How each scope finds its thresholds, and whether its sources stay meanwhile.
@@ -217,7 +222,8 @@ void ChooseWhatIsKept(Plan* plan) {
   }
 }
 
-// Bytes that each round maps, counted from the merge back; a resident scope maps its bytes once, counted to the merge.
+// Bytes that each round maps, counted from the merge back. A resident scope maps its bytes once, counted to the merge;
+// one that is measured first, twice.
 void CountBytes(Plan* plan) {
   PlanTotals& totals = plan->totals;
   for (const PlannedShard& shard : plan->shards) totals.bytes_written += shard.bytes;
@@ -237,7 +243,12 @@ void CountBytes(Plan* plan) {
       totals.parameters += tensor.elements;
       (!copy ? totals.merged : tensor.action == TensorAction::kCopy ? totals.copied : totals.unchanged) += 1;
       if (!copy) totals.merged_elements += tensor.elements;
-      uint64_t largest_round = 0, all_rounds = 0;
+      const uint32_t together = !scope.resident ? 0 : plan->measured ? reads - 1 : reads;   // rounds that map once
+      const auto add = [&](uint32_t i, uint64_t bytes) {
+        totals.read_per_round[i + totals.read_per_round.size() - reads] += bytes;
+        totals.bytes_read += bytes;
+      };
+      uint64_t largest = 0;
       std::vector<bool> was_read(tensor.models.size() + 1);
       for (uint32_t i = 0; i < reads; ++i) {
         uint64_t bytes = 0, for_padding = 0;   // which a reader takes the mean for when it first meets it
@@ -251,14 +262,11 @@ void CountBytes(Plan* plan) {
         };
         for (size_t m = 0; m < tensor.models.size(); ++m)
           if (copy || merger->Reads(rounds[i], m, plan->coefficients[tensor.coefficients])) read(m + 1);
-        if (reads_any || i + 1 == reads) read(0);
-        totals.read_per_round[i + totals.read_per_round.size() - reads] += (scope.resident ? 0 : bytes) + for_padding;
-        totals.bytes_read += for_padding;
-        largest_round = std::max(largest_round, bytes);
-        all_rounds += bytes;
+        if (reads_any || i + 1 == reads || scope.resident) read(0);
+        if (i < together) largest = std::max(largest, bytes), bytes = 0;
+        add(i, bytes + for_padding);
       }
-      if (scope.resident) totals.read_per_round.back() += largest_round;
-      totals.bytes_read += scope.resident ? largest_round : all_rounds;
+      if (together > 0) add(together - 1, largest);
     }
   }
 }
@@ -305,7 +313,9 @@ void PlanMemory(Plan* plan, const PlanOptions& options) {
   for (const PlannedScope& scope : plan->scopes) {
     accumulator = std::max(accumulator, scope.statistics_bytes);
     sums = std::max(sums, scope.sums_bytes);
+    if (plan->measured) m.waiting += scope.kept_bytes;
   }
+  sums += m.waiting;
   const uint64_t fixed = m.catalogue + m.scratch;
   const uint64_t smallest_tile = LargestTileCost(*plan, kReductionBlock);
   m.least = fixed + 2 * BufferBytes(*plan, kReductionBlock) + accumulator + sums + 2 * smallest_tile;

@@ -260,33 +260,35 @@ void SlicedModel::ForEach(const std::function<void(WantedTensor)>& visit) const 
       if (!seen.insert(name).second) continue;
       const bool before = IsEmbedding(name) ||
                           IsInAnotherTower(name, module.stacks, StacksOf(module.groups.front().leader().checkpoint));
-      visit({.name = name,
-             .groups = module.GroupsAround(before),
-             .position = module.rearranged() ? 0 : positions.Of(name),
-             .guess = t});
+      const double position = module.rearranged() ? 0 : positions.Of(name);
+      visit({.name = name, .groups = module.GroupsAround(before), .position = position, .depth = position, .guess = t});
     }
   }
 }
 
 void SlicedModel::VisitStack(const Module& module, const std::string& stack,
                              const std::function<void(WantedTensor)>& visit) const {
-  uint64_t output = 0;
+  uint64_t output = 0, all = 0;
+  for (const SourceGroup& group : module.groups) all += group.leader().model->layers->size();
   for (const SourceGroup& group : module.groups)
     for (uint64_t layer = 0; layer < group.leader().model->layers->size(); ++layer)
-      VisitLayer(group, stack, layer, output++, visit);
+      VisitLayer(group, stack, layer, output++, all, visit);
 }
 
 // What the leader has in its layer, in its order, then what only others have.
 void SlicedModel::VisitLayer(const SourceGroup& group, std::string_view stack, uint64_t layer, uint64_t output,
-                             const std::function<void(WantedTensor)>& visit) const {
-  const uint64_t count = group.leader().model->layers->size();
-  const double position = count == 1 ? 1 : static_cast<double>(layer) / static_cast<double>(count - 1);
+                             uint64_t all, const std::function<void(WantedTensor)>& visit) const {
+  const auto among = [](uint64_t i, uint64_t count) {
+    return count == 1 ? 1 : static_cast<double>(i) / static_cast<double>(count - 1);
+  };
+  const double position = among(layer, group.leader().model->layers->size()), depth = among(output, all);
   std::set<std::string_view> seen;
   const auto add = [&](const SourceGroup::Source& source) {
     for (uint32_t t : StacksOf(source.checkpoint).Find(stack)->at(source.model->layers->begin + layer)) {
       const LayerName name = *ParseLayerName(CheckpointOf(source).tensors[t].info.name);
       if (!seen.insert(name.rest).second) continue;
-      visit({.name = NameInLayer(name, output), .groups = {&group}, .position = position, .layer = layer, .guess = t});
+      visit({.name = NameInLayer(name, output), .groups = {&group}, .position = position, .depth = depth,
+             .layer = layer, .guess = t});
     }
   };
   add(group.leader());
@@ -304,6 +306,16 @@ std::vector<StackedLayers> SlicedModel::Stacks() const {
           stacked.layers.push_back({group.leader().checkpoint, group.leader().model->layers->begin + layer});
     }
   return stacks;
+}
+
+std::vector<uint32_t> SlicedModel::Models() const {
+  std::vector<uint32_t> models;
+  for (const auto& module : modules_)
+    for (const SourceGroup& group : module->groups)
+      for (const SourceGroup::Source& source : group.models)
+        if (std::find(models.begin(), models.end(), source.checkpoint) == models.end())
+          models.push_back(source.checkpoint);
+  return models;
 }
 
 uint64_t SlicedModel::LayersOf(const Checkpoint& checkpoint, std::string_view stack) const {

@@ -23,7 +23,7 @@ namespace braid {
 struct SourceGroup {
   struct Source {
     uint32_t checkpoint = 0;             // index into Plan::checkpoints
-    const RecipeModel* model = nullptr;
+    const RecipeModel* model = nullptr;  // of one of `models`, null: nobody; see TensorPlanner::Widened
   };
   std::optional<Source> base;            // that the models are compared with
   std::vector<Source> models;
@@ -37,6 +37,7 @@ struct WantedTensor {
   std::string name;
   std::vector<const SourceGroup*> groups; // the first of which has it lends it
   double position = 0;                    // t of gradients
+  double depth = 0;                       // the same among all layers of the output: where layer_scale sees it
   std::optional<uint64_t> layer = {};     // place among the layers of the slice; the sources have other numbers there
   uint32_t guess = 0;                     // where the leader of the first group may have it
 
@@ -65,6 +66,8 @@ class SlicedModel {
   // In the order of the output.
   void ForEach(const std::function<void(WantedTensor)>& visit) const;
   std::vector<StackedLayers> Stacks() const;
+  // The checkpoints that are models, not bases, of any slice: each once, in the order of the recipe.
+  std::vector<uint32_t> Models() const;
   // How many layers a stack has in a checkpoint.
   uint64_t LayersOf(const Checkpoint& checkpoint, std::string_view stack) const;
   // What mergekit does differently with this recipe.
@@ -78,7 +81,8 @@ class SlicedModel {
   void CheckRanges(const Module& module) const;
   void CheckRange(const SourceGroup::Source& source, std::string_view stack) const;
   void VisitStack(const Module& module, const std::string& stack, const std::function<void(WantedTensor)>& visit) const;
-  void VisitLayer(const SourceGroup& group, std::string_view stack, uint64_t layer, uint64_t output,
+  // Layer `layer` of a slice, which is layer `output` of `all`.
+  void VisitLayer(const SourceGroup& group, std::string_view stack, uint64_t layer, uint64_t output, uint64_t all,
                   const std::function<void(WantedTensor)>& visit) const;
   const LayerStacks& StacksOf(uint32_t checkpoint) const { return *stacks_.at(checkpoint); }
   const Checkpoint& CheckpointOf(const SourceGroup::Source& source) const {

@@ -60,8 +60,7 @@ bool DifferInRowsOnly(const std::vector<uint64_t>& a, const std::vector<uint64_t
 std::string ShapeHint(std::string_view name, const std::vector<uint64_t>& a, const std::vector<uint64_t>& b) {
   if ((IsEmbedding(name) || IsOutputHead(name)) && DifferInRowsOnly(a, b))
     return "the models have different vocabularies: align them with 'tokenizer_source' (in TOML 'tokenizer'), the "
-           "base's "
-           "with \"base\", all of them with \"union\"";
+           "base's with \"base\", all of them with \"union\"";
   return "only models of one architecture can be merged";
 }
 
@@ -73,6 +72,7 @@ class TensorPlanner {
       : plan_(*plan), vocabulary_(vocabulary), relative_(plan->relative), layers_(AllNames()) {}
 
   void Run() {
+    plan_.model_scope = IsModelScope();
     if (plan_.recipe.modules.empty()) PlanModels();
     else PlanSlices();
     CheckFilters(plan_.recipe, names_, &plan_.recipe.warnings);
@@ -88,7 +88,9 @@ class TensorPlanner {
   void RearrangeConfig(const SlicedModel& sliced);
   bool IsTiedEverywhere(std::string_view name);
   bool HasSource(const WantedTensor& wanted, const SourceGroup& group);
-  void PlanOne(const WantedTensor& wanted, const SourceGroup& group);
+  void PlanOne(const WantedTensor& wanted, const SourceGroup& sources);
+  bool IsModelScope() const;
+  SourceGroup Widened(const SourceGroup& group) const;
   SourceGroup::Source LenderOf(const SourceGroup& group) const;
   void PlanExcluded(const WantedTensor& wanted, const SourceGroup& group);
   void CheckSomethingIsMerged() const;
@@ -119,6 +121,7 @@ class TensorPlanner {
   LayerPositions layers_;
   std::unordered_multimap<size_t, uint32_t> interned_;
   std::vector<double> skip_weight_;
+  std::vector<uint32_t> whole_models_;   // of slices with scope = "model": their checkpoints, as the recipe lists them
 };
 
 // The base's tensors in its file order (without a base, the first model's), then what only others have. Fine-tunes
@@ -146,12 +149,36 @@ void TensorPlanner::PlanModels() {
   for (uint32_t place = 0; place < names_.size(); ++place) {
     const std::string name(names_[place]);
     if (IsTiedEverywhere(name)) continue;
-    PlanOne({.name = name, .groups = {}, .position = layers_.Of(name), .guess = place}, group);
+    const double position = layers_.Of(name);
+    PlanOne({.name = name, .groups = {}, .position = position, .depth = position, .guess = place}, group);
   }
+}
+
+bool TensorPlanner::IsModelScope() const {
+  Coefficients c;
+  for (const ParameterSpec& spec : plan_.method->parameters)
+    c.shared.push_back(spec.scope == ParameterScope::kRecipe ? ResolveParameter(plan_.recipe, nullptr, spec, "", 0)
+                                                             : 0);
+  return plan_.method->IsModelScope(c);
+}
+
+// Where statistics are of whole models, each of them has a place of its own, whichever slices it is a source of: all
+// that comes into the output from it is its task vector. Where a slice does not have it, it is like a model that lacks
+// the tensor (on_missing = "skip").
+SourceGroup TensorPlanner::Widened(const SourceGroup& group) const {
+  SourceGroup wide = group;
+  if (whole_models_.empty()) return wide;
+  wide.models.assign(whole_models_.size(), {});
+  for (const SourceGroup::Source& source : group.models) {
+    const auto place = std::find(whole_models_.begin(), whole_models_.end(), source.checkpoint) - whole_models_.begin();
+    wide.models[static_cast<size_t>(place)] = source;
+  }
+  return wide;
 }
 
 void TensorPlanner::PlanSlices() {
   const SlicedModel sliced(plan_);
+  if (plan_.model_scope) whole_models_ = sliced.Models();
   sliced.ForEach([&](const WantedTensor& wanted) {
     if (!wanted.layer && IsTiedEverywhere(wanted.name)) return;
     const auto group = std::find_if(wanted.groups.begin(), wanted.groups.end(),
@@ -244,15 +271,17 @@ void TensorPlanner::CheckSomethingIsMerged() const {
                     "only and exclude leave no tensor to merge");
 }
 
-void TensorPlanner::PlanOne(const WantedTensor& wanted, const SourceGroup& group) {
-  if (!IsMerged(plan_.recipe, wanted.name)) return PlanExcluded(wanted, group);
+void TensorPlanner::PlanOne(const WantedTensor& wanted, const SourceGroup& sources) {
+  if (!IsMerged(plan_.recipe, wanted.name)) return PlanExcluded(wanted, sources);
+  const SourceGroup group = Widened(sources);
   const auto find = [&](const SourceGroup::Source& source) {
     return Find(source.checkpoint, wanted.NameIn(source), wanted.guess);
   };
   PlannedTensor tensor;
   tensor.name = wanted.name;
   if (group.base) tensor.base = find(*group.base);
-  for (const SourceGroup::Source& source : group.models) tensor.models.push_back(find(source));
+  for (const SourceGroup::Source& source : group.models)
+    tensor.models.push_back(source.model == nullptr ? TensorSource{} : find(source));
   skip_weight_.assign(group.models.size(), 1);
   if (!HandleMissing(wanted, group, &tensor)) return;
   CheckShapesAndTypes(group, &tensor);
@@ -262,12 +291,12 @@ void TensorPlanner::PlanOne(const WantedTensor& wanted, const SourceGroup& group
   plan_.tensors.push_back(std::move(tensor));
 }
 
-// Where layers are rearranged, the base's tensor for a layer is that of its layer in the slice, if it is a source of
-// it.
+// Where layers are rearranged, the base's tensor for a layer is that of its layer in the slice, if it is in the slice.
 TensorSource TensorPlanner::LentByBase(const SourceGroup& group, const PlannedTensor& tensor) {
   if (plan_.recipe.modules.empty()) return Find(static_cast<uint32_t>(plan_.base), tensor.name, 0);
   for (size_t m = 0; m < group.models.size(); ++m)
-    if (group.models[m].checkpoint == static_cast<uint32_t>(plan_.base)) return tensor.models[m];
+    if (group.models[m].model != nullptr && group.models[m].checkpoint == static_cast<uint32_t>(plan_.base))
+      return tensor.models[m];
   return {};
 }
 
@@ -295,6 +324,8 @@ bool TensorPlanner::HandleMissing(const WantedTensor& wanted, const SourceGroup&
   for (size_t m = 0; m < tensor->models.size(); ++m) {
     if (tensor->models[m].present()) {
       ++present;
+    } else if (group.models[m].model == nullptr) {
+      skip_weight_[m] = 0;
     } else if (policy == OnMissing::kError) {
       throw missing(group.models[m],
                     "on_missing = \"base\" takes the base's tensor for it, \"skip\" merges the others without it");
@@ -363,13 +394,13 @@ void TensorPlanner::Resolve(const WantedTensor& wanted, const SourceGroup& group
     }
     for (size_t m = 0; m < c.model.size(); ++m) {
       const SourceGroup::Source& source = group.models[m];
+      if (source.model == nullptr) continue;
       c.model[m][p] = ResolveParameter(plan_.recipe, source.model, specs[p], wanted.NameIn(source), wanted.position,
                                        group.settings);
       if (specs[p].name == "weight") c.model[m][p] *= skip_weight_[m];
     }
   }
-  if (plan_.recipe.layer_scale)
-    c.shared[static_cast<size_t>(plan_.method->IndexOf("lambda"))] *= plan_.recipe.layer_scale->At(wanted.position);
+  if (plan_.recipe.layer_scale) c.layer = wanted.depth;
   if (plan_.method->check != nullptr && tensor->action == TensorAction::kMerge)
     if (const std::string wrong = plan_.method->check(*plan_.method, c); !wrong.empty())
       throw RecipeError(plan_.recipe, plan_.recipe.method_where,
@@ -380,6 +411,7 @@ void TensorPlanner::Resolve(const WantedTensor& wanted, const SourceGroup& group
 uint32_t TensorPlanner::Intern(Coefficients c) {
   size_t hash = 0;
   const auto mix = [&](double v) { hash = hash * 1099511628211u ^ std::hash<double>()(v); };
+  mix(c.layer);
   for (double v : c.shared) mix(v);
   for (const auto& model : c.model)
     for (double v : model) mix(v);
@@ -394,7 +426,7 @@ uint32_t TensorPlanner::Intern(Coefficients c) {
 
 // One threshold over the whole model needs one density, and one rescale, per model.
 void TensorPlanner::CheckModelScope() {
-  plan_.model_scope = !plan_.coefficients.empty() && plan_.method->IsModelScope(plan_.coefficients.front());
+  plan_.model_scope &= !plan_.coefficients.empty();
   if (!plan_.model_scope) return;
   const int parameter = plan_.method->IndexOf("rescale");
   if (parameter < 0) return;

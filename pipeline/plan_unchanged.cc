@@ -23,7 +23,7 @@ bool SameBytes(const Plan& plan, const TensorSource& a, const TensorSource& b) {
 
 // Per model, whether it has a weight in some tensor. A model without one takes no part in the statistics of a scope.
 std::vector<bool> HaveWeight(const Plan& plan, int weight) {
-  std::vector<bool> some(plan.models.size(), weight < 0);
+  std::vector<bool> some(plan.most_models, weight < 0);
   for (const Coefficients& c : plan.coefficients)
     for (size_t m = 0; weight >= 0 && m < some.size(); ++m)
       if (c.model[m][static_cast<size_t>(weight)] != 0) some[m] = true;

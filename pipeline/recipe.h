@@ -83,8 +83,8 @@ struct RecipeModule {
 
 // LiNeS: the merged task vector of layer l of L is scaled by alpha + beta l / (L - 1); outside of the layers by alpha.
 struct LayerScale {
-  double alpha = 1, beta = 0;
-  double At(double layer_position) const { return alpha + beta * layer_position; }
+  std::optional<double> alpha = {};   // without one it is found: pipeline/layer_scale.h
+  double beta = 0;
 };
 
 // Where the row of one token comes from in a model that does not have it, or in every model.

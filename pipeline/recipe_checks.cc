@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <map>
+#include <utility>
 
 #include "pipeline/recipe_node.h"
 #include "pipeline/recipe_slices.h"
@@ -107,10 +109,8 @@ namespace {
 
 bool IsModelScope(const MethodInfo& method, const Recipe& recipe) {
   const ParameterSpec* spec = method.Find("scope");
-  const auto settings = recipe.settings.find("scope");
-  if (spec == nullptr || settings == recipe.settings.end()) return false;
-  const auto choice = static_cast<size_t>(settings->second.front().values.front());
-  return spec->choices.at(choice) == "model";
+  if (spec == nullptr) return method.whole_model;
+  return spec->choices.at(static_cast<size_t>(ResolveParameter(recipe, nullptr, *spec, "", 0))) == "model";
 }
 
 void CheckOneNumber(const Recipe& recipe, const Settings& settings, std::string_view parameter) {
@@ -127,14 +127,36 @@ void CheckOneNumber(const Recipe& recipe, const Settings& settings, std::string_
   }
 }
 
+// A model that is a source of several slices, too.
+void CheckOneNumberPerModel(const Recipe& recipe, const ParameterSpec& spec) {
+  std::map<std::string_view, std::pair<double, Location>> first;
+  for (const RecipeModule& module : recipe.modules) {
+    CheckOneNumber(recipe, module.settings, spec.name);
+    for (const RecipeSlice& slice : module.slices) {
+      CheckOneNumber(recipe, slice.settings, spec.name);
+      for (const RecipeModel& model : slice.models) {
+        CheckOneNumber(recipe, model.settings, spec.name);
+        const std::array<const Settings*, 2> around = {&slice.settings, &module.settings};
+        const double value = ResolveParameter(recipe, &model, spec, "", 0, around);
+        const auto [earlier, is_new] = first.emplace(model.reference, std::pair(value, model.where));
+        if (earlier->second.first == value) continue;
+        throw RecipeError(
+            recipe, model.where,
+            fmt::format("with scope 'model' a {} is one number per model: here {} has {}, in line {} it has {}",
+                        spec.name, Quoted(model.reference), value, earlier->second.second.line, earlier->second.first))
+            .Hint("give it the same one in all slices");
+      }
+    }
+  }
+}
+
 // One threshold over a model's whole task vector has no place for a density that varies within it.
 void CheckModelScope(const MethodInfo& method, const Recipe& recipe) {
-  if (!IsModelScope(method, recipe)) return;
-  if (!recipe.modules.empty())
-    throw RecipeError(recipe, recipe.settings.find("scope")->second.front().where,
-                      "with scope 'model' whole models are merged, no slices or modules");
-  CheckOneNumber(recipe, recipe.settings, "density");
-  for (const RecipeModel& model : recipe.models) CheckOneNumber(recipe, model.settings, "density");
+  const ParameterSpec* density = method.Find("density");
+  if (density == nullptr || !IsModelScope(method, recipe)) return;
+  CheckOneNumber(recipe, recipe.settings, density->name);
+  for (const RecipeModel& model : recipe.models) CheckOneNumber(recipe, model.settings, density->name);
+  CheckOneNumberPerModel(recipe, *density);
 }
 
 // Behind a value for all tensors no other is ever asked for.

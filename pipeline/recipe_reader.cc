@@ -169,13 +169,14 @@ LayerScale RecipeReader::ReadLayerScale(const RecipeNode& node) const {
   RequireTable(node, "layer_scale");
   for (const RecipeEntry& entry : node.entries)
     if (entry.key != "alpha" && entry.key != "beta") FailUnknownKey(entry, "layer_scale", {"alpha", "beta"});
-  const auto number = [&](std::string_view name, std::string hint) {
+  const auto number = [&](std::string_view name) -> std::optional<double> {
     const RecipeNode* value = node.Find(name);
-    if (value == nullptr) Fail(node.where, fmt::format("layer_scale without '{}'", name), std::move(hint));
+    if (value == nullptr) return std::nullopt;
     return ReadSetting({.name = name, .scope = ParameterScope::kRecipe, .help = ""}, *value).values.front();
   };
-  return {.alpha = number("alpha", "the scale of the first layer; there is no automatic one yet"),
-          .beta = number("beta", "how much larger the scale of the last layer is")};
+  const std::optional<double> beta = number("beta");
+  if (!beta) Fail(node.where, "layer_scale without 'beta'", "how much larger the scale of the last layer is");
+  return {.alpha = number("alpha"), .beta = *beta};
 }
 
 void RecipeReader::ReadMethod(const RecipeNode* node, std::string_view name) {

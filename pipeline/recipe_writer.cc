@@ -159,7 +159,7 @@ class RecipeWriter {
   void AddLayerScale(RecipeNode* root) {
     if (!recipe_.layer_scale) return;
     RecipeNode table = TableNode();
-    Add(&table, "alpha", NumberNode(recipe_.layer_scale->alpha));
+    if (recipe_.layer_scale->alpha) Add(&table, "alpha", NumberNode(*recipe_.layer_scale->alpha));
     Add(&table, "beta", NumberNode(recipe_.layer_scale->beta));
     Add(root, "layer_scale", std::move(table));
     ours_.push_back("layer_scale");

@@ -41,6 +41,7 @@ uint64_t ScopeRun::TilesInRound() const {
 }
 
 void ScopeRun::BeginRound() {
+  if (waits()) resident_ = false;   // it is read anew for the merge
   spec_ = is_copy() ? RoundSpec{.name = "copy"} : merger_->round(round_);
   accumulators_.clear(), free_.clear(), accumulators_made_ = 0;
   sums_begin_.clear();
@@ -152,6 +153,12 @@ void ScopeRun::Grant(TileWork* work) {
 bool ScopeRun::WaitForRound(uint32_t r) {
   std::unique_lock lock(mutex_);
   begun_.wait(lock, [&] { return cancelled_ || round_ >= r; });
+  return !cancelled_;
+}
+
+bool ScopeRun::WaitForNorms() {
+  std::unique_lock lock(mutex_);
+  begun_.wait(lock, [&] { return cancelled_ || waits(); });
   return !cancelled_;
 }
 

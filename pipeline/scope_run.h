@@ -68,6 +68,9 @@ class ScopeRun : public std::enable_shared_from_this<ScopeRun> {
   bool drafts_tiles() const { return drafts_tiles_; }   // in this round, or in the one after it
   const RoundSpec& spec() const { return spec_; }
 
+  // Measured, and waiting until all others are: its merge begins when somebody reads it.
+  bool waits() const { return plan_.measured && !is_copy() && merging(); }
+
   // Whether the current round reads anything of a tensor.
   bool ReadsTensor(uint32_t tensor) const;
   bool ReadsModel(uint32_t tensor, size_t model) const;
@@ -114,6 +117,8 @@ class ScopeRun : public std::enable_shared_from_this<ScopeRun> {
 
   // The I/O thread waits here until round r begins; false when cancelled.
   bool WaitForRound(uint32_t r);
+  // ... and here until the scope waits.
+  bool WaitForNorms();
   void Cancel();
 
   std::vector<TileWork*> tiles;      // of a resident scope, in order

@@ -7,6 +7,7 @@
 #include <compare>
 #include <filesystem>
 #include <numeric>
+#include <set>
 #include <tuple>
 
 #include "io/checksum.h"
@@ -64,12 +65,13 @@ std::optional<XXH128_hash_t> KeyOfFile(const Shard& shard, std::chrono::system_c
 }
 
 // Where the statistics of a model are kept.
-std::string PathFor(const Plan& plan, size_t model) {
+std::string PathFor(const Plan& plan, ComparedModel of) {
   KeyHash hash;
   hash.Add(plan.model_scope ? "model" : "tensor");
-  for (uint32_t c : {static_cast<uint32_t>(plan.base), plan.models[model]}) {
-    hash.Add(plan.checkpoints[c].shards.size());
-    for (const Shard& shard : plan.checkpoints[c].shards) {
+  for (const int32_t c : {of.base, of.model}) {
+    const Checkpoint& checkpoint = plan.checkpoints[static_cast<size_t>(c)];
+    hash.Add(checkpoint.shards.size());
+    for (const Shard& shard : checkpoint.shards) {
       std::error_code ignored;
       hash.Add(fs::weakly_canonical(shard.path, ignored).string());
     }
@@ -136,33 +138,41 @@ class ScopeKeys {
   KeyHash hash_;
 };
 
+// Which checkpoints a scope's statistics of model m are of, by the first tensor that has it; nothing where none does.
+std::optional<ComparedModel> ComparedIn(const Plan& plan, const PlannedScope& scope, size_t m) {
+  for (uint32_t t : scope.tensors) {
+    const PlannedTensor& tensor = plan.tensors[t];
+    if (tensor.base.present() && tensor.models[m].present())
+      return ComparedModel{tensor.base.checkpoint, tensor.models[m].checkpoint};
+  }
+  return std::nullopt;
+}
+
+// The models of a scope, or of nothing that is merged.
+size_t ModelsIn(const Plan& plan, const PlannedScope& scope) {
+  const PlannedTensor& first = plan.tensors[scope.tensors.front()];
+  return scope.elements == 0 || first.action != TensorAction::kMerge ? 0 : first.models.size();
+}
+
 // The scopes in which one model's threshold is asked for, by their keys.
 class ScopeIndex {
  public:
   struct Entry {
     XXH128_hash_t key;
-    uint32_t scope;
+    uint32_t scope, model;   // the model's place in the scope
     bool keep_equals;
     uint64_t asked;
   };
 
-  ScopeIndex(const Plan& plan, size_t model) {
-    ScopeKeys keys(plan);
-    for (uint32_t s = 0; s < plan.scopes.size(); ++s) {
-      const PlannedScope& scope = plan.scopes[s];
-      if (scope.elements == 0 || plan.tensors[scope.tensors.front()].action != TensorAction::kMerge) continue;
-      const ModelStatistics question = plan.MakeMerger(scope, Approach::kPlain)->Statistics(model);
-      if (question.asked == 0) continue;
-      if (const auto key = keys.Of(scope, model)) entries_.push_back({*key, s, question.keep_equals, question.asked});
-    }
+  void Add(const Entry& entry) { entries_.push_back(entry); }
+  void Sort() {
     std::sort(entries_.begin(), entries_.end(),
               [](const Entry& a, const Entry& b) { return Order(a.key) < Order(b.key); });
   }
-
-  bool empty() const { return entries_.empty(); }
+  std::span<const Entry> all() const { return entries_; }
   // Several where output tensors have the same sources.
   std::span<const Entry> Find(XXH128_hash_t key) const {
-    const auto range = std::equal_range(entries_.begin(), entries_.end(), Entry{key, 0, false, 0},
+    const auto range = std::equal_range(entries_.begin(), entries_.end(), Entry{key, 0, 0, false, 0},
                                         [](const Entry& a, const Entry& b) { return Order(a.key) < Order(b.key); });
     return {range.first, range.second};
   }
@@ -171,6 +181,25 @@ class ScopeIndex {
   static std::tuple<uint64_t, uint64_t> Order(XXH128_hash_t key) { return {key.high64, key.low64}; }
   std::vector<Entry> entries_;
 };
+
+std::map<ComparedModel, ScopeIndex> IndexScopes(const Plan& plan) {
+  std::map<ComparedModel, ScopeIndex> indices;
+  ScopeKeys keys(plan);
+  for (uint32_t s = 0; s < plan.scopes.size(); ++s) {
+    const PlannedScope& scope = plan.scopes[s];
+    if (ModelsIn(plan, scope) == 0) continue;
+    const std::unique_ptr<Merger> merger = plan.MakeMerger(scope, Approach::kPlain);
+    for (uint32_t m = 0; m < ModelsIn(plan, scope); ++m) {
+      const ModelStatistics question = merger->Statistics(m);
+      if (question.asked == 0) continue;
+      const auto of = ComparedIn(plan, scope, m);
+      const auto key = keys.Of(scope, m);
+      if (of && key) indices[*of].Add({*key, s, m, question.keep_equals, question.asked});
+    }
+  }
+  for (auto& [of, index] : indices) index.Sort();
+  return indices;
+}
 
 // --- records ----------------------------------------------------------------------------------------------
 
@@ -214,8 +243,8 @@ StatisticsRecord RecordOf(XXH128_hash_t scope, const ModelStatistics& found) {
           .norm = found.norm, .kept_norm = found.kept_norm, .cut_key = found.cut.key, .flags = flags};
 }
 
-void LoadModel(Plan* plan, size_t model, const ScopeIndex& index) {
-  const std::string path = PathFor(*plan, model);
+void LoadModel(Plan* plan, ComparedModel of, const ScopeIndex& index) {
+  const std::string path = PathFor(*plan, of);
   try {
     const auto reader = StatisticsReader::Open(path);
     if (!reader) return;
@@ -223,17 +252,35 @@ void LoadModel(Plan* plan, size_t model, const ScopeIndex& index) {
       for (const ScopeIndex::Entry& entry : index.Find(record.scope)) {
         PlannedScope& scope = plan->scopes[entry.scope];
         if (!MakesSense(record, bins, scope.elements)) continue;
-        if (scope.known.empty()) scope.known.resize(plan->models.size());
-        Use(record, bins, entry, &scope.known[model]);
+        if (scope.known.empty()) scope.known.resize(ModelsIn(*plan, scope));
+        Use(record, bins, entry, &scope.known[entry.model]);
       }
     });
   } catch (const Error& error) {
-    for (PlannedScope& scope : plan->scopes)
-      if (!scope.known.empty()) scope.known[model] = {};
+    for (const ScopeIndex::Entry& entry : index.all())
+      if (PlannedScope& scope = plan->scopes[entry.scope]; !scope.known.empty()) scope.known[entry.model] = {};
     const bool damaged = error.code() == ErrorCode::kBadInput;
     plan->warnings.push_back(fmt::format("statistics cache: {}: {}{}", path, error.message(),
                                          damaged ? "; what it held is found anew" : "; it is not used"));
   }
+}
+
+// Answers to other questions of the same files; those of files that are no more are left behind.
+void CopyEarlier(const Plan& plan, ComparedModel of, const ScopeIndex& index, StatisticsWriter* writer) {
+  std::vector<std::pair<uint8_t, bool>> copied(plan.scopes.size());   // answers; a histogram
+  std::optional<StatisticsReader> reader;
+  try {
+    reader = StatisticsReader::Open(PathFor(plan, of));
+  } catch (const Error&) {
+    return;   // damaged: told when it was loaded
+  }
+  if (!reader) return;
+  reader->ForEach([&](const StatisticsRecord& record, std::span<const BinCount> bins) {
+    const auto scopes = index.Find(record.scope);
+    if (scopes.empty() || !writer->HasRoom()) return;
+    auto& [answers, histogram] = copied[scopes.front().scope];
+    if (bins.empty() ? answers++ < kMostEarlier : !std::exchange(histogram, true)) writer->Add(record, bins);
+  });
 }
 
 }  // namespace
@@ -245,89 +292,79 @@ void LoadStatistics(Plan* plan, const std::string& directory, std::chrono::syste
     for (const Shard& shard : checkpoint.shards) files.push_back(KeyOfFile(shard, before_opening));
   }
   if (!plan->relative) return;
-  for (size_t m = 0; m < plan->models.size(); ++m)
-    if (const ScopeIndex index(*plan, m); !index.empty()) LoadModel(plan, m, index);
+  for (const auto& [of, index] : IndexScopes(*plan)) LoadModel(plan, of, index);
 }
 
-StatisticsKeeper::StatisticsKeeper(const Plan& plan) : plan_(plan) {
-  if (!plan.statistics.directory.empty()) models_.resize(plan.models.size());
-}
+StatisticsKeeper::StatisticsKeeper(const Plan& plan) : plan_(plan) {}
 
 StatisticsKeeper::~StatisticsKeeper() = default;
 
+uint64_t StatisticsKeeper::MemoryBytes(const Plan& plan) {
+  if (plan.statistics.directory.empty()) return 0;
+  std::set<ComparedModel> models;
+  for (const PlannedScope& scope : plan.scopes)
+    for (size_t m = 0; m < ModelsIn(plan, scope); ++m)
+      if (const auto of = ComparedIn(plan, scope, m)) models.insert(*of);
+  return models.size() * (StatisticsWriter::kBufferBytes + 2048);
+}
+
 // A failure ends the keeping of this model's statistics, not the merge.
 template <typename Body>
-void StatisticsKeeper::Guarded(size_t model, Body body) {
+void StatisticsKeeper::Guarded(ComparedModel of, Body body) {
   try {
     body();
   } catch (const Error& error) {
-    models_[model].writer.reset();
+    models_[of].writer.reset();
     // The same for all models, mostly.
     if (warnings_.empty()) warnings_.push_back(fmt::format("statistics are not kept: {}", error.what()));
   }
 }
 
-void StatisticsKeeper::Keep(const PlannedScope& scope, const Merger& merger) {
-  if (models_.empty()) return;
+void StatisticsKeeper::Keep(const PlannedScope& scope, Merger* merger) {
+  if (plan_.statistics.directory.empty()) return;
   ScopeKeys keys(plan_);
-  for (size_t m = 0; m < models_.size(); ++m) {
-    const ModelStatistics found = merger.Statistics(m);
-    const std::span<const BinCount> bins = merger.HighHalves(m);
+  for (size_t m = 0; m < ModelsIn(plan_, scope); ++m) {
+    const ModelStatistics found = merger->Statistics(m);
+    const std::vector<BinCount> bins = merger->TakeHighHalves(m);
     if (found.asked == 0) continue;
     const ModelStatistics known = scope.known.empty() ? ModelStatistics() : scope.known[m];
     const bool is_new = found.has_threshold && !(known.has_threshold && (known.has_kept_norm || !found.has_kept_norm));
     if (!is_new && bins.empty()) continue;
+    const auto of = ComparedIn(plan_, scope, m);
     const auto key = keys.Of(scope, m);
-    if (!key) continue;
+    if (!of || !key) continue;
     std::lock_guard lock(mutex_);
-    Guarded(m, [&] {
-      if (is_new) Add(m, RecordOf(*key, found), {});
+    Guarded(*of, [&] {
+      if (is_new) Add(*of, RecordOf(*key, found), {});
       if (bins.empty()) return;
       StatisticsRecord histogram{.scope = *key, .norm = found.norm};
       if (found.has_norm) histogram.flags = StatisticsRecord::kNorm;
-      Add(m, histogram, bins);
+      Add(*of, histogram, bins);
     });
   }
 }
 
-void StatisticsKeeper::Add(size_t model, const StatisticsRecord& record, std::span<const BinCount> bins) {
-  OfModel& its = models_[model];
+void StatisticsKeeper::Add(ComparedModel of, const StatisticsRecord& record, std::span<const BinCount> bins) {
+  OfModel& its = models_[of];
   if (!std::exchange(its.opened, true)) {
     MakeDirectories(plan_.statistics.directory);
-    its.writer = StatisticsWriter::Open(PathFor(plan_, model));
+    its.writer = StatisticsWriter::Open(PathFor(plan_, of));
   }
   if (its.writer != nullptr && its.writer->HasRoom()) its.writer->Add(record, bins);
 }
 
 void StatisticsKeeper::Commit() {
   std::lock_guard lock(mutex_);
-  for (size_t m = 0; m < models_.size(); ++m) {
-    if (models_[m].writer == nullptr) continue;
-    Guarded(m, [&] {
-      CopyEarlier(m, models_[m].writer.get());
-      models_[m].writer->Commit();
+  if (models_.empty()) return;
+  const std::map<ComparedModel, ScopeIndex> indices = IndexScopes(plan_);
+  for (auto& [of, its] : models_) {
+    if (its.writer == nullptr) continue;
+    Guarded(of, [&] {
+      CopyEarlier(plan_, of, indices.at(of), its.writer.get());
+      its.writer->Commit();
     });
-    models_[m].writer.reset();
+    its.writer.reset();
   }
-}
-
-// Answers to other questions of the same files; those of files that are no more are left behind.
-void StatisticsKeeper::CopyEarlier(size_t model, StatisticsWriter* writer) const {
-  const ScopeIndex index(plan_, model);
-  std::vector<std::pair<uint8_t, bool>> copied(plan_.scopes.size());   // answers; a histogram
-  std::optional<StatisticsReader> reader;
-  try {
-    reader = StatisticsReader::Open(PathFor(plan_, model));
-  } catch (const Error&) {
-    return;   // damaged: told when it was loaded
-  }
-  if (!reader) return;
-  reader->ForEach([&](const StatisticsRecord& record, std::span<const BinCount> bins) {
-    const auto scopes = index.Find(record.scope);
-    if (scopes.empty() || !writer->HasRoom()) return;
-    auto& [answers, histogram] = copied[scopes.front().scope];
-    if (bins.empty() ? answers++ < kMostEarlier : !std::exchange(histogram, true)) writer->Add(record, bins);
-  });
 }
 
 }  // namespace braid

@@ -10,6 +10,8 @@
 #pragma once
 
 #include <chrono>
+#include <compare>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -19,6 +21,12 @@
 #include "pipeline/statistics_file.h"
 
 namespace braid {
+
+// Whose statistics a file of the cache holds: two checkpoints of the plan.
+struct ComparedModel {
+  int32_t base = -1, model = -1;
+  auto operator<=>(const ComparedModel&) const = default;
+};
 
 // Fills Plan::statistics and what is known of each scope (PlannedScope::known) from `directory`, which need not exist.
 // `before_opening`: a time before the sources were opened. Files that cannot be used become warnings of the plan.
@@ -31,27 +39,26 @@ class StatisticsKeeper {
   explicit StatisticsKeeper(const Plan& plan);
   ~StatisticsKeeper();
 
-  // Once the scope's merge is done.
-  void Keep(const PlannedScope& scope, const Merger& merger);
+  // Once the scope's statistics are done. Takes the histograms from the merger.
+  void Keep(const PlannedScope& scope, Merger* merger);
   // Once the output is complete: makes all that is new known to later merges. Without it, nothing changes.
   void Commit();
 
   const std::vector<std::string>& warnings() const { return warnings_; }
-  static uint64_t MemoryBytes(size_t models) { return models * (StatisticsWriter::kBufferBytes + 2048); }
+  static uint64_t MemoryBytes(const Plan& plan);
 
  private:
   struct OfModel {
     std::unique_ptr<StatisticsWriter> writer;
     bool opened = false;   // or tried to
   };
-  void Add(size_t model, const StatisticsRecord& record, std::span<const BinCount> bins);
-  void CopyEarlier(size_t model, StatisticsWriter* writer) const;
+  void Add(ComparedModel of, const StatisticsRecord& record, std::span<const BinCount> bins);
   template <typename Body>
-  void Guarded(size_t model, Body body);
+  void Guarded(ComparedModel of, Body body);
 
   const Plan& plan_;
   std::mutex mutex_;
-  std::vector<OfModel> models_;
+  std::map<ComparedModel, OfModel> models_;
   std::vector<std::string> warnings_;
 };
 

@@ -38,7 +38,8 @@ class Driver {
     merger_ = Make(options.approach.value_or(any));
     if (merger_->DecisionBytes() > 0 && random.Chance(0.5)) merger_->KeepDecisions();
     size_t workspace = 0;
-    for (size_t r = 0; r <= merger_->statistics_rounds(); ++r) workspace = std::max(workspace, merger_->round(r).scratch_bytes);
+    for (size_t r = 0; r <= merger_->statistics_rounds(); ++r)
+      workspace = std::max(workspace, merger_->round(r).scratch_bytes);
     for (size_t w = 0; w < options.workers; ++w) scratch_.push_back(std::make_unique<Scratch>(num_models_, workspace));
     for (const ScopeTensor& tensor : tensors) {  // every source at an odd address
       bytes_.emplace_back();
@@ -63,6 +64,7 @@ class Driver {
     if (!driven.drafted) driven = RunMerge(merger_->statistics_rounds());
     driven.entries = merger_->entries();
     driven.kept = merger_->kept();
+    driven.norms = merger_->norms();
     return driven;
   }
 
@@ -106,7 +108,8 @@ class Driver {
       models.push_back(reads ? lanes(tensor.models[m], m + 1) : EncodedLanes{});
       any = any || reads;
     }
-    const bool wants_base = (method_.base == BaseUse::kRequired || !tensor.base.bytes.empty()) && (any || r == merger_->statistics_rounds());
+    const bool wants_base = (method_.base == BaseUse::kRequired || !tensor.base.bytes.empty()) &&
+                            (any || r == merger_->statistics_rounds());
     return {.first = job.first,
             .count = job.count,
             .tensor = FactsOf(tensor),

@@ -41,6 +41,7 @@ struct Driven {
   std::vector<std::vector<std::byte>> tensors;  // in the order given
   MergeCounts counts;
   uint64_t entries = 0, kept = 0;
+  TaskVectorNorms norms = {};
   bool drafted = false;
 };
 

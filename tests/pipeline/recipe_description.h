@@ -41,7 +41,7 @@ inline std::string Describe(const Recipe& recipe) {
                                 static_cast<int>(recipe.on_missing), recipe.dtype ? TorchName(*recipe.dtype) : "-",
                                 recipe.out_dtype ? TorchName(*recipe.out_dtype) : "-");
   if (recipe.layer_scale)
-    out += fmt::format("layer_scale {} {}\n", recipe.layer_scale->alpha, recipe.layer_scale->beta);
+    out += fmt::format("layer_scale {} {}\n", recipe.layer_scale->alpha.value_or(-1e9), recipe.layer_scale->beta);
   if (recipe.chat_template) out += fmt::format("chat_template [{}]\n", recipe.chat_template->text);
   for (const NameFilter& filter : recipe.only) out += fmt::format("only {}\n", filter.glob);
   for (const NameFilter& filter : recipe.exclude) out += fmt::format("exclude {}\n", filter.glob);

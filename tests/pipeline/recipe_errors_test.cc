@@ -61,8 +61,6 @@ const BadRecipe kBadToml[] = {
      "method = 'della'\nbase = 'b'\n[[models]]\npath = 'x'\nseed = 1\n"},
     {"seed that no double holds", "4:8", "'seed' must be between 0 and",
      "method = 'dare_ties'\nbase = 'b'\n[parameters]\nseed = 9007199254740992\n" TWO_MODELS},
-    {"layer_scale without alpha", "3:15", "layer_scale without 'alpha'; the scale of the first layer",
-     TIES "layer_scale = { beta = 0.5 }\n" TWO_MODELS},
     {"layer_scale without beta", "3:15", "layer_scale without 'beta'",
      TIES "layer_scale = { alpha = 0.5 }\n" TWO_MODELS},
     {"layer_scale as a number", "3:15", "'layer_scale' must be a table", TIES "layer_scale = 0.5\n" TWO_MODELS},

@@ -1,5 +1,5 @@
 // What the pipeline adds to the methods that take entries out of task vectors: draws that do not depend on other
-// tensors, rows that have to fit the budget; and layer_scale.
+// tensors, rows that have to fit the budget.
 #include <gtest/gtest.h>
 
 #include "tests/ops/test_support.h"
@@ -76,8 +76,8 @@ TEST(Rows, HaveToFitTheBudget) {
   }
 }
 
-// What the norms' round decided is kept for the merge: of a tensor that stays in memory and of one that does not, but not at
-// the price of a larger budget. The result is the same.
+// What the norms' round decided is kept for the merge: of a tensor that stays in memory and of one that does not, but
+// not at the price of a larger budget. The result is the same.
 TEST(Decisions, AreKeptWhereThereIsRoom) {
   test::Random random;
   const fixture::TemporaryDirectory place;
@@ -103,34 +103,6 @@ TEST(Decisions, AreKeptWhereThereIsRoom) {
     const uint64_t least = fixture::PlanOf(recipe, {.memory = fixture::kGiB, .threads = 2}).memory.least;
     EXPECT_EQ(merge(least, false, false), merged);
     EXPECT_EQ(merge(least + (1 << 20), false, true), merged);
-  }
-}
-
-TEST(LayerScale, GrowsOverTheLayers) {
-  const fixture::TemporaryDirectory place;
-  std::vector<StoredTensor> base, tuned;
-  for (const char* name :
-       {"model.embed_tokens.weight", "model.layers.0.w", "model.layers.1.w", "model.layers.2.w", "lm_head.weight"}) {
-    base.push_back(Constant(name, DType::kF32, 10, 1));
-    tuned.push_back(Constant(name, DType::kF32, 10, 3));
-  }
-  fixture::WriteCheckpoint(place, "base", base);
-  fixture::WriteCheckpoint(place, "tuned", tuned);
-  for (const char* method : {"task_arithmetic", "ties", "metagpt", "breadcrumbs"}) {
-    SCOPED_TRACE(method);
-    const std::string recipe =
-        Recipe(place, method, "layer_scale = { alpha = 0.25, beta = 0.5 }\n[parameters]\nlambda = 2", {"tuned"});
-    fixture::Merge(recipe, place / "out");
-    const std::map<std::string, float> expected = {{"model.embed_tokens.weight", 2.0f},
-                                                   {"model.layers.0.w", 2.0f},
-                                                   {"model.layers.1.w", 3.0f},
-                                                   {"model.layers.2.w", 4.0f},
-                                                   {"lm_head.weight", 2.0f}};
-    const std::vector<StoredTensor> merged = fixture::ReadTensors(place / "out");
-    ASSERT_EQ(merged.size(), expected.size());
-    for (const StoredTensor& tensor : merged)
-      EXPECT_EQ(fixture::LanesOf(tensor), std::vector<float>(10, expected.at(tensor.name))) << tensor.name;
-    std::filesystem::remove_all(place / "out");
   }
 }
 

@@ -38,6 +38,7 @@ Json ReportToJson(const MergeReport& report, const Progress& progress, bool stat
               {"nan", report.result.counts.non_finite.nan},
               {"inf", report.result.counts.non_finite.inf},
               {"warnings", report.warnings}};
+  if (report.result.alpha) out["layer_scale_alpha"] = *report.result.alpha;
   if (!stats) return out;
   for (size_t i = 0; i < progress.stages.size(); ++i) {
     const StageCounters& s = progress.stages[i];
@@ -60,6 +61,7 @@ void PrintSummary(const MergeReport& report) {
     fmt::print("trimmed {} of the task vectors' entries; signs conflicted at {} of the parameters\n",
                Percent(report.result.entries - report.result.kept, report.result.entries),
                Percent(report.result.counts.conflicts, report.totals.merged_elements));
+  if (report.result.alpha) fmt::print("layer_scale: alpha = {:.6g}\n", *report.result.alpha);
   const NonFinite& bad = report.result.counts.non_finite;
   if (bad.nan + bad.inf > 0) fmt::print("the output holds {} NaN and {} infinite values\n", bad.nan, bad.inf);
   else fmt::print("no NaN, no infinite values\n");

@@ -54,8 +54,10 @@ void PrintPlan(const Plan& plan) {
          fmt::format("{} of {} tensors are read once: a sample says nearly all, what it leaves open waits in memory",
                      drafted, plan.scopes.size()));
   if (resident > 0)
-    line("",
-         fmt::format("{} of {} tensors stay in memory from the first round to the last", resident, plan.scopes.size()));
+    line("", fmt::format("{} of {} tensors stay in memory from the first round to the {}", resident, plan.scopes.size(),
+                         plan.measured ? "one before the last" : "last"));
+  if (plan.measured)
+    line("", "the last round begins when the others are through: the alpha of layer_scale is found from all tensors");
   line("reads", fmt::format("{} (what is mapped and still in the page cache is not read from the disk again)",
                             SizeText(totals.bytes_read)));
   line("writes", fmt::format("{} in {} shard{}", SizeText(totals.bytes_written), plan.shards.size(),
