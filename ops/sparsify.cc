@@ -40,7 +40,8 @@ void FindNonZerosTarget(const float* d, size_t n, uint64_t* words) {
   constexpr size_t kWord = 64;
   for (size_t at = 0; at < n; at += kWord) {
     uint64_t word = 0;
-    for (size_t i = 0; i < kWord; i += hn::Lanes(df)) word |= MaskBits(df, hn::Ne(hn::LoadU(df, d + at + i), hn::Zero(df))) << i;
+    for (size_t i = 0; i < kWord; i += hn::Lanes(df))   // not Ne: of a NaN it says no
+      word |= MaskBits(df, hn::Not(hn::Eq(hn::LoadU(df, d + at + i), hn::Zero(df)))) << i;
     words[at / kWord] = n - at >= kWord ? word : word & ((uint64_t{1} << (n - at)) - 1);
   }
 }
