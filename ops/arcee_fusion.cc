@@ -40,7 +40,8 @@ BRAID_WIDE_VECTORS void AddUp(const double* e, size_t n, double* sums) {
 }
 
 // terms[i] = p log(p/q), p and q the softmax of x and of the base.
-BRAID_WIDE_VECTORS void Divergences(const double* e, double scale, const double* base, double base_scale, size_t n, double* terms) {
+BRAID_WIDE_VECTORS void Divergences(const double* e, double scale, const double* base, double base_scale, size_t n,
+                                    double* terms) {
   for (size_t i = 0; i < n; ++i) {
     const double p = e[i] * scale + kLeastShare, q = base[i] * base_scale + kLeastShare;
     terms[i] = p * Log(p / q);
@@ -52,11 +53,11 @@ BRAID_WIDE_VECTORS void KeepImportant(const float* d, const float* importance, s
   for (size_t i = 0; i < n; ++i) kept[i] = importance[i] >= threshold ? d[i] : 0.0f;
 }
 
-// Of one source's row: exp(x - largest), and what turns these into a softmax. Sums over a row: 16 interleaved sums from its
-// first element on.
+// Of one source's row: exp(x - largest), and what turns these into a softmax. Sums over a row: 16 interleaved sums from
+// its first element on.
 class RowExponentials {
  public:
-  // Rows up to this length keep their exponentials in `room`, in L2; those of longer ones are found anew, block by block.
+  // Rows up to this length keep their exponentials in `room`, in L2; those of longer ones are found anew for each block.
   static constexpr size_t kMostKept = 32'768;
   static size_t Room(size_t row) { return row <= kMostKept ? row : kBlockLanes; }   // in doubles
 
