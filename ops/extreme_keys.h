@@ -1,5 +1,6 @@
-// The k smallest and the k largest of many keys, exactly and in one read, for order statistics so far out that k of them fit
-// in memory. Where a histogram needs a second read for its low halves, these need none, and no sample to guess from.
+// The k smallest and the k largest of many keys, exactly and in one read, for order statistics so far out that k of them
+// fit in memory. Where a histogram needs a second read for its low halves, these need none, and no sample to guess from.
+// Not thread-safe: one for each worker, added in the end.
 #pragma once
 
 #include <cstddef>
@@ -45,7 +46,9 @@ class ExtremeKeys {
   uint32_t Smallest(size_t rank);
   uint32_t Largest(size_t rank) { return largest_.Ranked(rank); }
 
-  static uint64_t Bytes(uint64_t smallest, uint64_t largest) { return LargestKeys::Bytes(smallest) + LargestKeys::Bytes(largest); }
+  static uint64_t Bytes(uint64_t smallest, uint64_t largest) {
+    return LargestKeys::Bytes(smallest) + LargestKeys::Bytes(largest);
+  }
 
  private:
   uint64_t seen_ = 0;

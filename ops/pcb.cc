@@ -1,15 +1,16 @@
 // pcb: parameter competition balancing. methods.md, row of that name and part 2, 8.1: the formula of the authors' code.
 //
 // Per model i of N, over the n elements of the scope: a = |d_i|, clamped to its order statistics
-// lo = sorted[int(0.0001 n)] and hi = sorted[int(0.9999 n - 1)]; score = exp(N ((a - lo)/(hi - lo))^2) tanh(d_i sum_j d_j);
-// of the scores t = sorted[int((1 - ratio) n)]; c_i = (max(score, t) - t)/(largest score - t).
+// lo = sorted[int(0.0001 n)] and hi = sorted[int(0.9999 n - 1)];
+// score = exp(N ((a - lo)/(hi - lo))^2) tanh(d_i sum_j d_j); of the scores t = sorted[int((1 - ratio) n)]; c_i = (max(score, t) - t)/(largest score - t).
 // Merged: sum sign(d_i) a_i c_i / max(sum c_i, 1e-12).
 //
 // A model that lacks a tensor of the scope has zeros there.
 //
-// Rounds: the ends of the magnitudes are kept as they come by (ops/extreme_keys.h); a sample says where t lies, and one read
-// counts the scores around it; then the merge. Where there is no sample, or it misled, a histogram of the scores says where t
-// lies. Most scores are only estimated (ops/pcb_scores.h): that they are below t, or above, is all that matters.
+// Rounds: the ends of the magnitudes are kept as they come by (ops/extreme_keys.h); a sample says where t lies, and one
+// read counts the scores around it; then the merge. Where there is no sample, or it misled, a histogram of the scores
+// says where t lies. Most scores are only estimated (ops/pcb_scores.h): that they are below t, or above, is all that
+// matters.
 #include <array>
 #include <bit>
 #include <cmath>
@@ -37,8 +38,7 @@ constexpr uint32_t kScoreHighBins = 0x10000, kScoreLowBins = 0x10000;   // of th
 // The ends of the magnitudes of so few elements take less memory than two histograms of their low halves.
 constexpr uint64_t kFewExtremes = uint64_t{1} << 28;
 
-// Scores around t that are counted key by key: those within a quarter of its power of two. A sample's bracket is a tenth of that
-// where the entries are all alike.
+// Scores around t that are counted key by key: so many that they differ by an eighth or more. A wider bracket is of no use.
 constexpr uint32_t kWindow = 1 << 21;
 constexpr uint32_t kLeastScoreKey = 0x007fffff, kLargestScoreKey = 0xff800000;   // of the infinities
 
@@ -53,7 +53,9 @@ struct Standing {
 
   // Whether only scores above some limit matter to the merge, and which. Where t is negative zeros count, too.
   bool MergesByEstimate() const { return estimate.usable() && threshold >= 0 && top > threshold; }
-  float MergeLimit() const { return threshold > 0 ? estimate.Below(threshold) : std::numeric_limits<float>::denorm_min(); }
+  float MergeLimit() const {
+    return threshold > 0 ? estimate.Below(threshold) : std::numeric_limits<float>::denorm_min();
+  }
 };
 
 class Extremes : public Accumulator {
@@ -204,7 +206,8 @@ RoundSpec PcbMerger::round(size_t r) const {
   const size_t n = models_.size();
   switch (steps_[r]) {
     case Step::kExtremes:
-      return {.name = "extreme magnitudes", .accumulator_bytes = n * ExtremeKeys::Bytes(SmallestRank(), MagnitudeRank(1))};
+      return {.name = "extreme magnitudes",
+              .accumulator_bytes = n * ExtremeKeys::Bytes(SmallestRank(), MagnitudeRank(1))};
     case Step::kMagnitudesHigh:
       return {.name = "magnitudes, high halves", .accumulator_bytes = Histograms::Bytes(n, kHighBins, elements_)};
     case Step::kMagnitudesLow:
@@ -294,7 +297,9 @@ void PcbMerger::CountInside(size_t m, const DeltaLanes& block, InsideScores& ins
     // What may be the largest is looked at.
     limits.below = largest > model.window_high ? model.estimate.Below(ScoreAt(largest)) : limits.above;
     SettledScores settled;
-    open.Use(CountSettledScores(block.d, block.sum, block.n, model.estimate, limits, open.places, &settled), block, model.curve);
+    const OpenLanes lanes =
+        CountSettledScores(block.d, block.sum, block.n, model.estimate, limits, open.places, &settled);
+    open.Use(lanes, block, model.curve);
     if (settled.zeros > 0) inside.Count(model, m, kZeroScoreKey, static_cast<uint32_t>(settled.zeros));
     inside.slots[m].above += settled.between;
   } else {
@@ -324,7 +329,8 @@ void PcbMerger::FinishExtremes(Extremes& extremes) {
   for (size_t m = 0; m < models_.size(); ++m) {
     ExtremeKeys& keys = extremes.models[m];
     const uint64_t zeros = models_[m].zeros = elements_ - keys.seen(), low = SmallestRank(), high = MagnitudeRank(1);
-    const uint32_t low_key = zeros >= low ? 0 : keys.Smallest(low - zeros), high_key = high > keys.seen() ? 0 : keys.Largest(high);
+    const uint32_t low_key = zeros >= low ? 0 : keys.Smallest(low - zeros);
+    const uint32_t high_key = high > keys.seen() ? 0 : keys.Largest(high);
     UseEnds(std::bit_cast<float>(low_key), std::bit_cast<float>(high_key), &models_[m]);
   }
 }
@@ -340,8 +346,10 @@ void PcbMerger::FinishMagnitudes(bool high, const Histograms& histograms) {
       continue;
     }
     std::array<float, kEnds> ends;
-    for (size_t e = 0; e < kEnds; ++e)
-      ends[e] = std::bit_cast<float>(FindThreshold(model.bins[e], histograms.Totals(m * kEnds + e).data(), MagnitudeRank(e)).key);
+    for (size_t e = 0; e < kEnds; ++e) {
+      const std::vector<uint64_t> bins = histograms.Totals(m * kEnds + e);
+      ends[e] = std::bit_cast<float>(FindThreshold(model.bins[e], bins.data(), MagnitudeRank(e)).key);
+    }
     UseEnds(ends[0], ends[1], &model);
   }
 }
@@ -409,10 +417,12 @@ void PcbMerger::Merge(const Coefficients& c, const LaneTile& tile, const uint64_
     for (size_t v = 0; v < block.d.size(); ++v) {
       const Standing& model = models_[block.models[v]];
       const DeltaLanes lanes{block.d[v], sum, block.n};
-      if (model.MergesByEstimate())
-        open.Use(FindOpenScores(lanes.d, sum, lanes.n, model.estimate, model.MergeLimit(), open.places), lanes, model.curve);
-      else
+      if (model.MergesByEstimate()) {
+        const float limit = model.MergeLimit();
+        open.Use(FindOpenScores(lanes.d, sum, lanes.n, model.estimate, limit, open.places), lanes, model.curve);
+      } else {
         open.UseAll(lanes, model.curve);
+      }
       AddBalanced(open, model, block.merged, divisor);
     }
     Divide(divisor, block.n, block.merged);

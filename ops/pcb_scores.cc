@@ -117,7 +117,8 @@ inline float Growth(float d, const ScoreCurve& curve, float range) {
 
 }  // namespace
 
-BRAID_WIDE_VECTORS void ExactSmallScores(const float* d, const float* sum, size_t n, const ScoreCurve& curve, float* scores) {
+BRAID_WIDE_VECTORS void ExactSmallScores(const float* d, const float* sum, size_t n, const ScoreCurve& curve,
+                                         float* scores) {
   const ScoreCurve c = curve;
   const float range = RangeOf(c);
   for (size_t i = 0; i < n; ++i) scores[i] = Growth(d[i], c, range) * (d[i] * sum[i]);
@@ -144,7 +145,8 @@ BRAID_WIDE_VECTORS void AnyScores(const float* d, const float* sum, size_t n, co
 }  // namespace
 
 void ExactScores(const float* d, const float* sum, size_t n, const ScoreCurve& curve, float* scores) {
-  if (std::isfinite(curve.low) && std::isfinite(curve.high) && AllSmall(d, sum, n)) ExactSmallScores(d, sum, n, curve, scores);
+  const bool small = std::isfinite(curve.low) && std::isfinite(curve.high) && AllSmall(d, sum, n);
+  if (small) ExactSmallScores(d, sum, n, curve, scores);
   else AnyScores(d, sum, n, curve, scores);
 }
 

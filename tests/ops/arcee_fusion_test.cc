@@ -62,7 +62,7 @@ std::vector<float> Merged(const DeltaTensor& tensor, const Importances& importan
 }
 
 DeltaTensor RandomTensor(Random& random, int number, size_t* row) {
-  *row = random.OneOf<size_t>({1, 2, 5, 16, 64, 1000, 1024, 4096, 5000});
+  *row = random.OneOf<size_t>({1, 2, 5, 16, 64, 1000, 1024, 4096, 5000, 40'001});
   const size_t rows = number % 10 == 0 ? 1 + 200'000 / *row : 1 + random.Below(std::max<size_t>(1, 6000 / *row));
   return test::RandomDeltaTensor(random, "w", *row * rows, 1,
                                  {.row = *row, .odd_lanes = random.OneOf({0.0, 0.0, 0.0, 1e-4}), .scales = {1e-2, 1e-4, 1.0}});

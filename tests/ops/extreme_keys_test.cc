@@ -22,7 +22,8 @@ TEST(ExtremeKeys, RangeIsThatOfTheLanesAlone) {
       for (test::Kind kind : test::kAllKinds) {
         const std::vector<float> lanes = test::Padded(random, test::RandomLanes(random, n, kind));
         uint32_t least = UINT32_MAX, largest = 0;
-        for (size_t i = 0; i < n; ++i) least = std::min(least, KeyOf(lanes[i])), largest = std::max(largest, KeyOf(lanes[i]));
+        for (size_t i = 0; i < n; ++i)
+          least = std::min(least, KeyOf(lanes[i])), largest = std::max(largest, KeyOf(lanes[i]));
         const KeyRange range = KeyRangeOf(lanes.data(), n);
         ASSERT_EQ(range.least, least) << n;
         ASSERT_EQ(range.largest, largest) << n;
@@ -44,15 +45,17 @@ TEST(ExtremeKeys, RanksAreThoseOfASort) {
     std::vector<uint32_t> sorted;
     for (float x : lanes) sorted.push_back(KeyOf(x));
     std::sort(sorted.begin(), sorted.end());
-    const size_t smallest = 1 + random.Below(std::min<size_t>(n, 3000)), largest = 1 + random.Below(std::min<size_t>(n, 3000));
+    const size_t most = std::min<size_t>(n, 3000), smallest = 1 + random.Below(most), largest = 1 + random.Below(most);
     std::vector<ExtremeKeys> workers(1 + random.Below(3), ExtremeKeys(smallest, largest));
     const std::vector<float> padded = test::Padded(random, lanes);
     for (size_t at = 0; at < n; at += kBlockLanes)
       workers[random.Below(workers.size())].Look(&padded[at], std::min(kBlockLanes, n - at));
     for (size_t w = 1; w < workers.size(); ++w) workers[0].Add(&workers[w]);
     ASSERT_EQ(workers[0].seen(), n);
-    for (size_t rank : {size_t{1}, smallest, 1 + random.Below(smallest)}) ASSERT_EQ(workers[0].Smallest(rank), sorted[rank - 1]);
-    for (size_t rank : {size_t{1}, largest, 1 + random.Below(largest)}) ASSERT_EQ(workers[0].Largest(rank), sorted[n - rank]);
+    for (size_t rank : {size_t{1}, smallest, 1 + random.Below(smallest)})
+      ASSERT_EQ(workers[0].Smallest(rank), sorted[rank - 1]);
+    for (size_t rank : {size_t{1}, largest, 1 + random.Below(largest)})
+      ASSERT_EQ(workers[0].Largest(rank), sorted[n - rank]);
   }
 }
 

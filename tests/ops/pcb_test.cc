@@ -109,7 +109,8 @@ TEST(Pcb, NeverDependsOnTheSample) {
   for (const Sample kind : {Sample::kGood, Sample::kTooSmall, Sample::kWrong}) {
     std::vector<DeltaTensor> tensors = {test::RandomDeltaTensor(random, "w", 60'000, 2, {})};
     for (size_t m = 0; m < 2; ++m) {   // no two entries alike
-      for (size_t i = 0; i < 60'000; ++i) tensors[0].models[m][i] = tensors[0].base[i] + static_cast<float>(random.Normal() * 1e-3);
+      for (size_t i = 0; i < 60'000; ++i)
+        tensors[0].models[m][i] = tensors[0].base[i] + static_cast<float>(random.Normal() * 1e-3);
       tensors[0].sources.models[m] = {.type = DType::kF32, .bytes = reference::Encode(DType::kF32, tensors[0].models[m])};
     }
     const std::vector<float> expected = Reference(tensors, 0.1, 1)[0];
@@ -120,7 +121,10 @@ TEST(Pcb, NeverDependsOnTheSample) {
     Scratch scratch(2);
     std::vector<EncodedLanes> models;
     for (const auto& model : sources.models) models.push_back({model.type, model.bytes.data()});
-    const LaneTile whole{.count = 60'000, .tensor = test::FactsOf(sources), .base = {sources.base.type, sources.base.bytes.data()}, .models = models};
+    const LaneTile whole{.count = 60'000,
+                         .tensor = test::FactsOf(sources),
+                         .base = {sources.base.type, sources.base.bytes.data()},
+                         .models = models};
     std::vector<size_t> runs(60'000 / 32);
     std::iota(runs.begin(), runs.end(), size_t{0});
     if (kind == Sample::kTooSmall) runs.resize(20);
@@ -128,14 +132,17 @@ TEST(Pcb, NeverDependsOnTheSample) {
     const size_t planned = merger->statistics_rounds();
     for (size_t r = 0; r < merger->statistics_rounds(); ++r) {
       const auto accumulator = merger->NewAccumulator(r);
-      const auto count = [&](const LaneTile& tile) { merger->Accumulate(r, c, tile, nullptr, scratch, accumulator.get(), {}); };
+      const auto count = [&](const LaneTile& tile) {
+        merger->Accumulate(r, c, tile, nullptr, scratch, accumulator.get(), {});
+      };
       const auto at = [&](EncodedLanes lanes, size_t first) {
         return EncodedLanes{lanes.type, lanes.bytes + first * static_cast<size_t>(LaneBytes(lanes.type))};
       };
       if (!merger->round(r).sample) count(whole);
       for (size_t i = 0; merger->round(r).sample && i < runs.size(); ++i) {
         const std::vector<EncodedLanes> its = {at(models[0], runs[i] * 32), at(models[1], runs[i] * 32)};
-        count({.first = runs[i] * 32, .count = 32, .tensor = whole.tensor, .base = at(whole.base, runs[i] * 32), .models = its});
+        const EncodedLanes base = at(whole.base, runs[i] * 32);
+        count({.first = runs[i] * 32, .count = 32, .tensor = whole.tensor, .base = base, .models = its});
       }
       merger->Finish(r, accumulator.get(), {});
     }
