@@ -204,7 +204,6 @@ void Vocabulary::ChooseTokens() {
     most_ = std::max(most_, held_ + 2 * out.MemoryBytes() + uniting);
     held_ += out.MemoryBytes();
     out_ = std::make_shared<const Tokenizer>(std::move(out));
-    CheckMemory();
   }
   if (out_->tokens.empty()) throw Error(ErrorCode::kBadInput, "its tokenizer has no tokens").Path(directory_);
   for (const TokenRule& rule : recipe.tokens) rules_[out_->tokens[*out_->Find(rule.token)].id] = &rule;

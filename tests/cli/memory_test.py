@@ -68,7 +68,7 @@ def write_tokenizer_model(directory, seed, tokens):
     os.makedirs(directory)
     rng, words = random.Random(seed), {}
     while len(words) < tokens:
-        words.setdefault(rng.randbytes(rng.randint(2, 12)).hex(), len(words))
+        words.setdefault(rng.randbytes(rng.randint(3, 12)).hex(), len(words))
     tensors = {"model.embed_tokens.weight": ("BF16", [tokens, 4], random_lanes(rng, 4 * tokens, "BF16"))}
     write_safetensors(os.path.join(directory, "model.safetensors"), tensors)
     write_text(os.path.join(directory, "config.json"), json.dumps({"model_type": "llama", "vocab_size": tokens}))
@@ -123,15 +123,14 @@ class Memory(CliTest):
 
     def test_large_vocabularies(self):
         """Tokenizers are there while a merge is planned: within the promise, or exit 6 with what is enough."""
-        for i in range(5):
-            write_tokenizer_model(self.path(f"m{i}"), SEED + i, 150_000)
-            write_tokenizer_model(self.path(f"s{i}"), SEED, 150_000)
+        for i in range(4):
+            write_tokenizer_model(self.path(f"m{i}"), SEED + i, 80_000)
+            os.symlink("m0", self.path(f"s{i}"))
         for name in ("m", "s"):
             for source in ("base", "union"):
-                models = [f"{name}{i}" for i in range(1, 5)]
+                models = [f"{name}{i}" for i in range(1, 4)]
                 more = f'tokenizer = "{source}"'
                 self.write_recipe(models, base=f"{name}0", method="task_arithmetic", more=more)
-                self.assert_ok(self.run_braid("plan", "recipe.toml"))
                 least = [8 * MIB]
                 while True:
                     result, peaks = self.run_measured(

@@ -164,6 +164,7 @@ TEST(ModuleNames, LongestRunOfComponentsWins) {
   EXPECT_EQ(OwnerOf("encoder.block.0.layer.0.q", halves), 1u);
   EXPECT_EQ(OwnerOf("model.decoder.layers.0.encoder.q", halves), 0u) << "what follows the layer's number says nothing";
   EXPECT_EQ(OwnerOf("shared.weight", halves), 0u);
+  EXPECT_EQ(OwnerOf("lm_head.weight", {"decoder", "encoder", "shared"}), 2u) << "as mergekit has it for T5";
   EXPECT_EQ(OwnerOf("decoders.w", {"encoder"}), std::nullopt) << "whole components only";
   EXPECT_EQ(OwnerOf("w", {"encoder", "default"}), 1u);
 }
