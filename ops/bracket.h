@@ -44,6 +44,10 @@ inline uint64_t PlaceOf(uint32_t key, uint32_t index) { return uint64_t{0x7fffff
 inline uint32_t KeyAt(uint64_t place) { return 0x7fffffff - static_cast<uint32_t>(place >> 32); }
 inline uint32_t IndexAt(uint64_t place) { return static_cast<uint32_t>(place); }
 
+// Share of the entries that a bracket leaves open: 1 % hold 3.5 standard deviations of a sample of kSampleLanes in its
+// middle, the rest is for rows that differ.
+inline constexpr double kOpenShare = 0.012;
+
 // The bracket of the k-th of n entries: 3.5 standard deviations to each side, as the runs show them (the lanes of one run
 // are not independent), so that one in 2,000 misses. `by_index`: the places have indices. Nothing when the sample is too
 // small to say.

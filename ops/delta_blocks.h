@@ -28,11 +28,7 @@ void ForEachDeltaBlock(const LaneTile& tile, Scratch& scratch, Visit visit) {
   for (size_t start = 0; start < tile.count; start += kBlockLanes) {
     const size_t n = std::min(kBlockLanes, tile.count - start);
     DecodeLanesAt(tile.base, start, n, scratch.base);
-    for (size_t m : scratch.voters) {
-      const EncodedLanes& source = tile.models[m];
-      DecodeTaskVector(source.type, source.bytes + start * static_cast<size_t>(LaneBytes(source.type)), scratch.base, n,
-                       scratch.models[m]);
-    }
+    for (size_t m : scratch.voters) DecodeDelta(tile, m, start, n, scratch);
     visit(DeltaBlock{scratch.deltas, scratch.voters, start, n, scratch.out});
   }
 }

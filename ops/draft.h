@@ -50,7 +50,7 @@ class OpenPool {
 class OpenElements {
  public:
   OpenElements() = default;
-  OpenElements(OpenPool* pool, size_t models) : sure(models), pool_(pool) {}
+  OpenElements(OpenPool* pool, size_t thresholds) : sure(thresholds), pool_(pool) {}
   OpenElements(OpenElements&&) noexcept = default;
   OpenElements& operator=(OpenElements&& other) noexcept;
   ~OpenElements() { Clear(); }
@@ -60,7 +60,7 @@ class OpenElements {
   const std::vector<std::unique_ptr<OpenChunk>>& chunks() const { return chunks_; }
   void Clear();
 
-  std::vector<uint64_t> sure;   // per model: entries that stay for sure
+  std::vector<uint64_t> sure;   // per threshold, as claims lie (ops/merger.h): entries that are before it for sure
 
  private:
   OpenPool* pool_ = nullptr;

@@ -78,6 +78,7 @@ struct RoundSpec {
   bool ordered = false;          // wants grants
   bool sample = false;           // wants runs of equal length from all over the scope, each as a tile of its own
   bool draft = false;            // wants Draft instead of Accumulate, and FinishDraft instead of Finish
+  double open_share = 0;         // of a draft: the share of elements that it puts aside, more or less
   size_t scratch_bytes = 0;      // Scratch::workspace that it needs
 };
 

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstring>
 
+#include "ops/draft_selection.h"
 #include "ops/task_vector_merger.h"
 
 namespace braid {
@@ -20,21 +21,6 @@ void CopyLanes(const std::byte* bytes, const uint32_t* places, size_t n, float* 
     if constexpr (sizeof(Element) == 2) lanes[i] = std::bit_cast<float>(uint32_t{element} << 16);
     else lanes[i] = element;
   }
-}
-
-// Puts elements where they belong in a tile that begins at element `first`.
-template <size_t kSize>
-void Scatter(const std::byte* elements, const uint32_t* indices, size_t n, uint64_t first, std::byte* out) {
-  for (size_t i = 0; i < n; ++i) std::memcpy(out + (indices[i] - first) * kSize, elements + i * kSize, kSize);
-}
-
-// The places of the bits that are set.
-size_t PlacesOf(const uint64_t* words, size_t n, uint32_t* places) {
-  size_t count = 0;
-  for (size_t w = 0; w * 64 < n; ++w)
-    for (uint64_t left = words[w]; left != 0; left &= left - 1)
-      places[count++] = static_cast<uint32_t>(w * 64 + static_cast<size_t>(std::countr_zero(left)));
-  return count;
 }
 
 }  // namespace
@@ -108,70 +94,23 @@ bool TaskVectorMerger::PutAside(const LaneTile& tile, size_t start, size_t n, co
   return true;
 }
 
-// The places of the entries inside a model's bracket, in the order of their index.
-void TaskVectorMerger::CollectOpenPlaces(const Trim& trim, size_t model, std::span<const OpenElements* const> tiles,
-                                         std::vector<uint64_t>* places) const {
-  float d[kBlockLanes + kLanePadding];
-  uint32_t keys[kBlockLanes], at[kBlockLanes];
-  const Cut &sure = trim.bracket.sure, &open = trim.bracket.open;
-  size_t found = 0;
-  for (const OpenElements* tile : tiles)
-    for (const auto& chunk : tile->chunks())
-      for (size_t start = 0; start < chunk->count; start += kBlockLanes) {
-        const size_t n = std::min(kBlockLanes, chunk->count - start);
-        DecodeTaskVector(DType::kF32, chunk->lanes(model + 1) + start, chunk->lanes(0) + start, n, d);
-        uint64_t above = 0;
-        const size_t inside = CollectKeys(d, n, open.MinKey(0), sure.key, keys, at, &above);
-        if (places->size() < found + inside) places->resize(std::max(2 * places->size(), found + inside));
-        uint64_t* const next = places->data();
-        for (size_t i = 0; i < inside; ++i) {   // nearly all of them: no branch
-          const uint32_t index = chunk->indices[start + at[i]];
-          next[found] = PlaceOf(keys[i], index);
-          found += open.Keeps(keys[i], index) & !sure.Keeps(keys[i], index);
-        }
-      }
-  places->resize(found);
-}
-
-// By a histogram over the bracket first, then a look at the bin that holds the last entry that stays.
-bool TaskVectorMerger::SelectAmongOpen(size_t model, std::span<const OpenElements* const> tiles, Trim* trim) const {
-  constexpr int kBinBits = 12;
-  // Kept from one selection to the next: the pages of so much memory cost more to get than to fill.
-  thread_local std::vector<uint64_t> places;
-  uint64_t sure = 0;
-  for (const OpenElements* tile : tiles) sure += tile->sure[model];
-  if (sure >= trim->keep) return false;
-  const uint32_t top = trim->bracket.sure.key, width = top - trim->bracket.open.key;
-  const int shift = std::max(0, static_cast<int>(std::bit_width(width)) - kBinBits);
-  const auto bin_of = [&](uint64_t place) { return (top - KeyAt(place)) >> shift; };
-  uint32_t bins[size_t{1} << kBinBits] = {};
-  CollectOpenPlaces(*trim, model, tiles, &places);
-  for (uint64_t place : places) ++bins[bin_of(place)];
-  uint64_t rank = trim->keep - sure - 1;   // of the last entry that stays, among the open ones
-  size_t bin = 0;
-  for (; bin < std::size(bins) && rank >= bins[bin]; ++bin) rank -= bins[bin];
-  if (bin == std::size(bins)) {   // all of them stay
-    if (!trim->bracket.reaches_zero()) return false;
-    UseThreshold({.key = 0, .above = trim->keep - rank - 1, .equal = 0}, trim);
-    return true;
-  }
-  size_t inside = 0;
-  for (uint64_t place : places) places[inside] = place, inside += bin_of(place) == bin;   // a coin toss: no branch
-  places.resize(inside);
-  const auto last = places.begin() + static_cast<ptrdiff_t>(rank);
-  if (shift > 0) std::nth_element(places.begin(), last, places.end());   // otherwise they are in order already
-  trim->cut = {.key = KeyAt(*last), .index = IndexAt(*last) + 1};
-  trim->found = true;
-  if (!keep_equals_) return true;
-  const auto equals = [&](uint64_t place) { return KeyAt(place) == trim->cut.key; };
-  trim->keep += static_cast<uint64_t>(std::count_if(last + 1, places.end(), equals));
-  trim->cut.index = UINT64_MAX;
-  return true;
-}
-
 bool TaskVectorMerger::FinishDraft(std::span<const OpenElements* const> tiles) {
-  for (size_t m = 0; m < trims_.size(); ++m)
-    if (trims_[m].slot >= 0 && !SelectAmongOpen(m, tiles, &trims_[m])) return false;
+  for (size_t m = 0; m < trims_.size(); ++m) {
+    Trim& trim = trims_[m];
+    if (trim.slot < 0) continue;
+    uint64_t sure = 0;
+    for (const OpenElements* tile : tiles) sure += tile->sure[m];
+    const auto selected = SelectAmongOpen(trim.bracket, trim.keep, sure, tiles, m, OpenLanes::kSources, keep_equals_);
+    if (!selected) return false;
+    if (selected->cut.key == 0) {
+      UseThreshold({.key = 0, .above = selected->above, .equal = 0}, &trim);
+    } else {
+      trim.cut = selected->cut;
+      trim.found = true;
+      trim.keep += selected->more_equals;
+      if (keep_equals_) trim.cut.index = UINT64_MAX;
+    }
+  }
   ordered_possible_ = false;   // who stays is known: no quota is left to hand out
   return true;
 }
@@ -179,7 +118,6 @@ bool TaskVectorMerger::FinishDraft(std::span<const OpenElements* const> tiles) {
 void TaskVectorMerger::Settle(const Coefficients& c, const OpenElements& open, uint64_t first, Scratch& scratch,
                               DType type, std::byte* out, MergeCounts* counts) const {
   TaskVectorBlock block = BlockFor(c, nullptr, scratch);
-  const int size = LaneBytes(type);
   std::byte encoded[kBlockLanes * sizeof(double)];
   VoteCounts votes;
   for (const auto& chunk : open.chunks()) {
@@ -196,11 +134,7 @@ void TaskVectorMerger::Settle(const Coefficients& c, const OpenElements& open, u
       block.base = chunk->lanes(0) + at;
       MergeTaskVectors(block, end - at, scratch.room, scratch.out, nullptr, &votes);
       EncodeLanes(type, scratch.out, end - at, encoded, &counts->non_finite);
-      switch (size) {   // a size known to the compiler: no call per element
-        case 2: Scatter<2>(encoded, indices + at, end - at, first, out); break;
-        case 4: Scatter<4>(encoded, indices + at, end - at, first, out); break;
-        default: Scatter<8>(encoded, indices + at, end - at, first, out); break;
-      }
+      ScatterElements(encoded, indices + at, end - at, first, type, out);
     }
   }
   counts->conflicts += votes.conflicts;

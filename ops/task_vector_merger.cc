@@ -8,10 +8,8 @@
 namespace braid {
 
 const float* TaskVectorAt(const LaneTile& tile, size_t m, size_t start, size_t n, Scratch& scratch) {
-  const EncodedLanes& source = tile.models[m];
   DecodeLanesAt(tile.base, start, n, scratch.base);
-  DecodeTaskVector(source.type, source.bytes + start * static_cast<size_t>(LaneBytes(source.type)), scratch.base, n,
-                   scratch.models[m]);
+  DecodeDelta(tile, m, start, n, scratch);
   return scratch.models[m];
 }
 

@@ -85,9 +85,6 @@ class TaskVectorMerger : public Merger {
   // Drafts.
   bool PutAside(const LaneTile& tile, size_t start, size_t n, const uint64_t* words, bool decoded,
                 const Scratch& scratch, OpenElements* open) const;
-  void CollectOpenPlaces(const Trim& trim, size_t model, std::span<const OpenElements* const> tiles,
-                         std::vector<uint64_t>* places) const;
-  bool SelectAmongOpen(size_t model, std::span<const OpenElements* const> tiles, Trim* trim) const;
 
   // Merging.
   void DecodeBlock(const LaneTile& tile, size_t start, size_t n, Scratch& scratch) const;

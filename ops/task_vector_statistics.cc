@@ -83,31 +83,52 @@ void SampleKeys::Add(Accumulator* other) {
   }
 }
 
-InsideBins::InsideBins(const Bracket& bracket) : lowest_(std::max(bracket.open.key, 1u)) {
-  const uint32_t width = bracket.sure.key - std::min(lowest_, bracket.sure.key);
-  shift_ = std::max(0, static_cast<int>(std::bit_width(width)) - static_cast<int>(std::bit_width(kBins - 1)));
-  counts_.resize((width >> shift_) + 1);
-  keys_.resize(counts_.size());
+void AddRun(const float* lanes, size_t n, uint64_t first, bool by_index, PlaceSample* sample) {
+  uint32_t keys[kBlockLanes];
+  sample->run = n;
+  StoreKeys(lanes, n, keys);
+  for (size_t i = 0; i < n; ++i)
+    sample->places.push_back(PlaceOf(keys[i], by_index ? static_cast<uint32_t>(first + i) : 0));
 }
 
-void InsideBins::Add(const InsideBins& other) {
-  above += other.above;
-  for (size_t i = 0; i < counts_.size(); ++i) {
-    counts_[i] += other.counts_[i];
-    if (other.keys_[i] != 0) keys_[i] = keys_[i] == 0 || keys_[i] == other.keys_[i] ? other.keys_[i] : kMixed;
+InsideBins::InsideBins(const Bracket& bracket, size_t most_bins)
+    : lowest_(std::max(bracket.open.key, 1u)), highest_(bracket.sure.key) {
+  const uint32_t width = highest_ - std::min(lowest_, highest_);
+  shift_ = std::max(0, static_cast<int>(std::bit_width(width)) - static_cast<int>(std::bit_width(most_bins - 1)));
+  counts_.resize((width >> shift_) + 1);
+  if (shift_ > 0) keys_.resize(counts_.size());
+}
+
+void InsideBins::Count(const float* lanes, size_t n) {
+  uint32_t keys[kBlockLanes], places[kBlockLanes];
+  const size_t inside = CollectKeys(lanes, n, lowest_, highest_, keys, places, &above_);
+  for (size_t i = 0; i < inside; ++i) ++counts_[(keys[i] - lowest_) >> shift_];
+  for (size_t i = 0; shift_ > 0 && i < inside; ++i) {
+    uint32_t& seen = keys_[(keys[i] - lowest_) >> shift_];
+    seen = seen == 0 || seen == keys[i] ? keys[i] : kMixed;
   }
 }
 
-std::optional<Threshold> InsideBins::Find(uint64_t k) const {
-  Threshold threshold{.above = above};
-  if (above >= k) return std::nullopt;
-  for (size_t bin = counts_.size(); bin-- > 0; threshold.above += counts_[bin])
-    if (threshold.above + counts_[bin] >= k) {
-      threshold.key = keys_[bin], threshold.equal = counts_[bin];
-      return threshold.key == kMixed ? std::nullopt : std::optional(threshold);
-    }
+void InsideBins::Add(const InsideBins& other) {
+  above_ += other.above_;
+  for (size_t i = 0; i < counts_.size(); ++i) counts_[i] += other.counts_[i];
+  for (size_t i = 0; i < keys_.size(); ++i)
+    if (other.keys_[i] != 0) keys_[i] = keys_[i] == 0 || keys_[i] == other.keys_[i] ? other.keys_[i] : kMixed;
+}
+
+InsideBins::Found InsideBins::Find(uint64_t k) const {
+  Threshold threshold{.above = above_};
+  if (above_ >= k) return {};
+  for (size_t bin = counts_.size(); bin-- > 0; threshold.above += counts_[bin]) {
+    if (threshold.above + counts_[bin] < k) continue;
+    const uint32_t first = lowest_ + (static_cast<uint32_t>(bin) << shift_), last = first + (1u << shift_) - 1;
+    threshold.key = shift_ == 0 ? first : keys_[bin], threshold.equal = counts_[bin];
+    if (threshold.key == kMixed) return {.threshold = {}, .narrower = Bracket{.sure = {last, 0}, .open = {first, UINT64_MAX}}};
+    return {.threshold = threshold, .narrower = {}};
+  }
   // Zeros are not counted: they are all that is left when the bracket goes down to them.
-  return lowest_ == 1 ? std::optional(threshold) : std::nullopt;
+  if (lowest_ > 1) return {};
+  return {.threshold = threshold, .narrower = {}};
 }
 
 void InsideCounts::Add(Accumulator* other) {
@@ -120,12 +141,13 @@ RoundSpec TaskVectorMerger::round(size_t r) const {
   switch (steps_[r]) {
     case Step::kSample:
       return {.name = "sample", .accumulator_bytes = slots_ * kSampleLanes * sizeof(uint64_t), .sample = true};
-    case Step::kInside: return {.name = "inside", .accumulator_bytes = slots_ * InsideBins::kBytes};
+    case Step::kInside: return {.name = "inside", .accumulator_bytes = slots_ * InsideBins::Bytes()};
     case Step::kHighHalves:
       return {.name = "high halves", .accumulator_bytes = Histograms::Bytes(slots_, kHighBins, elements_), .sums = sums};
     case Step::kLowHalves:
       return {.name = "low halves", .accumulator_bytes = Histograms::Bytes(slots_, kLowBins, elements_), .sums = sums};
-    case Step::kDraft: return {.name = "draft", .draft = true};
+    case Step::kDraft:
+      return {.name = "draft", .draft = true, .open_share = kOpenShare * static_cast<double>(trims_.size())};
     case Step::kSigns:
       return {.name = "signs", .accumulator_bytes = sizeof(SignSum), .ordered = ordered_possible_};
     case Step::kMerge: break;
@@ -183,14 +205,10 @@ void TaskVectorMerger::Finish(size_t r, Accumulator* accumulator, std::span<cons
 
 // The tile is one run of the sample.
 void TaskVectorMerger::TakeSample(const LaneTile& tile, Scratch& scratch, SampleKeys& sample) const {
-  uint32_t keys[kBlockLanes];
   for (size_t m = 0; m < trims_.size(); ++m) {
     if (tile.models[m].bytes == nullptr || trims_[m].slot < 0) continue;
-    PlaceSample& slot = sample.slots[static_cast<size_t>(trims_[m].slot)];
-    slot.run = tile.count;
-    StoreKeys(TaskVectorAt(tile, m, 0, tile.count, scratch), tile.count, keys);
-    for (size_t i = 0; i < tile.count; ++i)
-      slot.places.push_back(PlaceOf(keys[i], sampled_by_index_ ? static_cast<uint32_t>(tile.first + i) : 0));
+    AddRun(TaskVectorAt(tile, m, 0, tile.count, scratch), tile.count, tile.first, sampled_by_index_,
+           &sample.slots[static_cast<size_t>(trims_[m].slot)]);
   }
 }
 
@@ -212,30 +230,27 @@ void TaskVectorMerger::FallBackAfter(Step step) {
 }
 
 void TaskVectorMerger::CountInside(const LaneTile& tile, Scratch& scratch, InsideCounts& counts) const {
-  uint32_t keys[kBlockLanes], places[kBlockLanes];
   for (size_t m = 0; m < trims_.size(); ++m) {
-    const Trim& trim = trims_[m];
-    if (tile.models[m].bytes == nullptr || trim.slot < 0) continue;
-    InsideBins& bins = counts.slots[static_cast<size_t>(trim.slot)];
-    const uint32_t lowest = std::max(trim.bracket.open.key, 1u);
+    if (tile.models[m].bytes == nullptr || trims_[m].slot < 0) continue;
     for (size_t start = 0; start < tile.count; start += kBlockLanes) {
       const size_t n = std::min(kBlockLanes, tile.count - start);
-      const float* d = TaskVectorAt(tile, m, start, n, scratch);
-      const size_t inside = CollectKeys(d, n, lowest, trim.bracket.sure.key, keys, places, &bins.above);
-      for (size_t i = 0; i < inside; ++i) bins.Count(keys[i]);
+      counts.slots[static_cast<size_t>(trims_[m].slot)].Count(TaskVectorAt(tile, m, start, n, scratch), n);
     }
   }
 }
 
 void TaskVectorMerger::FinishInside(const InsideCounts& counts) {
   std::vector<Trim> trims = trims_;
-  for (Trim& trim : trims) {
-    if (trim.slot < 0) continue;
-    const auto threshold = counts.slots[static_cast<size_t>(trim.slot)].Find(trim.keep);
-    if (!threshold) return FallBackAfter(Step::kInside);
-    UseThreshold(*threshold, &trim);
+  bool again = false;
+  for (size_t m = 0; m < trims.size(); ++m) {
+    if (trims[m].slot < 0) continue;
+    const InsideBins::Found found = counts.slots[static_cast<size_t>(trims[m].slot)].Find(trims[m].keep);
+    if (found.narrower) trims_[m].bracket = *found.narrower, again = true;
+    else if (found.threshold) UseThreshold(*found.threshold, &trims[m]);
+    else return FallBackAfter(Step::kInside);
   }
-  trims_ = std::move(trims);
+  if (again) steps_.insert(std::find(steps_.begin(), steps_.end(), Step::kInside), Step::kInside);
+  else trims_ = std::move(trims);
 }
 
 // One model after the other within a reduction block: its histogram (128 or 256 KiB) then stays in L2.

@@ -51,36 +51,40 @@ class SampleKeys : public Accumulator {
   void Add(Accumulator* other) override;
 };
 
-// The keys within one model's bracket, counted: a bin per key, or, in a wide bracket, per few neighbouring keys. Wide
-// brackets are those of bf16 weights, whose differences lie far apart, so that a bin still sees one key; a bin that saw
-// two is of no use.
+// Adds a run of n lanes, at most kBlockLanes, that begins at element `first`. `by_index`: equal keys are told apart by it.
+void AddRun(const float* lanes, size_t n, uint64_t first, bool by_index, PlaceSample* sample);
+
+// The keys within one bracket, counted: a bin per key, or, in a wide bracket, per few neighbouring keys. Wide brackets are
+// those of bf16 weights, whose differences lie far apart, so that a bin still sees one key; where a bin saw two, another
+// look at that bin alone tells them apart.
 class InsideBins {
  public:
   static constexpr size_t kBins = 1 << 18;
-  static constexpr size_t kBytes = kBins * (sizeof(uint64_t) + sizeof(uint32_t));
-  explicit InsideBins(const Bracket& bracket);
+  static constexpr size_t Bytes(size_t most_bins = kBins) { return most_bins * (sizeof(uint64_t) + sizeof(uint32_t)); }
+  explicit InsideBins(const Bracket& bracket, size_t most_bins = kBins);
 
-  void Count(uint32_t key) {
-    const size_t bin = (key - lowest_) >> shift_;
-    ++counts_[bin];
-    keys_[bin] = keys_[bin] == 0 || keys_[bin] == key ? key : kMixed;
-  }
+  // n lanes, at most kBlockLanes.
+  void Count(const float* lanes, size_t n);
   void Add(const InsideBins& other);
 
-  // The k-th largest of all entries, `above` of which have keys above the bracket. Nothing when it is not to be seen here.
-  std::optional<Threshold> Find(uint64_t k) const;
-
-  uint64_t above = 0;
+  // The k-th largest of all keys that were counted. Or, where several keys share its bin, the bracket that has them alone.
+  // Or neither: it lies outside of the bracket. With kBins or more, the second look needs no third.
+  struct Found {
+    std::optional<Threshold> threshold;
+    std::optional<Bracket> narrower;
+  };
+  Found Find(uint64_t k) const;
 
  private:
   static constexpr uint32_t kMixed = 0xffffffff;
-  uint32_t lowest_;
+  uint32_t lowest_, highest_;
   int shift_;
+  uint64_t above_ = 0;           // keys above the bracket
   std::vector<uint64_t> counts_;
-  std::vector<uint32_t> keys_;   // the one key that was seen; 0: none
+  std::vector<uint32_t> keys_;   // the one key that was seen; 0: none. Empty when each bin has one key
 };
 
-// For each model that needs selection.
+// For each threshold that is looked for.
 class InsideCounts : public Accumulator {
  public:
   std::vector<InsideBins> slots;

@@ -487,7 +487,7 @@ void GraphRun::DraftTile(TileWork* work, Draft::output_ports_type& ports) {
     {
       StageTimer timer(progress_.of(Stage::kMerge));
       Worker* worker = TakeWorker();
-      drafted.open = OpenElements(&open_, tensor.models.size());
+      drafted.open = OpenElements(&open_, tensor.models.size() * run->merger()->claims_per_model());
       if (!run->merger()->Draft(CoefficientsOf(tensor), LanesOf(plan_, *work, &worker->lanes), worker->scratch,
                                 tensor.type, drafted.output->data, &drafted.open, &drafted.counts))
         run->DraftFailed();

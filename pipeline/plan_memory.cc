@@ -25,9 +25,6 @@ namespace {
 constexpr uint64_t kLargestTile = 64 * kReductionBlock;
 // What selection needs beside accumulators, per thread: ops/bracket.cc and ops/task_vector_draft.cc.
 constexpr uint64_t kSelectionTables = kHighBins * sizeof(uint32_t) + (128 << 10);
-// Entries that a bracket leaves open: 1 % hold three standard deviations of a sample of kSampleLanes, the rest is for
-// rows that differ. When it is not enough the draft starts anew with histograms.
-constexpr double kOpenShare = 0.012;
 constexpr uint64_t kPage = 4096;
 constexpr uint64_t kMostMaps = 16'384;
 constexpr uint64_t kHistogramRow = kLowBins * sizeof(uint64_t);  // totals of one model while a round finishes
@@ -77,6 +74,7 @@ struct ScopeNeeds {
   uint64_t sums = 0, kept = 0;
   uint64_t workspace = 0;     // of a worker
   bool drafts = false, samples = false;
+  double open_share = 0;
 };
 
 ScopeNeeds NeedsOf(const Plan& plan, const PlannedScope& scope, Approach approach) {
@@ -92,6 +90,7 @@ ScopeNeeds NeedsOf(const Plan& plan, const PlannedScope& scope, Approach approac
         std::max<uint64_t>(needs.sums, spec.sums * (blocks + 1) * sizeof(double) + spec.kept_bytes);  // and the totals
     needs.kept = std::max<uint64_t>(needs.kept, spec.kept_bytes);
     needs.drafts |= spec.draft;
+    needs.open_share = std::max(needs.open_share, spec.open_share);
     needs.samples |= spec.sample;
   }
   if (needs.rounds > 1) needs.sums += kHistogramRow;
@@ -123,10 +122,11 @@ uint64_t SourceBytes(const Plan& plan, const PlannedTensor& tensor) {
   return bytes;
 }
 
-// For open elements of one drafted tensor.
-uint64_t OpenBytes(const Plan& plan, const PlannedTensor& tensor) {
+// For open elements of one drafted tensor. When they are not enough the draft starts anew with histograms.
+uint64_t OpenBytes(const Plan& plan, const PlannedScope& scope) {
+  const PlannedTensor& tensor = plan.tensors[scope.tensors.front()];
   const uint64_t models = plan.most_models, chunk = OpenChunk::Bytes(models + 1);
-  const double share = tensor.elements <= kFewElements ? 1.0 : std::min(1.0, kOpenShare * static_cast<double>(models));
+  const double share = tensor.elements <= kFewElements ? 1.0 : std::min(1.0, scope.open_share);
   const auto elements = static_cast<uint64_t>(share * static_cast<double>(tensor.elements));
   const uint64_t selected = elements / std::max<uint64_t>(models, 1) * sizeof(uint64_t);   // one model at a time
   return (elements / OpenChunk::kElements + plan.Tiles(tensor)) * chunk + selected;
@@ -135,11 +135,13 @@ uint64_t OpenBytes(const Plan& plan, const PlannedTensor& tensor) {
 // Tensors that could be drafted if there is room.
 std::vector<PlannedScope*> DraftableScopes(Plan* plan, const PlanOptions& options) {
   std::vector<PlannedScope*> scopes;
-  for (PlannedScope& scope : plan->scopes)
-    if (scope.tensors.size() == 1 && scope.rounds > 1 &&
-        (scope.elements <= kFewElements || scope.elements >= options.least_sampled) &&
-        NeedsOf(*plan, scope, Approach::kDraft).drafts)
-      scopes.push_back(&scope);
+  for (PlannedScope& scope : plan->scopes) {
+    const bool one = scope.tensors.size() == 1 && scope.rounds > 1;
+    if (!one || (scope.elements > kFewElements && scope.elements < options.least_sampled)) continue;
+    const ScopeNeeds needs = NeedsOf(*plan, scope, Approach::kDraft);
+    scope.open_share = needs.open_share;
+    if (needs.drafts) scopes.push_back(&scope);
+  }
   return scopes;
 }
 
@@ -150,7 +152,7 @@ void PlanDrafts(Plan* plan, const std::vector<PlannedScope*>& scopes, uint64_t s
   uint64_t buffers = 0, open = 0;
   for (const PlannedScope* scope : scopes) {
     const PlannedTensor& tensor = plan->tensors[scope->tensors.front()];
-    const uint64_t its_buffers = plan->Tiles(tensor), its_open = OpenBytes(*plan, tensor);
+    const uint64_t its_buffers = plan->Tiles(tensor), its_open = OpenBytes(*plan, *scope);
     if (its_buffers * m.buffer_bytes + its_open > spare) continue;
     if (its_buffers > buffers) buffers = its_buffers, open = its_open;
   }
@@ -187,10 +189,6 @@ void ChooseApproaches(Plan* plan, const PlanOptions& options, const std::vector<
     scope->rounds = needs.rounds;
     scope->statistics_bytes = std::max(scope->statistics_bytes, needs.accumulator);
   };
-  for (PlannedScope& scope : plan->scopes) {
-    if (scope.rounds == 1 || scope.elements < options.least_sampled) continue;
-    if (scope.tensors.size() > 1) use(&scope, Approach::kSampled);
-  }
   const auto resident = [&](const PlannedScope& scope) { return FitsThePool(*plan, scope, 0); };
   const auto spread_sample_pays = [&](const PlannedScope& scope) {
     const PlannedTensor& tensor = plan->tensors[scope.tensors.front()];
@@ -198,9 +196,12 @@ void ChooseApproaches(Plan* plan, const PlanOptions& options, const std::vector<
   };
   for (PlannedScope* scope : draftable) {
     const PlannedTensor& tensor = plan->tensors[scope->tensors.front()];
-    const bool fits = plan->Tiles(tensor) <= m.drafts && OpenBytes(*plan, tensor) <= m.open;
+    const bool fits = plan->Tiles(tensor) <= m.drafts && OpenBytes(*plan, *scope) <= m.open;
     if (fits && (resident(*scope) || spread_sample_pays(*scope))) use(scope, Approach::kDraft);
-    else if (!resident(*scope) && spread_sample_pays(*scope)) use(scope, Approach::kSampled);
+  }
+  for (PlannedScope& scope : plan->scopes) {
+    if (scope.approach != Approach::kPlain || scope.rounds == 1 || scope.elements < options.least_sampled) continue;
+    if (scope.tensors.size() > 1 || resident(scope) || spread_sample_pays(scope)) use(&scope, Approach::kSampled);
   }
   for (PlannedScope& scope : plan->scopes)
     scope.resident = scope.rounds > 1 && scope.tensors.size() == 1 && resident(scope);

@@ -171,7 +171,7 @@ class Driver {
     std::vector<EncodedLanes> models;
     for (size_t j : Shuffled()) {
       const TileJob& job = jobs_[j];
-      open[j] = OpenElements(&pool_, num_models_);
+      open[j] = OpenElements(&pool_, num_models_ * merger_->claims_per_model());
       if (!merger_->Draft(tensors_[0].coefficients, TileOf(job, r, models), *scratch_[random_.Below(options_.workers)],
                           options_.type, driven->tensors[0].data() + job.first * size, &open[j], &driven->counts))
         return false;

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "ops/magnitude_selection.h"
+#include "ops/task_vector_statistics.h"
 #include "tests/ops/reference.h"
 #include "tests/ops/test_support.h"
 
@@ -94,6 +95,54 @@ TEST(Selection, FewerEntriesThanAskedFor) {
   EXPECT_EQ(threshold.key, 0u);
   EXPECT_EQ(threshold.above, 3u);
   EXPECT_EQ(threshold.equal, 0u);
+}
+
+// Of a bracket wider than the bins: either the answer, or a bracket that has it, in which the next look finds it.
+TEST(InsideBins, FindTheKthOrWhereItIs) {
+  Random random;
+  int narrowed = 0, found = 0, missed = 0;
+  for (int c = 0; c < 300; ++c) {
+    std::vector<float> lanes(1000 + kLanePadding);
+    const bool coarse = random.Chance(0.3);
+    for (float& x : lanes) x = coarse ? static_cast<float>(random.Below(9)) : static_cast<float>(random.Normal());
+    std::vector<uint32_t> keys(1000);
+    StoreKeys(lanes.data(), keys.size(), keys.data());
+    std::sort(keys.begin(), keys.end(), std::greater<>());
+    const uint64_t k = 1 + random.Below(keys.size());
+    const uint32_t answer = keys[k - 1];
+    Bracket bracket{.sure = {keys[random.Below(300)], 0}, .open = {keys[700 + random.Below(300)], UINT64_MAX}};
+    if (random.Chance(0.2)) bracket.open = {0, 0};
+    const bool inside = answer <= bracket.sure.key && answer >= bracket.open.key;
+    for (int look = 0;; ++look) {
+      ASSERT_LT(look, 4);   // each is 256 times as narrow
+      InsideBins first(bracket, 256), second(bracket, 256);
+      first.Count(lanes.data(), 512), second.Count(lanes.data() + 512, 488);
+      first.Add(second);
+      const InsideBins::Found its = first.Find(k);
+      if (!inside) {
+        EXPECT_FALSE(its.threshold || its.narrower);
+        ++missed;
+        break;
+      }
+      if (its.narrower) {
+        ++narrowed;
+        bracket = *its.narrower;
+        continue;
+      }
+      ASSERT_TRUE(its.threshold);
+      EXPECT_EQ(its.threshold->key, answer);
+      const auto is_above = [&](uint32_t key) { return key > answer; };
+      EXPECT_EQ(its.threshold->above, static_cast<uint64_t>(std::count_if(keys.begin(), keys.end(), is_above)));
+      if (answer > 0) {
+        EXPECT_EQ(its.threshold->equal, static_cast<uint64_t>(std::count(keys.begin(), keys.end(), answer)));
+      }
+      ++found;
+      break;
+    }
+  }
+  EXPECT_GT(narrowed, 20);
+  EXPECT_GT(found, 20);
+  EXPECT_GT(missed, 20);
 }
 
 TEST(KeptCount, TruncatesTheProductInDouble) {
