@@ -28,8 +28,9 @@ KeptPlaces KeptPlacesOf(double density, double gamma, uint64_t n) {
 
 // --- over whole tensors -----------------------------------------------------------------------------------
 
-BreadcrumbsMerger::BreadcrumbsMerger(const MethodInfo& method, bool elect, const Coefficients& c, const TensorFacts& scope)
-    : SparseMerger(method, elect, c, scope, false), elements_(scope.elements), trails_(models()), slot_of_(models()) {
+BreadcrumbsMerger::BreadcrumbsMerger(const MethodInfo& method, bool elect, const Coefficients& c, const TensorFacts& scope,
+                                     Approach approach)
+    : SparseMerger(method, elect, c, scope, false), elements_(scope.elements), trails_(models()) {
   for (size_t m = 0; m < models(); ++m) {
     if (!active(m)) continue;
     const KeptPlaces places = KeptPlacesOf(density(m), GammaOf(method, c, m), elements_);
@@ -39,82 +40,165 @@ BreadcrumbsMerger::BreadcrumbsMerger(const MethodInfo& method, bool elect, const
     for (End& end : trail.ends) {
       end.sought = trail.kept > 0 && end.place > 0 && end.place < elements_;
       end.cut = end.place == 0 || trail.kept == 0 ? Cut{kNanKey, 0} : Cut{};   // none; or all
+      if (end.sought) end.slot = sought_ends_++;
     }
-    if (trail.sought()) slot_of_[m] = slots_++;
+    if (trail.sought()) trail.slot = sought_models_++;
     norms_ |= rescale() && sparse(m) && trail.kept > 0;
   }
-  selection_rounds_ = slots_ > 0 ? 2 : 0;
+  if (sought_ends_ == 0) return;
+  // Norms want to know what stays before the merge; a draft's indices are 32 bits wide.
+  const bool drafts = approach == Approach::kDraft && !norms_ && elements_ < UINT32_MAX;
+  if (drafts && elements_ <= kFewElements) SetSteps({Step::kDraft});
+  else if (drafts) SetSteps({Step::kSample, Step::kDraft});
+  else if (approach == Approach::kSampled) SetSteps({Step::kSample, Step::kInside});
+  else SetSteps({Step::kHighHalves, Step::kLowHalves});
+}
+
+void BreadcrumbsMerger::SetSteps(std::vector<Step> steps) {
+  steps_ = std::move(steps);
+  selection_rounds_ = steps_.size();
 }
 
 RoundSpec BreadcrumbsMerger::round(size_t r) const {
   if (r >= selection_rounds_) return SparseMerger::round(r);
-  if (r == 0) return {.name = "high halves", .accumulator_bytes = Histograms::Bytes(slots_, kHighBins, elements_)};
-  return {.name = "low halves", .accumulator_bytes = Histograms::Bytes(kEnds * slots_, kLowBins, elements_)};
+  switch (steps_[r]) {
+    case Step::kSample:
+      return {.name = "sample", .accumulator_bytes = sought_models_ * kSampleLanes * sizeof(uint64_t), .sample = true};
+    case Step::kInside: return {.name = "inside", .accumulator_bytes = sought_ends_ * InsideBins::Bytes()};
+    case Step::kHighHalves:
+      return {.name = "high halves", .accumulator_bytes = Histograms::Bytes(sought_models_, kHighBins, elements_)};
+    case Step::kDraft: return {.name = "draft", .draft = true, .open_share = OpenShare()};
+    case Step::kLowHalves: break;
+  }
+  return {.name = "low halves", .accumulator_bytes = Histograms::Bytes(sought_ends_, kLowBins, elements_)};
 }
 
 bool BreadcrumbsMerger::Reads(size_t r, size_t model, const Coefficients& c) const {
-  return r < selection_rounds_ ? trails_[model].sought() : SparseMerger::Reads(r, model, c);
+  if (r >= selection_rounds_) return SparseMerger::Reads(r, model, c);
+  return steps_[r] == Step::kDraft ? active(model) : trails_[model].sought();
 }
 
 std::unique_ptr<Accumulator> BreadcrumbsMerger::NewAccumulator(size_t r) const {
   if (r >= selection_rounds_) return nullptr;
-  if (r == 0) return std::make_unique<Histograms>(slots_, kHighBins);
-  return std::make_unique<Histograms>(kEnds * slots_, kLowBins);
+  switch (steps_[r]) {
+    case Step::kSample: return std::make_unique<SampleKeys>(sought_models_);
+    case Step::kInside: {
+      auto counts = std::make_unique<InsideCounts>();
+      for (const Trail& trail : trails_)
+        for (const End& end : trail.ends)
+          if (end.sought) counts->slots.emplace_back(end.bracket);
+      return counts;
+    }
+    case Step::kHighHalves: return std::make_unique<Histograms>(sought_models_, kHighBins);
+    case Step::kDraft: return nullptr;
+    case Step::kLowHalves: break;
+  }
+  return std::make_unique<Histograms>(sought_ends_, kLowBins);
 }
 
-// One model after the other within a reduction block: its histograms then stay in L2.
-void BreadcrumbsMerger::Accumulate(size_t r, const Coefficients& c, const LaneTile& tile, const uint64_t* grants,
-                                   Scratch& scratch, Accumulator* accumulator, BlockSums sums) const {
-  if (r >= selection_rounds_) return SparseMerger::Accumulate(r, c, tile, grants, scratch, accumulator, sums);
-  auto& histograms = static_cast<Histograms&>(*accumulator);
-  histograms.WillCount(tile.count);
+// visit(trail, d, n) for the lanes of models that have an end to be found. One model after the other within a reduction
+// block: what it is counted into then stays in L2.
+template <typename Visit>
+void BreadcrumbsMerger::ForEachSought(const LaneTile& tile, Scratch& scratch, Visit visit) const {
   for (size_t block = 0; block < tile.count; block += kReductionBlock) {
     const size_t block_end = std::min(tile.count, block + kReductionBlock);
     for (size_t m = 0; m < models(); ++m) {
       if (tile.models[m].bytes == nullptr || !trails_[m].sought()) continue;
-      const End* const ends = trails_[m].ends;
-      const bool same_bin = ends[0].sought && ends[1].sought && ends[0].bin.high == ends[1].bin.high;
       for (size_t start = block; start < block_end; start += kBlockLanes) {
         const size_t n = std::min(kBlockLanes, block_end - start);
-        const float* const d = TaskVectorAt(tile, m, start, n, scratch);
-        if (r == 0) CountHighHalves(d, n, histograms.Row(slot_of_[m]));
-        for (size_t e = 0; r == 1 && e < kEnds; ++e)
-          if (ends[e].sought && !(e == 1 && same_bin)) CountLowHalves(d, n, ends[e].bin.high, histograms.Row(kEnds * slot_of_[m] + e));
+        visit(trails_[m], TaskVectorAt(tile, m, start, n, scratch), n);
       }
     }
   }
 }
 
+void BreadcrumbsMerger::Accumulate(size_t r, const Coefficients& c, const LaneTile& tile, const uint64_t* grants,
+                                   Scratch& scratch, Accumulator* accumulator, BlockSums sums) const {
+  if (r >= selection_rounds_) return SparseMerger::Accumulate(r, c, tile, grants, scratch, accumulator, sums);
+  if (steps_[r] == Step::kSample) return TakeSample(tile, scratch, static_cast<SampleKeys&>(*accumulator));
+  if (steps_[r] == Step::kInside) {
+    auto& counts = static_cast<InsideCounts&>(*accumulator);
+    return ForEachSought(tile, scratch, [&](const Trail& trail, const float* d, size_t n) {
+      for (const End& end : trail.ends)
+        if (end.sought) counts.slots[end.slot].Count(d, n);
+    });
+  }
+  auto& histograms = static_cast<Histograms&>(*accumulator);
+  histograms.WillCount(tile.count);
+  ForEachSought(tile, scratch, [&](const Trail& trail, const float* d, size_t n) {
+    if (steps_[r] == Step::kHighHalves) return CountHighHalves(d, n, histograms.Row(trail.slot));
+    const End* const ends = trail.ends;
+    if (ends[0].sought) CountLowHalves(d, n, ends[0].bin.high, histograms.Row(ends[0].slot));
+    if (ends[1].sought && !trail.same_bin()) CountLowHalves(d, n, ends[1].bin.high, histograms.Row(ends[1].slot));
+  });
+}
+
+// The tile is one run of the sample.
+void BreadcrumbsMerger::TakeSample(const LaneTile& tile, Scratch& scratch, SampleKeys& sample) const {
+  ForEachSought(tile, scratch, [&](const Trail& trail, const float* d, size_t n) {
+    AddRun(d, n, tile.first, drafts(), &sample.slots[trail.slot]);
+  });
+}
+
 void BreadcrumbsMerger::Finish(size_t r, Accumulator* accumulator, std::span<const double> sums) {
   if (r >= selection_rounds_) return SparseMerger::Finish(r, accumulator, sums);
-  if (r == 0) FinishHigh(static_cast<const Histograms&>(*accumulator));
-  else FinishLow(static_cast<const Histograms&>(*accumulator));
+  switch (steps_[r]) {
+    case Step::kSample: return FinishSample(static_cast<const SampleKeys&>(*accumulator));
+    case Step::kInside: return FinishInside(static_cast<const InsideCounts&>(*accumulator));
+    case Step::kHighHalves: return FinishHigh(static_cast<const Histograms&>(*accumulator));
+    case Step::kLowHalves: return FinishLow(static_cast<const Histograms&>(*accumulator));
+    case Step::kDraft: return;
+  }
+}
+
+void BreadcrumbsMerger::FinishSample(const SampleKeys& sample) {
+  for (Trail& trail : trails_)
+    for (End& end : trail.ends) {
+      if (!end.sought) continue;
+      const auto bracket = BracketOf(sample.slots[trail.slot], end.place, elements_, drafts());
+      if (bracket) end.bracket = *bracket;
+      else if (!drafts()) return SetSteps({Step::kSample, Step::kHighHalves, Step::kLowHalves});
+    }
+}
+
+void BreadcrumbsMerger::FinishInside(const InsideCounts& counts) {
+  bool again = false;
+  for (Trail& trail : trails_)
+    for (End& end : trail.ends) {
+      if (!end.sought) continue;
+      const InsideBins::Found found = counts.slots[end.slot].Find(end.place);
+      if (found.narrower) end.bracket = *found.narrower, again = true;
+      else if (found.threshold) UseThreshold(*found.threshold, &end);
+      else return SetSteps({Step::kSample, Step::kInside, Step::kHighHalves, Step::kLowHalves});
+    }
+  if (again) SetSteps({Step::kSample, Step::kInside, Step::kInside});
 }
 
 void BreadcrumbsMerger::FinishHigh(const Histograms& histograms) {
-  for (size_t m = 0; m < models(); ++m) {
-    if (!trails_[m].sought()) continue;
-    const std::vector<uint64_t> bins = histograms.Totals(slot_of_[m]);
-    for (End& end : trails_[m].ends)
+  for (Trail& trail : trails_) {
+    if (!trail.sought()) continue;
+    const std::vector<uint64_t> bins = histograms.Totals(trail.slot);
+    for (End& end : trail.ends)
       if (end.sought) end.bin = FindCriticalBin(bins.data(), end.place);
   }
 }
 
 void BreadcrumbsMerger::FinishLow(const Histograms& histograms) {
-  for (size_t m = 0; m < models(); ++m) {
+  for (Trail& trail : trails_) {
     std::vector<uint64_t> bins;
-    for (size_t e = 0; e < kEnds; ++e) {
-      End& end = trails_[m].ends[e];
+    for (End& end : trail.ends) {
       if (!end.sought) continue;
-      const bool counted = e == 1 && trails_[m].ends[0].sought && trails_[m].ends[0].bin.high == end.bin.high;
-      if (!counted) bins = histograms.Totals(kEnds * slot_of_[m] + e);
-      const Threshold threshold = FindThreshold(end.bin, bins.data(), end.place);
-      end.cut = {.key = threshold.key, .index = UINT64_MAX};
-      // It does not matter which zeros stay.
-      const uint64_t equals = end.place - threshold.above;
-      if (equals < threshold.equal && threshold.key > 0) end.quota = equals;
+      if (bins.empty() || !trail.same_bin()) bins = histograms.Totals(end.slot);
+      UseThreshold(FindThreshold(end.bin, bins.data(), end.place), &end);
     }
   }
+}
+
+void BreadcrumbsMerger::UseThreshold(const Threshold& threshold, End* end) {
+  end->cut = {.key = threshold.key, .index = UINT64_MAX};
+  // It does not matter which zeros stay.
+  const uint64_t equals = end->place - threshold.above;
+  if (equals < threshold.equal && threshold.key > 0) end->quota = equals;
 }
 
 bool BreadcrumbsMerger::ordered() const {
@@ -222,9 +306,9 @@ namespace {
 bool ByRows(const MethodInfo& method, const Coefficients& c) { return c.shared[static_cast<size_t>(method.IndexOf("scope"))] != 0; }
 
 template <bool kElect>
-std::unique_ptr<Merger> Make(const MethodInfo& method, const Coefficients& c, const TensorFacts& scope, Approach) {
+std::unique_ptr<Merger> Make(const MethodInfo& method, const Coefficients& c, const TensorFacts& scope, Approach approach) {
   if (method.WorksByRows(c)) return std::make_unique<BreadcrumbsRowMerger>(method, kElect, c, scope);
-  return std::make_unique<BreadcrumbsMerger>(method, kElect, c, scope);
+  return std::make_unique<BreadcrumbsMerger>(method, kElect, c, scope, approach);
 }
 
 std::vector<ParameterSpec> Parameters() {

@@ -68,15 +68,27 @@ void SparseMerger::KeepDecisions() {
   decisions_ = std::make_unique_for_overwrite<uint64_t[]>(sparse_models_ * WordsPerModel());
 }
 
-void SparseMerger::Merge(const Coefficients& c, const LaneTile& tile, const uint64_t* grants, Scratch& scratch, DType type,
-                         std::byte* out, MergeCounts* counts) const {
+TaskVectorBlock SparseMerger::BlockOf(const Coefficients& c, const LaneTile* tile, Scratch& scratch) const {
   static constexpr float kZeros[kBlockLanes + kLanePadding] = {};
-  TaskVectorBlock block = rule_.BlockFor(c, &tile, scratch);
+  TaskVectorBlock block = rule_.BlockFor(c, tile, scratch);
   scratch.factors.clear();
   for (size_t m : scratch.voters) scratch.factors.push_back(parts_[m].factor);
   block.base = kZeros;
   block.factor = rescale_ ? scratch.factors.data() : nullptr;
   for (size_t v = 0; v < scratch.voters.size(); ++v) scratch.sources[v] = scratch.models[scratch.voters[v]];
+  return block;
+}
+
+void SparseMerger::MergeLanes(const TaskVectorBlock& block, size_t n, Scratch& scratch, DType type, std::byte* out,
+                              VoteCounts* votes, NonFinite* non_finite) const {
+  MergeTaskVectors(block, n, scratch.room, scratch.out, nullptr, votes);
+  AddTaskVector(scratch.base, scratch.out, n, scratch.out);
+  EncodeLanes(type, scratch.out, n, out, non_finite);
+}
+
+void SparseMerger::Merge(const Coefficients& c, const LaneTile& tile, const uint64_t* grants, Scratch& scratch, DType type,
+                         std::byte* out, MergeCounts* counts) const {
+  const TaskVectorBlock block = BlockOf(c, &tile, scratch);
   VoteCounts votes;
   ForEachUnit(tile, [&](const LaneUnit& unit) {
     if (!decisions_) Prepare(tile, grants, unit, scratch);
@@ -84,15 +96,11 @@ void SparseMerger::Merge(const Coefficients& c, const LaneTile& tile, const uint
       n = std::min(kBlockLanes, unit.start + unit.count - start);
       DecodeLanesAt(tile.base, start, n, scratch.base);
       for (size_t m : scratch.voters) {
-        const EncodedLanes& source = tile.models[m];
-        DecodeTaskVector(source.type, source.bytes + start * static_cast<size_t>(LaneBytes(source.type)), scratch.base, n,
-                         scratch.models[m]);
+        DecodeDelta(tile, m, start, n, scratch);
         if (sparse(m) && decisions_) KeepBits(DecisionsAt(m, tile.first + start), 0, n, scratch.models[m]);
         else if (sparse(m)) Keep(tile, m, unit, start, n, scratch, scratch.models[m]);
       }
-      MergeTaskVectors(block, n, scratch.room, scratch.out, nullptr, &votes);
-      AddTaskVector(scratch.base, scratch.out, n, scratch.out);
-      EncodeLanes(type, scratch.out, n, out + start * static_cast<size_t>(LaneBytes(type)), &counts->non_finite);
+      MergeLanes(block, n, scratch, type, out + start * static_cast<size_t>(LaneBytes(type)), &votes, &counts->non_finite);
     }
   });
   counts->conflicts += votes.conflicts;

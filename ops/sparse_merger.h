@@ -53,6 +53,12 @@ class SparseMerger : public Merger {
   void UseFactor(size_t m, double factor) { parts_[m].factor = static_cast<float>(factor); }
   bool rescale() const { return rescale_; }
 
+  // A block whose lanes are task vectors, those of scratch.models; no tile: of all models with a weight.
+  TaskVectorBlock BlockOf(const Coefficients& c, const LaneTile* tile, Scratch& scratch) const;
+  // Merges n lanes of it to elements of `type`; the base's are in scratch.base.
+  void MergeLanes(const TaskVectorBlock& block, size_t n, Scratch& scratch, DType type, std::byte* out,
+                  VoteCounts* votes, NonFinite* non_finite) const;
+
   size_t selection_rounds_ = 0;   // a method's own, before the norms
   bool norms_ = false;            // l1 norms are to be found out
 

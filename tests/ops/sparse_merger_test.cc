@@ -161,6 +161,40 @@ TEST(Breadcrumbs, EqualsAtBothEndsGoByIndex) {
   }
 }
 
+// Whichever way both ends are found. Gaussian entries have wide brackets in which many keys share a bin; where the entries
+// grow along the tensor, or a few values make up all of them, samples say little.
+TEST(Breadcrumbs, EveryApproachEqualsTheReference) {
+  Random random;
+  constexpr size_t kSize = 400'000;
+  int drafted = 0;
+  for (int data = 0; data < 3; ++data)
+    for (bool elect : {false, true}) {
+      SparseMerge merge{.sparsifier = Sparsifier::kBreadcrumbs, .row = kSize, .elect = elect};
+      merge.base.assign(kSize, 0.25f);
+      for (int m = 0; m < 3; ++m) {
+        reference::SparseModel model{.weight = random.OneOf({1.0, 0.5, -0.4}), .density = random.OneOf({0.2, 0.5, 0.85}), .gamma = random.OneOf({0.01, 0.1})};
+        for (size_t i = 0; i < kSize; ++i) {
+          const double steps = static_cast<double>(random.Below(9)) - 4, along = static_cast<double>(i) / kSize;
+          const double d = data == 0 ? random.Normal() : data == 1 ? steps : random.Normal() * along;
+          model.lanes.push_back(0.25f + static_cast<float>(d / 64));
+        }
+        merge.models.push_back(model);
+      }
+      const DType type = random.OneOf({DType::kBF16, DType::kF16, DType::kF32});
+      const ScopeTensor tensor = TensorOf(&merge, "w", {type, type, type, DType::kF32});
+      uint64_t conflicts = 0;
+      const std::vector<float> expected = reference::MergeSparse(merge, &conflicts);
+      for (Approach approach : {Approach::kPlain, Approach::kSampled, Approach::kDraft}) {
+        SCOPED_TRACE(testing::Message() << "data " << data << ", approach " << static_cast<int>(approach));
+        const Driven driven = Drive(*FindMethod(NameOf(merge)), {tensor}, {.blocks_per_tile = 2, .workers = 3, .approach = approach}, random);
+        ExpectBytes(expected, DType::kF32, driven.tensors[0]);
+        EXPECT_EQ(driven.counts.conflicts, conflicts);
+        drafted += driven.drafted;
+      }
+    }
+  EXPECT_GT(drafted, 0);
+}
+
 TEST(Breadcrumbs, KeepsWhatTheDensityAsksForRatherThanDropOutliers) {
   // 10 entries: gamma asks for 5 outliers, density for 8 that stay, so 2 are dropped.
   SparseMerge merge{.sparsifier = Sparsifier::kBreadcrumbs, .row = 10, .base = std::vector<float>(10)};
