@@ -137,6 +137,37 @@ TEST(Sce, EqualVariancesAreKeptByIndexAcrossTiles) {
   }
 }
 
+// With the help of a sample, and without. Gaussian entries have many variances, so that several share a bin of a bracket.
+TEST(Sce, SampledEqualsTheReference) {
+  Random random;
+  const MethodInfo& method = *FindMethod("sce");
+  constexpr size_t kSize = 300'000;
+  for (double zeros : {0.0, 0.6})
+    for (double select : {0.03, 0.5, 0.999}) {
+      DeltaTensor tensor{.sources = test::ScopeTensor("w", kSize), .base = std::vector<float>(kSize, 0.5f), .models = {}};
+      tensor.sources.base.bytes = reference::Encode(DType::kF32, tensor.base);
+      std::vector<char> stays(kSize);
+      for (char& stay : stays) stay = random.Chance(zeros);
+      for (int m = 0; m < 3; ++m) {
+        std::vector<float> lanes = tensor.base;
+        for (size_t i = 0; i < kSize; ++i) lanes[i] += stays[i] ? 0.0f : static_cast<float>(random.Normal() * 0.02);
+        tensor.sources.models.push_back({.type = DType::kF32, .bytes = reference::Encode(DType::kF32, lanes)});
+        tensor.models.push_back(lanes);
+      }
+      Coefficients c = test::DefaultCoefficients(method, 3);
+      SetShared(method, c, "select_topk", select);
+      const Expected expected = Reference(tensor, select, 1);
+      tensor.sources.coefficients = c;
+      for (Approach approach : {Approach::kPlain, Approach::kSampled}) {
+        SCOPED_TRACE(testing::Message() << select << " of " << 1 - zeros << ", approach " << static_cast<int>(approach));
+        const test::Driven driven = test::Drive(method, {tensor.sources}, {.blocks_per_tile = 2, .workers = 3, .approach = approach}, random);
+        test::ExpectBytes(expected.elements, DType::kF32, driven.tensors[0]);
+        EXPECT_EQ(driven.kept, expected.kept);
+        EXPECT_EQ(driven.counts.conflicts, expected.conflicts);
+      }
+    }
+}
+
 // Two models, worked out by hand: energies 4 and 1 (of two elements), weights 0.8 and 0.2.
 TEST(Sce, ExampleByHand) {
   const MethodInfo& method = *FindMethod("sce");

@@ -131,11 +131,12 @@ TEST_P(SameBytes, ForEveryWayToTheThreshold) {
       }
     }
   const std::string recipe = GetParam();
-  const bool may_sample = recipe.find("'ties'") != std::string::npos && recipe.find("rescale") == std::string::npos;
-  const bool model_scope = recipe.find("'model'") != std::string::npos;
-  EXPECT_EQ(drafted_ > 0, may_sample && !model_scope);
-  EXPECT_EQ(spread_ > 0, may_sample && !model_scope);
-  EXPECT_EQ(sampled_ > 0, (may_sample || recipe.find("'pcb'") != std::string::npos) && model_scope);
+  const auto says = [&](const char* what) { return recipe.find(what) != std::string::npos; };
+  const bool breadcrumbs = says("'breadcrumbs") && !says("'row'"), rescales = says("rescale");
+  const bool may_draft = (says("'ties'") || breadcrumbs) && !rescales && !says("'model'");
+  EXPECT_EQ(drafted_ > 0, may_draft);
+  EXPECT_EQ(spread_ > 0, may_draft);
+  EXPECT_EQ(sampled_ > 0, !may_draft && (breadcrumbs || says("'sce'") || says("'pcb'") || (says("'ties'") && !rescales)));
 }
 
 TEST_P(SameBytes, ForEverySimdTarget) {
@@ -162,7 +163,8 @@ INSTANTIATE_TEST_SUITE_P(
                     "method = 'breadcrumbs_ties'\n[parameters]\ndensity = 0.37\ngamma = 0.21\nrescale = true",
                     "method = 'breadcrumbs'\n[parameters]\ndensity = 0.37\nrescale = true\nscope = 'row'",
                     "method = 'della'\n[parameters]\ndensity = 0.5", "method = 'metagpt'",
-                    "method = 'pcb'\n[parameters]\nscope = 'model'", "method = 'pcb'\n[parameters]\nscope = 'tensor'"));
+                    "method = 'pcb'\n[parameters]\nscope = 'model'", "method = 'pcb'\n[parameters]\nscope = 'tensor'",
+                    "method = 'sce'\n[parameters]\nselect_topk = 0.37"));
 
 }  // namespace
 }  // namespace braid
