@@ -88,9 +88,12 @@ std::string HeaderSum(std::string header) {
 }
 
 // Text, not a tree, where each new key is compared with all before it: 6 s for 100,000 tensors.
-std::string ManifestText(const Plan& plan, const std::string& fingerprint, const std::vector<XXH128_hash_t>& sums) {
-  std::string text = fmt::format("{{\n \"format\": 1,\n \"method\": {},\n \"fingerprint\": {},\n \"headers\": {{",
+std::string ManifestText(const Plan& plan, const std::string& fingerprint, const std::vector<XXH128_hash_t>& sums,
+                         std::optional<double> alpha) {
+  std::string text = fmt::format("{{\n \"format\": 1,\n \"method\": {},\n \"fingerprint\": {},\n",
                                  JsonString(plan.method->name), JsonString(fingerprint));
+  if (alpha) text += fmt::format(" \"layer_scale_alpha\": {},\n", *alpha);
+  text += " \"headers\": {";
   const auto out = std::back_inserter(text);
   for (size_t i = 0; i < plan.shards.size(); ++i)
     fmt::format_to(out, "{}\n  {}: \"{}\"", i == 0 ? "" : ",", JsonString(plan.shards[i].name),

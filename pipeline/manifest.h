@@ -6,6 +6,7 @@
 #include <xxhash.h>
 
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,8 +22,9 @@ void AddChecksumRoom(std::map<std::string, std::string>* metadata, size_t tensor
 // The same header with the checksums (in the order of the file) and the fingerprint filled in; the same length.
 std::string FillChecksums(std::string header, const std::string& fingerprint, const std::vector<XXH128_hash_t>& sums);
 
-// The text of braid.json; `sums` in the order of plan.tensors.
-std::string ManifestText(const Plan& plan, const std::string& fingerprint, const std::vector<XXH128_hash_t>& sums);
+// The text of braid.json; `sums` in the order of plan.tensors, `alpha` that of layer_scale where it was found.
+std::string ManifestText(const Plan& plan, const std::string& fingerprint, const std::vector<XXH128_hash_t>& sums,
+                         std::optional<double> alpha);
 
 // XXH3-128 of a shard's header, with the checksums that a single file carries in it taken for zeros.
 std::string HeaderSum(std::string header);

@@ -78,7 +78,7 @@ void WriteSideFiles(const Plan& plan, const MergeOptions& options, const GraphRe
   if (plan.shards.size() > 1) write(kIndexName, IndexText(plan));
   WriteRecipes(plan.recipe, staging);
   if (options.write_model_card) write("README.md", ModelCard(plan, fs::path(staging->out()).filename().string()));
-  write(kManifestName, ManifestText(plan, fingerprint, result.sums));
+  write(kManifestName, ManifestText(plan, fingerprint, result.sums, result.alpha));
 }
 
 // One descriptor per shard of every source and of the output; the usual soft limit of 1024 is too low for large

@@ -7,7 +7,8 @@ import shutil
 
 from support import CliTest, main, read_text, read_weights, synth
 
-CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "configs")
+ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
+CONFIGS = os.path.join(ROOT, "configs")
 
 
 def layers_of(weights):
@@ -15,12 +16,19 @@ def layers_of(weights):
 
 
 class Recipes(CliTest):
+    def methods(self):
+        return {method["name"] for method in self.assert_ok(self.run_braid("methods", "--json")).json()["methods"]}
+
+    def test_every_method_is_explained(self):
+        rows = re.findall(r"^\| (`[^|]*) \|", read_text(os.path.join(ROOT, "ops", "README.md")), re.MULTILINE)
+        explained = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+        self.assertEqual(self.methods() - explained, set(), "methods without a row in ops/README.md")
+
     def test_every_method_has_a_recipe(self):
-        methods = {method["name"] for method in self.assert_ok(self.run_braid("methods", "--json")).json()["methods"]}
         shown = set()
         for path in glob.glob(os.path.join(CONFIGS, "*.toml")) + glob.glob(os.path.join(CONFIGS, "*.yml")):
             shown |= set(re.findall(r"^(?:merge_)?method *[=:] *\"?(\w+)", read_text(path), re.MULTILINE))
-        self.assertEqual(methods - shown, set(), "methods without a recipe in configs/")
+        self.assertEqual(self.methods() - shown, set(), "methods without a recipe in configs/")
 
     def test_configs(self):
         shutil.copytree(CONFIGS, self.path("configs"))

@@ -11,17 +11,21 @@ METHODS = {
     "warm": [("mapped", 2, "direct"), ("mapped", 1, "direct"), ("mapped", 2, "dontcache"),
              ("mapped", 1, "dontcache"), ("mapped", 1, "window")],
 }
-# A method that was this much slower than the turn's best is not run again.
+# A method that was this much slower than the turn's best is not run again, nor for rows that read and write the same.
 HOPELESS = 1.05
 
 
 class Limit:
-    """One turn runs every method that may be the fastest; the fastest run of all turns is the limit."""
+    """One turn runs every method that may be the fastest; the fastest run of all turns is the limit.
 
-    def __init__(self, program, target, inputs, state, bytes_written, bytes_read=None, before_exec=None):
+    `contenders`: what another row with the same inputs and output was left with; None: all methods.
+    """
+
+    def __init__(self, program, target, inputs, state, bytes_written, bytes_read=None, before_exec=None,
+                 contenders=None):
         self.program, self.target, self.inputs, self.state = program, target, inputs, state
         self.bytes_written, self.bytes_read, self.before_exec = bytes_written, bytes_read, before_exec
-        self.contenders = METHODS[state]
+        self.contenders = contenders or METHODS[state]
         self.best = None
         self.all_seconds = {}
 

@@ -38,6 +38,7 @@ class Bench:
     def __init__(self, build, directory, runs, say, peers=None):
         self.braid, self.limit_program = build / "braid", build / "braid-limit"
         self.directory, self.runs, self.say, self.peers = directory, runs, say, peers
+        self.contenders = {}    # of the limits of rows before, by what they read and write
         directory.mkdir(parents=True, exist_ok=True)
         self.families = families.Families(directory, self.braid, say)
         told = json.loads(run_measured([self.braid, "methods", "--json"]).output)
@@ -82,12 +83,15 @@ class Bench:
             merge = Merge(self, row, recipe, models, inputs, enter)
             stack.callback(merge.clean)
             merge.prepare(models)
-            limit = Limit(self.limit_program, self.directory / "limit.bin", inputs, row.state, bytes_out,
-                          planned if row.planned else None, enter)
+            bytes_read = planned if row.planned else None
+            same = (tuple(inputs), row.state, bytes_out, bytes_read, row.cgroup)
+            limit = Limit(self.limit_program, self.directory / "limit.bin", inputs, row.state, bytes_out, bytes_read,
+                          enter, self.contenders.get(same))
             for _ in range(self.runs):
                 merge.remove_output()
                 limit.turn(self.say)
                 merge.turn()
+            self.contenders[same] = limit.contenders
             entry = merge.entry(bytes_in, bytes_out, planned, limit)
             if self.peers and row.peer_target:
                 entry["peers"] = self.peers.measure(row, models, inputs, merge.output, entry["seconds"])

@@ -68,8 +68,8 @@ def enter_state(state, inputs):
     share = resident_share(inputs)
     if (state == "warm") != (share > 0.5) or 0.01 < share < 0.99:
         raise Skipped(f"a page cache that can be made {state}; {share:.0%} of the inputs are resident")
-    # Most that a run can want: its inputs and its output in the page cache, and its own memory.
-    populate_free_memory(sum(path.stat().st_size for path in inputs) * 5 // 4 + (2 << 30))
+    # Most that a run can want: its inputs in the page cache, and its own memory. Outputs are written past it.
+    populate_free_memory(sum(path.stat().st_size for path in inputs) + (3 << 29))
     return share
 
 
