@@ -77,8 +77,7 @@ SCALING = {"method": "ties", "state": "cold", "parameters": TIES, "memory": "128
 
 ROWS = [
     Row("ties cold", B124, "ties", "cold", 1.15, TIES),
-    # Half the memory: where nothing waits for a disk, drafting the embedding too saves less than its pages cost to get.
-    Row("ties warm", B124, "ties", "warm", 1.3, TIES, memory="512MiB", peer_target=80),
+    Row("ties warm", B124, "ties", "warm", 1.3, TIES, peer_target=80),
     Row("ties model cold", B124, "ties", "cold", 2.1, MODEL_TIES),
     Row("ties model cached", B124, "ties", "cold", 1.15, MODEL_TIES, cached=True),
     Row("linear cold", B124, "linear", "cold", 1.1),
