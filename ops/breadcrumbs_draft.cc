@@ -43,12 +43,7 @@ void BreadcrumbsMerger::FindOpenElements(const TaskVectorBlock& block, size_t n,
 
 bool BreadcrumbsMerger::PutAside(const LaneTile& tile, uint64_t index, const uint32_t* places, size_t count,
                                  const Scratch& scratch, OpenElements* open) const {
-  for (size_t done = 0, k; done < count; done += k) {
-    OpenChunk* const chunk = open->Room();
-    if (chunk == nullptr) return false;
-    k = std::min(count - done, OpenChunk::kElements - chunk->count);
-    const uint32_t* const from = places + done;
-    for (size_t i = 0; i < k; ++i) chunk->indices[chunk->count + i] = static_cast<uint32_t>(index) + from[i];
+  return open->PutAside(index, places, count, [&](const uint32_t* from, size_t k, OpenChunk* chunk) {
     const auto copy = [&](const float* lanes, float* to) {
       for (size_t i = 0; i < k; ++i) to[i] = lanes[from[i]];
     };
@@ -57,9 +52,7 @@ bool BreadcrumbsMerger::PutAside(const LaneTile& tile, uint64_t index, const uin
       if (tile.models[m].bytes != nullptr) copy(scratch.models[m], chunk->lanes(m + 1) + chunk->count);
       else std::fill_n(chunk->lanes(m + 1) + chunk->count, k, 0.0f);
     }
-    chunk->count += k;
-  }
-  return true;
+  });
 }
 
 bool BreadcrumbsMerger::Draft(const Coefficients& c, const LaneTile& tile, Scratch& scratch, DType type, std::byte* out,

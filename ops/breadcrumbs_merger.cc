@@ -15,7 +15,7 @@ uint64_t Part(double share, uint64_t n) {
 }
 
 double GammaOf(const MethodInfo& method, const Coefficients& c, size_t model) {
-  return c.model[model][static_cast<size_t>(method.IndexOf("gamma"))];
+  return c.model[model][method.At("gamma")];
 }
 
 }  // namespace
@@ -303,7 +303,7 @@ void BreadcrumbsRowMerger::Keep(const LaneTile&, size_t m, const LaneUnit& unit,
 
 namespace {
 
-bool ByRows(const MethodInfo& method, const Coefficients& c) { return c.shared[static_cast<size_t>(method.IndexOf("scope"))] != 0; }
+bool ByRows(const MethodInfo& method, const Coefficients& c) { return c.shared[method.At("scope")] != 0; }
 
 template <bool kElect>
 std::unique_ptr<Merger> Make(const MethodInfo& method, const Coefficients& c, const TensorFacts& scope, Approach approach) {
@@ -312,16 +312,13 @@ std::unique_ptr<Merger> Make(const MethodInfo& method, const Coefficients& c, co
 }
 
 std::vector<ParameterSpec> Parameters() {
-  std::vector<ParameterSpec> parameters = TaskVectorParameters(false);
-  const std::vector<ParameterSpec> own = {
+  return TaskVectorParameters(false, {
       DensityParameter("share of each task vector's entries to keep"),
       {.name = "gamma", .scope = ParameterScope::kModel, .default_value = 0.01, .min = 0, .max = 1,
        .help = "share of the entries, the largest, to drop as outliers"},
       RescaleParameter(false),
       {.name = "scope", .kind = ParameterKind::kChoice, .scope = ParameterScope::kRecipe, .choices = {"tensor", "row"},
-       .help = "choose entries over a whole tensor, or over each row by itself (the paper's code)"}};
-  parameters.insert(parameters.end(), own.begin(), own.end());
-  return parameters;
+       .help = "choose entries over a whole tensor, or over each row by itself (the paper's code)"}});
 }
 
 }  // namespace

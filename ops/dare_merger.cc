@@ -12,8 +12,8 @@ class DareMerger : public SparseMerger {
  public:
   DareMerger(const MethodInfo& method, bool elect, const Coefficients& c, const TensorFacts& scope)
       : SparseMerger(method, elect, c, scope, false),
-        seed_(static_cast<uint64_t>(c.shared[static_cast<size_t>(method.IndexOf("seed"))])) {
-    const bool by_density = c.shared[static_cast<size_t>(method.IndexOf("rescale_norm"))] != 0;
+        seed_(static_cast<uint64_t>(c.shared[method.At("seed")])) {
+    const bool by_density = c.shared[method.At("rescale_norm")] != 0;
     for (size_t m = 0; m < models(); ++m) {
       if (!rescale() || !sparse(m) || density(m) <= 0) continue;
       if (by_density) UseFactor(m, 1 / density(m));
@@ -38,14 +38,11 @@ std::unique_ptr<Merger> Make(const MethodInfo& method, const Coefficients& c, co
 }
 
 std::vector<ParameterSpec> Parameters() {
-  std::vector<ParameterSpec> parameters = TaskVectorParameters(false);
-  const std::vector<ParameterSpec> own = {
+  return TaskVectorParameters(false, {
       DensityParameter("probability with which each entry of the task vector stays"), RescaleParameter(true),
       {.name = "rescale_norm", .kind = ParameterKind::kChoice, .scope = ParameterScope::kRecipe, .choices = {"l1", "density"},
        .help = "what rescale divides by: the share of the l1 norm that stayed, or the density (the paper)"},
-      SeedParameter()};
-  parameters.insert(parameters.end(), own.begin(), own.end());
-  return parameters;
+      SeedParameter()});
 }
 
 }  // namespace

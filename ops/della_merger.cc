@@ -12,12 +12,12 @@ class DellaMerger : public SparseMerger {
  public:
   DellaMerger(const MethodInfo& method, bool elect, const Coefficients& c, const TensorFacts& scope)
       : SparseMerger(method, elect, c, scope, true), ranks_(models(), row(), UnitLanes()), draws_(models(), row(), UnitLanes()),
-        limits_(models()), seed_(static_cast<uint64_t>(c.shared[static_cast<size_t>(method.IndexOf("seed"))])) {
-    const bool by_probability = c.shared[static_cast<size_t>(method.IndexOf("rescale_norm"))] != 0;
+        limits_(models()), seed_(static_cast<uint64_t>(c.shared[method.At("seed")])) {
+    const bool by_probability = c.shared[method.At("rescale_norm")] != 0;
     divide_ = rescale() && by_probability;
     for (size_t m = 0; m < models(); ++m) {
       drawn_ |= IsDrawn(m);
-      const double epsilon = c.model[m][static_cast<size_t>(method.IndexOf("epsilon"))];
+      const double epsilon = c.model[m][method.At("epsilon")];
       limits_[m].low = density(m) - epsilon;
       limits_[m].step = 2 * epsilon / static_cast<double>(row() - 1);
       if (row() == 1) limits_[m] = {.low = density(m), .step = 0};
@@ -68,7 +68,7 @@ std::unique_ptr<Merger> Make(const MethodInfo& method, const Coefficients& c, co
 }
 
 std::string CheckProbabilities(const MethodInfo& method, const Coefficients& c) {
-  const auto density = static_cast<size_t>(method.IndexOf("density")), epsilon = static_cast<size_t>(method.IndexOf("epsilon"));
+  const auto density = method.At("density"), epsilon = method.At("epsilon");
   for (const auto& model : c.model) {
     const double rho = model[density], eps = model[epsilon];
     if (rho <= 0 || rho >= 1) continue;   // nothing is drawn
@@ -79,8 +79,7 @@ std::string CheckProbabilities(const MethodInfo& method, const Coefficients& c) 
 }
 
 std::vector<ParameterSpec> Parameters(bool normalize) {
-  std::vector<ParameterSpec> parameters = TaskVectorParameters(normalize);
-  const std::vector<ParameterSpec> own = {
+  return TaskVectorParameters(normalize, {
       DensityParameter("mean probability with which entries of a row stay"),
       {.name = "epsilon", .scope = ParameterScope::kModel, .default_value = 0.15, .min = 0, .max = 1,
        .help = "how much less probable the smallest entry is to stay than the mean, and how much more the largest"},
@@ -88,9 +87,7 @@ std::vector<ParameterSpec> Parameters(bool normalize) {
       {.name = "rescale_norm", .kind = ParameterKind::kChoice, .scope = ParameterScope::kRecipe,
        .choices = {"l1", "probability"},
        .help = "what rescale divides by: the share of the l1 norm that stayed, or each entry's probability (the paper)"},
-      SeedParameter()};
-  parameters.insert(parameters.end(), own.begin(), own.end());
-  return parameters;
+      SeedParameter()});
 }
 
 }  // namespace

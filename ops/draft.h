@@ -3,6 +3,7 @@
 // The tile's sources are not needed a second time.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -55,14 +56,29 @@ class OpenElements {
   OpenElements& operator=(OpenElements&& other) noexcept;
   ~OpenElements() { Clear(); }
 
-  // A chunk with room for at least one more; nullptr when the pool has none.
-  OpenChunk* Room();
+  // Puts elements index + places[0] .. index + places[count - 1] aside, behind those that are there. copy(from, k, chunk)
+  // adds the lanes of the k elements at from[0] .. from[k - 1] to a chunk, behind its `count`. False when the pool is empty.
+  template <typename Copy>
+  bool PutAside(uint64_t index, const uint32_t* places, size_t count, Copy copy) {
+    for (size_t done = 0, k; done < count; done += k) {
+      OpenChunk* const chunk = Room();
+      if (chunk == nullptr) return false;
+      k = std::min(count - done, OpenChunk::kElements - chunk->count);
+      const uint32_t* const from = places + done;
+      for (size_t i = 0; i < k; ++i) chunk->indices[chunk->count + i] = static_cast<uint32_t>(index) + from[i];
+      copy(from, k, chunk);
+      chunk->count += k;
+    }
+    return true;
+  }
   const std::vector<std::unique_ptr<OpenChunk>>& chunks() const { return chunks_; }
   void Clear();
 
   std::vector<uint64_t> sure;   // per threshold, as claims lie (ops/merger.h): entries that are before it for sure
 
  private:
+  OpenChunk* Room();   // a chunk with room for at least one more; nullptr when the pool has none
+
   OpenPool* pool_ = nullptr;
   std::vector<std::unique_ptr<OpenChunk>> chunks_;
 };

@@ -6,7 +6,7 @@ namespace {
 class ElementwiseMerger : public Merger {
  public:
   ElementwiseMerger(const MethodInfo& method, ElementwiseFunction function)
-      : lambda_(static_cast<size_t>(method.IndexOf("lambda"))), function_(function) {}
+      : lambda_(method.At("lambda")), function_(function) {}
 
   size_t statistics_rounds() const override { return 0; }
   RoundSpec round(size_t) const override { return {.name = "merge"}; }

@@ -64,7 +64,7 @@ std::vector<size_t> AllModels(const Coefficients& c) {
 }
 
 std::vector<size_t> ModelsWithWeight(const MethodInfo& method, const Coefficients& c) {
-  const auto weight = static_cast<size_t>(method.IndexOf("weight"));
+  const auto weight = method.At("weight");
   std::vector<size_t> models = AllModels(c);
   std::erase_if(models, [&](size_t m) { return c.model[m][weight] == 0; });
   return models;

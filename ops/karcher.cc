@@ -83,8 +83,8 @@ std::vector<double> KarcherMean(const Sphere& sphere, int max_iter, double tol) 
 class KarcherMerger : public GramMerger {
  public:
   KarcherMerger(const MethodInfo& method, const Coefficients& c)
-      : GramMerger(AllModels(c), false), max_iter_(static_cast<int>(c.shared[static_cast<size_t>(method.IndexOf("max_iter"))])),
-        tol_(c.shared[static_cast<size_t>(method.IndexOf("tol"))]) {}
+      : GramMerger(AllModels(c), false), max_iter_(static_cast<int>(c.shared[method.At("max_iter")])),
+        tol_(c.shared[method.At("tol")]) {}
 
  protected:
   void Solve(const Gram& gram, std::span<double> shares) const override {
@@ -106,7 +106,7 @@ std::unique_ptr<Merger> Make(const MethodInfo& method, const Coefficients& c, co
 }
 
 std::string Check(const MethodInfo& method, const Coefficients& c) {
-  const double iterations = c.shared[static_cast<size_t>(method.IndexOf("max_iter"))];
+  const double iterations = c.shared[method.At("max_iter")];
   return iterations == std::floor(iterations) ? "" : "max_iter is not a whole number";
 }
 

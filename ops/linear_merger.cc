@@ -65,7 +65,7 @@ std::unique_ptr<Merger> Make(const MethodInfo& method, const Coefficients&, cons
 }
 
 std::string CheckWeights(const MethodInfo& method, const Coefficients& c) {
-  const auto weight = static_cast<size_t>(method.IndexOf("weight")), normalize = static_cast<size_t>(method.IndexOf("normalize"));
+  const auto weight = method.At("weight"), normalize = method.At("normalize");
   if (c.shared[normalize] == 0) return "";
   float sum = 0;
   for (const auto& model : c.model) sum += static_cast<float>(model[weight]);

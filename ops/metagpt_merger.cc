@@ -23,7 +23,7 @@ void AddSquares(const float* d, size_t n, double* sums) {
 class MetaGptMerger : public Merger {
  public:
   MetaGptMerger(const MethodInfo& method, const Coefficients& c)
-      : lambda_(static_cast<size_t>(method.IndexOf("lambda"))), weights_(c.model.size()) {}
+      : lambda_(method.At("lambda")), weights_(c.model.size()) {}
 
   size_t statistics_rounds() const override { return 1; }
   RoundSpec round(size_t r) const override {

@@ -70,6 +70,7 @@ struct MethodInfo {
   uint64_t TileUnit(const Coefficients& c, const TensorFacts& tensor) const;
   const ParameterSpec* Find(std::string_view parameter) const;
   int IndexOf(std::string_view parameter) const;  // -1 when it has none of that name
+  size_t At(std::string_view parameter) const { return static_cast<size_t>(IndexOf(parameter)); }  // of one that it has
   // Whether all tensors share their statistics: whole_model, or scope = "model".
   bool IsModelScope(const Coefficients& c) const;
 };

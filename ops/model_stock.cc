@@ -11,7 +11,7 @@ constexpr double kLeastNormProduct = 1e-6;
 constexpr double kLeastDenominator = 1e-6;   // below it there is no estimate: the base
 
 bool FilterWise(const MethodInfo& method, const Coefficients& c) {
-  return c.shared[static_cast<size_t>(method.IndexOf("filter_wise"))] != 0;
+  return c.shared[method.At("filter_wise")] != 0;
 }
 
 class ModelStockMerger : public GramMerger {

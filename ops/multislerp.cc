@@ -10,22 +10,22 @@ namespace braid {
 namespace {
 
 bool Normalizes(const MethodInfo& method, const Coefficients& c) {
-  return c.shared[static_cast<size_t>(method.IndexOf("normalize_weights"))] != 0;
+  return c.shared[method.At("normalize_weights")] != 0;
 }
 
 // Where only one model has a weight. A recipe's only model comes out as it is, whatever its weight.
 double ShareAlone(const MethodInfo& method, const Coefficients& c) {
   const std::vector<size_t> models = ModelsWithWeight(method, c);
   if (Normalizes(method, c) || c.model.size() == 1 || models.size() != 1) return 1;
-  return std::fabs(c.model[models[0]][static_cast<size_t>(method.IndexOf("weight"))]);
+  return std::fabs(c.model[models[0]][method.At("weight")]);
 }
 
 class MultislerpMerger : public GramMerger {
  public:
   MultislerpMerger(const MethodInfo& method, const Coefficients& c)
-      : GramMerger(ModelsWithWeight(method, c), false, ShareAlone(method, c)), eps_(c.shared[static_cast<size_t>(method.IndexOf("eps"))]),
+      : GramMerger(ModelsWithWeight(method, c), false, ShareAlone(method, c)), eps_(c.shared[method.At("eps")]),
         normalize_(Normalizes(method, c)) {
-    for (const auto& model : c.model) weights_.push_back(model[static_cast<size_t>(method.IndexOf("weight"))]);
+    for (const auto& model : c.model) weights_.push_back(model[method.At("weight")]);
   }
 
  protected:
@@ -62,7 +62,7 @@ std::unique_ptr<Merger> Make(const MethodInfo& method, const Coefficients& c, co
 
 std::string Check(const MethodInfo& method, const Coefficients& c) {
   if (!Normalizes(method, c)) return "";
-  const auto weight = static_cast<size_t>(method.IndexOf("weight"));
+  const auto weight = method.At("weight");
   double sum = 0;
   for (size_t m : ModelsWithWeight(method, c)) sum += c.model[m][weight];
   return sum == 0 && !ModelsWithWeight(method, c).empty() ? "the weights add up to 0, and normalize_weights divides by that sum" : "";

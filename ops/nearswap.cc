@@ -27,7 +27,7 @@ BRAID_WIDE_VECTORS void Mix(const float* a, const float* b, float t, size_t n, f
 
 class NearswapMerger : public Merger {
  public:
-  explicit NearswapMerger(const MethodInfo& method) : t_(static_cast<size_t>(method.IndexOf("t"))) {}
+  explicit NearswapMerger(const MethodInfo& method) : t_(method.At("t")) {}
 
   size_t statistics_rounds() const override { return 0; }
   RoundSpec round(size_t) const override { return {.name = "merge"}; }
@@ -56,7 +56,7 @@ std::unique_ptr<Merger> Make(const MethodInfo& method, const Coefficients&, cons
 
 // A filter may leave a tensor without one.
 std::string Check(const MethodInfo& method, const Coefficients& c) {
-  return c.shared[static_cast<size_t>(method.IndexOf("t"))] == kNoDefault ? "there is no t" : "";
+  return c.shared[method.At("t")] == kNoDefault ? "there is no t" : "";
 }
 
 }  // namespace

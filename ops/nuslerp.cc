@@ -15,7 +15,7 @@ constexpr double kLeastWeightSum = 1e-6;     // below it, t is 1/2
 enum class Axis { kAll, kLast, kFirst };
 
 double Shared(const MethodInfo& method, const Coefficients& c, std::string_view name) {
-  return c.shared[static_cast<size_t>(method.IndexOf(name))];
+  return c.shared[method.At(name)];
 }
 
 // mergekit says it with two flags, of which nuslerp_row_wise means the first axis.
@@ -29,7 +29,7 @@ bool ByRows(const MethodInfo& method, const Coefficients& c) { return AxisOf(met
 bool ByColumns(const MethodInfo& method, const Coefficients& c) { return AxisOf(method, c) == Axis::kFirst; }
 
 double PlaceBetween(const MethodInfo& method, const Coefficients& c) {
-  const auto weight = static_cast<size_t>(method.IndexOf("weight"));
+  const auto weight = method.At("weight");
   const double sum = c.model[0][weight] + c.model[1][weight];
   return std::fabs(sum) < kLeastWeightSum ? 0.5 : c.model[1][weight] / sum;
 }

@@ -11,7 +11,7 @@ namespace {
 
 class PassthroughMerger : public Merger {
  public:
-  explicit PassthroughMerger(const MethodInfo& method) : scale_(static_cast<size_t>(method.IndexOf("scale"))) {}
+  explicit PassthroughMerger(const MethodInfo& method) : scale_(method.At("scale")) {}
 
   size_t statistics_rounds() const override { return 0; }
   RoundSpec round(size_t) const override { return {.name = "merge"}; }

@@ -18,10 +18,10 @@ std::pair<double, double> Slerp(double xx, double yy, double xy, double t) {
   return std::fabs(cosine) > kAlmostParallel ? LinearShares(t) : SphericalShares(cosine, t);
 }
 
-double ParameterT(const MethodInfo& method, const Coefficients& c) { return c.shared[static_cast<size_t>(method.IndexOf("t"))]; }
+double ParameterT(const MethodInfo& method, const Coefficients& c) { return c.shared[method.At("t")]; }
 
 double WeightOf(const MethodInfo& method, const Coefficients& c, size_t m) {
-  return c.model[m][static_cast<size_t>(method.IndexOf("weight"))];
+  return c.model[m][method.At("weight")];
 }
 
 // t = 0 is the first model and t = 1 the second; the other is not needed. A weight of 0, which models without the tensor

@@ -7,8 +7,8 @@ namespace braid {
 
 SparseMerger::SparseMerger(const MethodInfo& method, bool elect, const Coefficients& c, const TensorFacts& scope, bool by_rows)
     : rule_(method, elect, c), parts_(c.model.size()), elements_(scope.elements), row_(std::max<size_t>(scope.row, 1)), by_rows_(by_rows),
-      rescale_(c.shared[static_cast<size_t>(method.IndexOf("rescale"))] != 0) {
-  const auto density = static_cast<size_t>(method.IndexOf("density"));
+      rescale_(c.shared[method.At("rescale")] != 0) {
+  const auto density = method.At("density");
   for (size_t m = 0; m < parts_.size(); ++m) {
     parts_[m] = {.density = c.model[m][density], .active = rule_.WeightOf(c, m) != 0, .slot = sparse_models_};
     sparse_models_ += sparse(m);

@@ -80,18 +80,10 @@ bool TaskVectorMerger::PutAside(const LaneTile& tile, size_t start, size_t n, co
     else if (source.type == DType::kBF16) CopyLanes<uint16_t>(bytes, from, k, to);
     else CopyLanes<float>(bytes, from, k, to);
   };
-  for (size_t done = 0, k; done < count; done += k) {
-    OpenChunk* const chunk = open->Room();
-    if (chunk == nullptr) return false;
-    k = std::min(count - done, OpenChunk::kElements - chunk->count);
-    for (size_t i = 0; i < k; ++i)
-      chunk->indices[chunk->count + i] = static_cast<uint32_t>(tile.first + start) + places[done + i];
-    copy(tile.base, scratch.base, places + done, k, chunk->lanes(0) + chunk->count);
-    for (size_t m : scratch.voters)
-      copy(tile.models[m], scratch.models[m], places + done, k, chunk->lanes(m + 1) + chunk->count);
-    chunk->count += k;
-  }
-  return true;
+  return open->PutAside(tile.first + start, places, count, [&](const uint32_t* from, size_t k, OpenChunk* chunk) {
+    copy(tile.base, scratch.base, from, k, chunk->lanes(0) + chunk->count);
+    for (size_t m : scratch.voters) copy(tile.models[m], scratch.models[m], from, k, chunk->lanes(m + 1) + chunk->count);
+  });
 }
 
 bool TaskVectorMerger::FinishDraft(std::span<const OpenElements* const> tiles) {

@@ -11,16 +11,8 @@ std::unique_ptr<Merger> Make(const MethodInfo& method, const Coefficients& c, co
   return std::make_unique<TaskVectorMerger>(method, c, scope.elements, approach);
 }
 
-}  // namespace
-
-MethodInfo Ties() {
-  MethodInfo ties{.name = "ties",
-                  .summary = "trim task vectors, elect signs, merge what agrees",
-                  .source = "Yadav et al., TIES-Merging, NeurIPS 2023, arXiv 2306.01708, Algorithm 1",
-                  .base = BaseUse::kRequired,
-                  .parameters = TaskVectorParameters(true),
-                  .make = Make};
-  const std::vector<ParameterSpec> own = {
+std::vector<ParameterSpec> TiesParameters() {
+  return TaskVectorParameters(true, {
       DensityParameter("share of each task vector's entries to keep, by magnitude"),
       RescaleParameter(false),
       {.name = "scope", .kind = kChoice, .scope = kRecipe, .choices = {"tensor", "model"},
@@ -33,10 +25,18 @@ MethodInfo Ties() {
       {.name = "elect", .kind = kChoice, .scope = kRecipe, .choices = {"mass", "count"},
        .help = "elect by the sum of values, or by counting signs"},
       {.name = "elect_weighted", .kind = kFlag, .scope = kRecipe, .default_value = 1,
-       .help = "whether weights count in the election"},
-  };
-  ties.parameters.insert(ties.parameters.end(), own.begin(), own.end());
-  return ties;
+       .help = "whether weights count in the election"}});
+}
+
+}  // namespace
+
+MethodInfo Ties() {
+  return {.name = "ties",
+          .summary = "trim task vectors, elect signs, merge what agrees",
+          .source = "Yadav et al., TIES-Merging, NeurIPS 2023, arXiv 2306.01708, Algorithm 1",
+          .base = BaseUse::kRequired,
+          .parameters = TiesParameters(),
+          .make = Make};
 }
 
 MethodInfo TaskArithmetic() {

@@ -11,7 +11,7 @@ constexpr double kLeastNorm = 1e-7;        // below it, rescale does nothing
 }  // namespace
 
 TaskVectorRule::TaskVectorRule(const MethodInfo& method, bool elect, const Coefficients& c)
-    : weight_(static_cast<size_t>(method.IndexOf("weight"))), lambda_(method.IndexOf("lambda")),
+    : weight_(method.At("weight")), lambda_(method.IndexOf("lambda")),
       normalize_(method.IndexOf("normalize")), elect_(elect), by_count_(Shared(c, method.IndexOf("elect"), 0) != 0),
       weighted_vote_(Shared(c, method.IndexOf("elect_weighted"), 1) != 0) {}
 
@@ -49,8 +49,11 @@ float RescaleFactor(double norm, double kept_norm) {
   return static_cast<float>(norm / kept_norm);
 }
 
-std::vector<ParameterSpec> TaskVectorParameters(bool normalize) {
-  return {WeightParameter(), NormalizeParameter(normalize), LambdaParameter(), Int8MaskParameter()};
+std::vector<ParameterSpec> TaskVectorParameters(bool normalize, std::initializer_list<ParameterSpec> own) {
+  std::vector<ParameterSpec> parameters = {WeightParameter(), NormalizeParameter(normalize), LambdaParameter(),
+                                           Int8MaskParameter()};
+  parameters.insert(parameters.end(), own);
+  return parameters;
 }
 
 }  // namespace braid

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <initializer_list>
 
 #include "ops/mergers_internal.h"
 
@@ -35,7 +36,7 @@ class TaskVectorRule {
 // sparsify.py), and where one is not finite, so that an infinite entry does not spoil the others.
 float RescaleFactor(double norm, double kept_norm);
 
-// Parameters of the whole family.
-std::vector<ParameterSpec> TaskVectorParameters(bool normalize);
+// Parameters of the whole family, and a method's own behind them.
+std::vector<ParameterSpec> TaskVectorParameters(bool normalize, std::initializer_list<ParameterSpec> own = {});
 
 }  // namespace braid

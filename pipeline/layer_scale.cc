@@ -5,7 +5,7 @@
 namespace braid {
 namespace {
 
-size_t LambdaOf(const Plan& plan) { return static_cast<size_t>(plan.method->IndexOf("lambda")); }
+size_t LambdaOf(const Plan& plan) { return plan.method->At("lambda"); }
 
 // Models that have the tensor and a weight there.
 size_t ModelsIn(const Plan& plan, const PlannedTensor& tensor) {

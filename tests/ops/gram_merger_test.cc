@@ -15,15 +15,14 @@ namespace {
 using reference::Vector;
 using test::Drive;
 using test::DriveOptions;
+using test::kLaneTypes;
 using test::Random;
 using test::ScopeTensor;
 using test::SetModel;
 using test::SetShared;
 using test::Source;
+using test::SourceOf;
 
-constexpr DType kLaneTypes[] = {DType::kF64, DType::kF32, DType::kF16, DType::kBF16};
-
-Source SourceOf(DType type, const std::vector<float>& lanes) { return {.type = type, .bytes = reference::Encode(type, lanes)}; }
 Source F32(const std::vector<float>& lanes) { return SourceOf(DType::kF32, lanes); }
 
 Vector Lanes(const Source& source) {

@@ -112,7 +112,7 @@ TEST_P(MeasuredTest, NormsAreThoseOfWhatIsMerged) {
       if (t > 0) {   // densities are one number per model
         const Coefficients own = std::exchange(tensor.coefficients, tensors[0].coefficients);
         for (size_t m = 0; method.Find("weight") != nullptr && m < models; ++m) {
-          const auto weight = static_cast<size_t>(method.IndexOf("weight"));
+          const auto weight = method.At("weight");
           tensor.coefficients.model[m][weight] = own.model[m][weight];
         }
       }

@@ -319,13 +319,13 @@ Coefficients DefaultCoefficients(const MethodInfo& method, size_t num_models) {
 
 void SetShared(const MethodInfo& method, Coefficients& coefficients, std::string_view name, double value) {
   ASSERT_GE(method.IndexOf(name), 0) << name;
-  coefficients.shared[static_cast<size_t>(method.IndexOf(name))] = value;
+  coefficients.shared[method.At(name)] = value;
 }
 
 void SetModel(const MethodInfo& method, Coefficients& coefficients, size_t model, std::string_view name,
               double value) {
   ASSERT_GE(method.IndexOf(name), 0) << name;
-  coefficients.model[model][static_cast<size_t>(method.IndexOf(name))] = value;
+  coefficients.model[model][method.At(name)] = value;
 }
 
 }  // namespace braid::test

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "ops/merger.h"
+#include "tests/ops/reference.h"
 #include "tests/ops/test_support.h"
 
 namespace braid::test {
@@ -16,6 +17,10 @@ struct Source {
   DType type = DType::kF32;
   std::vector<std::byte> bytes = {};  // none: the source has no such tensor
 };
+
+inline Source SourceOf(DType type, const std::vector<float>& lanes) {
+  return {.type = type, .bytes = reference::Encode(type, lanes)};
+}
 
 struct ScopeTensor {
   ScopeTensor(std::string its_name, size_t its_elements)

@@ -15,13 +15,13 @@ using test::Drive;
 using test::ExpectBytes;
 using test::Driven;
 using test::DriveOptions;
+using test::kLaneTypes;
 using test::Random;
 using test::ScopeTensor;
 using test::SetModel;
 using test::SetShared;
 using test::Source;
-
-constexpr DType kLaneTypes[] = {DType::kF64, DType::kF32, DType::kF16, DType::kBF16};
+using test::SourceOf;
 
 enum class Data { kCoarse, kGaussian, kEqual, kUnchanged, kTiny, kCount };
 
@@ -71,10 +71,6 @@ std::vector<float> BaseLanes(Random& random, size_t n, Data data) {
 void Sprinkle(Random& random, std::vector<float>& lanes, double chance) {
   for (float& lane : lanes)
     if (random.Chance(chance)) lane = random.OneOf({NAN, INFINITY, -INFINITY, 3e38f, -3e38f, 0.0f, -0.0f});
-}
-
-Source SourceOf(DType type, const std::vector<float>& lanes) {
-  return {.type = type, .bytes = reference::Encode(type, lanes)};
 }
 
 // The random lanes of a scope: the tensors for the driver, and what the reference knows of them.

@@ -6,15 +6,13 @@ namespace braid {
 namespace {
 
 using test::Drive;
+using test::kLaneTypes;
 using test::Random;
 using test::ScopeTensor;
 using test::SetModel;
 using test::SetShared;
 using test::Source;
-
-constexpr DType kLaneTypes[] = {DType::kF64, DType::kF32, DType::kF16, DType::kBF16};
-
-Source SourceOf(DType type, const std::vector<float>& lanes) { return {.type = type, .bytes = reference::Encode(type, lanes)}; }
+using test::SourceOf;
 
 // torch divides a number by a tensor as the number times the reciprocal; clamp keeps NaN.
 float Nearswap(float a, float b, float t) {

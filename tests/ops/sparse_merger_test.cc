@@ -14,15 +14,13 @@ using reference::SparseMerge;
 using test::Drive;
 using test::ExpectBytes;
 using test::Driven;
+using test::kLaneTypes;
 using test::Random;
 using test::ScopeTensor;
 using test::SetModel;
 using test::SetShared;
 using test::Source;
-
-constexpr DType kLaneTypes[] = {DType::kF64, DType::kF32, DType::kF16, DType::kBF16};
-
-Source SourceOf(DType type, const std::vector<float>& lanes) { return {.type = type, .bytes = reference::Encode(type, lanes)}; }
+using test::SourceOf;
 
 std::string NameOf(const SparseMerge& merge) {
   switch (merge.sparsifier) {

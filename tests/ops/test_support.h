@@ -41,6 +41,8 @@ class Random : public std::mt19937_64 {
   }
 };
 
+inline constexpr DType kLaneTypes[] = {DType::kF64, DType::kF32, DType::kF16, DType::kBF16};
+
 inline float FromBits(uint32_t bits) { return std::bit_cast<float>(bits); }
 inline uint32_t ToBits(float x) { return std::bit_cast<uint32_t>(x); }
 

@@ -31,7 +31,7 @@ std::vector<float> Ties(const std::vector<std::vector<float>>& models, const Opt
   }
   for (const auto& [name, value] : shared) SetShared(method, tensor.coefficients, name, value);
   const auto option = [&](std::string_view name) {
-    return tensor.coefficients.shared[static_cast<size_t>(method.IndexOf(name))];
+    return tensor.coefficients.shared[method.At(name)];
   };
   const reference::Merged expected =
       reference::MergeTaskVectors({{.name = "w",

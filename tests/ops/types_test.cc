@@ -11,11 +11,10 @@ namespace {
 
 using test::ForEachTarget;
 using test::FromBits;
+using test::kLaneTypes;
 using test::Random;
 using test::SameLane;
 using test::ToBits;
-
-constexpr DType kLaneTypes[] = {DType::kF64, DType::kF32, DType::kF16, DType::kBF16};
 
 std::vector<std::byte> Raw(const void* data, size_t size) {
   const auto* bytes = static_cast<const std::byte*>(data);
