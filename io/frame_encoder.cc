@@ -142,7 +142,7 @@ size_t FrameEncoder::MostBytes(uint64_t plain_bytes) {
 }
 
 uint64_t FrameEncoder::MemoryBytes(Compression compression) {
-  constexpr uint64_t kContext = 2 << 20;
+  constexpr uint64_t kContext = 768 << 10;   // 582,560 bytes with zstd 1.5.4, level 1
   return kContext + (compression == Compression::kPlanes ? kFrameBytes : 0);
 }
 
