@@ -116,6 +116,16 @@ struct ChatTemplate {
 
 enum class OnMissing { kError, kBase, kSkip };
 
+// What is written, and how.
+struct RecipeOutput {
+  enum class Compress { kNone, kZstd, kPlanes };    // planes: of floats byte by byte, each plane on its own
+  enum class Content { kCheckpoint, kDelta };       // kDelta: the merged task vector
+  Compress compress = Compress::kNone;
+  Content content = Content::kCheckpoint;
+  std::optional<DType> delta_dtype = {};            // only of a kDelta: float32 or bfloat16
+  Location where = {};                              // of the table
+};
+
 struct RecipeWarning {
   std::string message;
   Location where;
@@ -148,6 +158,7 @@ struct Recipe {
   std::optional<LayerScale> layer_scale;  // only with a method that has a lambda
   std::optional<RecipeTokenizer> tokenizer;
   std::optional<ChatTemplate> chat_template;
+  RecipeOutput output;
   std::vector<RecipeWarning> warnings;
 };
 

@@ -37,6 +37,10 @@ constexpr std::array<Pair, 4> kTomlNames = {{{"merge_method", "method"},
 constexpr std::array<Pair, 3> kYamlNames = {
     {{"method", "merge_method"}, {"base", "base_model"}, {"path", "model"}}};
 
+// What only TOML has a form for.
+constexpr std::array<Pair, 1> kTomlOnly = {
+    {{"output", "it is TOML's: write the recipe in TOML ('braid recipe convert'), or use 'braid merge --compress'"}}};
+
 std::string Lower(std::string_view text) {
   std::string lower(text);
   for (char& c : lower)
@@ -108,6 +112,8 @@ void RecipeReader::FailUnknownKey(const RecipeEntry& entry, std::string_view pla
   const std::string_view here = toml ? Lookup(kTomlNames, entry.key) : Lookup(kYamlNames, entry.key);
   if (std::find(known.begin(), known.end(), here) != known.end())
     Fail(entry.where, message, fmt::format("here it is called '{}'", here));
+  if (!toml && !Lookup(kTomlOnly, entry.key).empty())
+    Fail(entry.where, message, std::string(Lookup(kTomlOnly, entry.key)));
   if (method_ != nullptr && method_->Find(entry.key) != nullptr)
     Fail(entry.where, message,
          toml ? "it is a parameter: write it under [parameters], or beside the path of a model"

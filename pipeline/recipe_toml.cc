@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "pipeline/recipe_checks.h"
+#include "pipeline/recipe_output.h"
 #include "pipeline/recipe_reader.h"
 #include "pipeline/recipe_slices.h"
 #include "pipeline/recipe_tokenizer.h"
@@ -204,7 +205,8 @@ class TomlReader {
                                                         "out_dtype", "models",     "on_missing",
                                                         "tokenizer", "parameters", "overrides",
                                                         "slices",    "modules",    "layer_scale",
-                                                        "chat_template", "only", "exclude"};
+                                                        "chat_template", "only", "exclude",
+                                                        "output"};
     const RecipeNode& value = entry.value;
     if (entry.key == "base") {
       recipe_.base = reader_.ReadReference(value, entry.key);
@@ -227,6 +229,8 @@ class TomlReader {
       (entry.key == "only" ? recipe_.only : recipe_.exclude) = reader_.ReadGlobs(value, entry.key);
     } else if (entry.key == "layer_scale") {
       recipe_.layer_scale = reader_.ReadLayerScale(value);
+    } else if (entry.key == "output") {
+      recipe_.output = ReadOutput(reader_, value);
     } else if (std::find(known.begin(), known.end(), entry.key) == known.end()) {
       reader_.RefuseUnsupportedKey(entry);
       reader_.FailUnknownKey(entry, "the recipe", known);

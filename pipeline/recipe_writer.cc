@@ -9,6 +9,7 @@
 #include "ops/method.h"
 #include "pipeline/glob.h"
 #include "pipeline/recipe_format.h"
+#include "pipeline/recipe_output.h"
 #include "pipeline/recipe_reference.h"
 
 namespace braid {
@@ -48,6 +49,7 @@ class RecipeWriter {
     AddLayerScale(&root);
     AddGlobs("only", recipe_.only, &root);
     AddGlobs("exclude", recipe_.exclude, &root);
+    AddOutput(&root);
     if (!yaml_) AddTomlParameters(&root);
     AddSources(&root);
     if (yaml_) AddYamlParameters(WithDefaults(), &root);
@@ -163,6 +165,19 @@ class RecipeWriter {
     Add(&table, "beta", NumberNode(recipe_.layer_scale->beta));
     Add(root, "layer_scale", std::move(table));
     ours_.push_back("layer_scale");
+  }
+
+  // YAML has no form for it. Without `compress` it is the same merge; without the rest it would be another one.
+  void AddOutput(RecipeNode* root) const {
+    const std::optional<RecipeNode> output = OutputNode(recipe_.output);
+    if (!output) return;
+    if (!yaml_) return Add(root, "output", *output);
+    if (recipe_.output.content == RecipeOutput::Content::kDelta)
+      throw RecipeError(recipe_, recipe_.output.where, "YAML has no form for a merge that writes a delta")
+          .Hint("keep it in TOML");
+    if (notes_ != nullptr)
+      notes_->push_back(fmt::format("YAML has no form for [output]: write 'braid merge --compress {}' instead",
+                                    CompressName(recipe_.output.compress)));
   }
 
   void AddGlobs(const char* key, const std::vector<NameFilter>& filters, RecipeNode* root) {

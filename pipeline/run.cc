@@ -99,6 +99,9 @@ std::vector<std::string> WarningTexts(const Plan& plan) {
 }
 
 void CheckOutput(const Plan& plan, const MergeOptions& options) {
+  const RecipeOutput& output = plan.recipe.output;
+  if (output.content == RecipeOutput::Content::kDelta || output.compress != RecipeOutput::Compress::kNone)
+    throw RecipeError(plan.recipe, output.where, "an output of this kind is not supported yet");
   CheckOutputPath(options.out, options.force, InputsOf(plan));
   const uint64_t needed = plan.totals.bytes_written, free = FreeSpace(options.out);
   if (needed > free)

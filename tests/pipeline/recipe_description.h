@@ -40,6 +40,10 @@ inline std::string Describe(const Recipe& recipe) {
                                 recipe.base.value_or("-"), Describe(recipe.tokenizer),
                                 static_cast<int>(recipe.on_missing), recipe.dtype ? TorchName(*recipe.dtype) : "-",
                                 recipe.out_dtype ? TorchName(*recipe.out_dtype) : "-");
+  if (const RecipeOutput& output = recipe.output; output.compress != RecipeOutput::Compress::kNone ||
+                                                  output.content != RecipeOutput::Content::kCheckpoint)
+    out += fmt::format("output {} {} {}\n", static_cast<int>(output.compress), static_cast<int>(output.content),
+                       output.delta_dtype ? TorchName(*output.delta_dtype) : "-");
   if (recipe.layer_scale)
     out += fmt::format("layer_scale {} {}\n", recipe.layer_scale->alpha.value_or(-1e9), recipe.layer_scale->beta);
   if (recipe.chat_template) out += fmt::format("chat_template [{}]\n", recipe.chat_template->text);

@@ -76,6 +76,23 @@ TEST(RecipeWriter, EveryConfig) {
   EXPECT_GE(read, 10);
 }
 
+TEST(RecipeWriter, Outputs) {
+  const std::string models = "method = 'ties'\nbase = 'b'\nmodels = [{path = 'x'}]\n";
+  for (const char* table : {"compress = 'none'", "compress = 'zstd'", "compress = 'planes'", "content = 'delta'",
+                            "content = 'delta'\ndelta_dtype = 'bfloat16'\ncompress = 'zstd'"}) {
+    const Recipe recipe = ParseTomlRecipe(models + "[output]\n" + table, "r.toml");
+    EXPECT_EQ(Describe(Convert(recipe, Syntax::kToml)), Describe(recipe)) << table;
+  }
+  const Recipe compressed = ParseTomlRecipe(models + "output = {compress = 'zstd'}", "r.toml");
+  std::vector<std::string> notes;
+  EXPECT_EQ(WriteRecipe(compressed, Syntax::kYaml, &notes).find("output"), std::string::npos);
+  ASSERT_EQ(notes.size(), 1u);
+  EXPECT_NE(notes[0].find("--compress zstd"), std::string::npos) << notes[0];
+  const Recipe delta = ParseTomlRecipe("output = 'delta'\n" + models, "r.toml");
+  EXPECT_EQ(delta.output.content, RecipeOutput::Content::kDelta);
+  EXPECT_FALSE(TryWriteRecipe(delta, Syntax::kYaml));
+}
+
 TEST(RecipeWriter, Toml) {
   const Recipe recipe = ParseYamlRecipe(R"(# One.
 # Two.

@@ -6,6 +6,8 @@
 
 #include "io/json.h"
 #include "pipeline/budget.h"
+#include "pipeline/recipe_output.h"
+#include "pipeline/recipe_writer.h"
 #include "pipeline/run.h"
 #include "tools/braid/command.h"
 #include "tools/braid/merge_options.h"
@@ -87,7 +89,7 @@ void Run(const MergeArguments& arguments) {
   options.plan = PlanOptionsFrom(arguments);
   options.force = arguments.force;
   options.quiet = arguments.quiet;
-  MergeAndReport(ReadRecipe(arguments.recipe), options, arguments.stats);
+  MergeAndReport(RecipeFrom(arguments), options, arguments.stats);
 }
 
 }  // namespace
@@ -116,10 +118,24 @@ void AddPlanOptions(CLI::App* command, MergeArguments* arguments) {
       ->check(CLI::IsMember({"auto", "mapped", "direct"}));
   command->add_option("--shard-size", arguments->shard_size,
                       "Largest output shard, decimal as on the Hub. Default: 5GB");
+  command
+      ->add_option("--compress", arguments->compress,
+                   "Compress the shards: zstd, planes (smaller and faster, for `braid cat`), or none. Default: as the "
+                   "recipe's [output] says")
+      ->check(CLI::IsMember({"none", "zstd", "planes"}));
   command->add_option(
       "--cache", arguments->cache,
       "Directory that keeps thresholds and histograms, so that a later merge of these models with other "
       "weights reads them once. Default: nothing is kept");
+}
+
+Recipe RecipeFrom(const MergeArguments& arguments) {
+  Recipe recipe = ReadRecipe(arguments.recipe);
+  const auto compress = ParseCompress(arguments.compress);
+  if (!compress || *compress == recipe.output.compress) return recipe;
+  recipe.output.compress = *compress;
+  if (recipe.syntax == Syntax::kToml) recipe.text = WriteRecipe(recipe, Syntax::kToml);  // what was done stays with it
+  return recipe;
 }
 
 PlanOptions PlanOptionsFrom(const MergeArguments& arguments) {

@@ -9,16 +9,19 @@
 namespace braid {
 
 struct MergeArguments {
-  std::string recipe, out, memory, shard_size, cache, io = "auto";
+  std::string recipe, out, memory, shard_size, cache, compress, io = "auto";
   int threads = 0;
   bool force = false, quiet = false, stats = false;
 };
 
-// --memory, --threads, --shard-size, --io, --cache.
+// --memory, --threads, --shard-size, --compress, --io, --cache.
 void AddPlanOptions(CLI::App* command, MergeArguments* arguments);
 
 // Merges, and reports on stdout as the arguments and --json say.
 void MergeAndReport(Recipe recipe, const MergeOptions& options, bool stats);
+
+// The recipe, with what the options change in it. Throws Error.
+Recipe RecipeFrom(const MergeArguments& arguments);
 
 // Throws Error(kUsage) for sizes that are none.
 PlanOptions PlanOptionsFrom(const MergeArguments& arguments);

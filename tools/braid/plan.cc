@@ -73,7 +73,7 @@ void PrintPlan(const Plan& plan) {
 }
 
 void Run(const MergeArguments& arguments) {
-  const Plan plan = MakePlan(ReadRecipe(arguments.recipe), PlanOptionsFrom(arguments));
+  const Plan plan = MakePlan(RecipeFrom(arguments), PlanOptionsFrom(arguments));
   const uint64_t free = FreeSpace(".");
   if (JsonWanted()) {
     WritePlanJson(plan, {{"disk_needed", plan.totals.bytes_written}, {"disk_free_here", free}},
