@@ -236,6 +236,19 @@ TEST_F(LayerScaleTest, CountsTheLayersOfTheOutput) {
   }
 }
 
+// Where a method without a base works on the models themselves.
+TEST(LambdaWithoutBase, HasNoEffectAndSaysSo) {
+  const std::string models = "[parameters]\nlambda = 0.5\n[[models]]\npath = 'x'\n[[models]]\npath = 'y'\n";
+  for (const char* method : {"nuslerp", "multislerp"}) {
+    const std::string head = fmt::format("method = '{}'\n", method);
+    EXPECT_TRUE(ParseTomlRecipe(head + "base = 'b'\n" + models, "r.toml").warnings.empty());
+    const Recipe alone = ParseTomlRecipe(head + models, "r.toml");
+    ASSERT_EQ(alone.warnings.size(), 1u);
+    EXPECT_EQ(alone.warnings[0].message, fmt::format("'lambda' has no effect in {} without a base", method));
+    EXPECT_EQ(alone.warnings[0].where.line, 3);
+  }
+}
+
 TEST_F(LayerScaleTest, ModelsWithoutWeightDoNotCount) {
   WriteFamily({"a", "b", "c"});
   weight_of_a_ = "weight = 0\n";
