@@ -70,8 +70,8 @@ std::vector<size_t> ModelsWithWeight(const MethodInfo& method, const Coefficient
   return models;
 }
 
-GramMerger::GramMerger(std::vector<size_t> sources, bool by_rows, double alone)
-    : sources_(std::move(sources)), by_rows_(by_rows), alone_(alone) {
+GramMerger::GramMerger(const MethodInfo& method, std::vector<size_t> sources, bool by_rows, double alone)
+    : lambda_(method), sources_(std::move(sources)), by_rows_(by_rows), alone_(alone) {
   if (sources_.size() > 1) return;
   models_ = sources_;
   shares_.assign(sources_.size(), alone_);
@@ -144,7 +144,7 @@ void GramMerger::Finish(size_t, Accumulator*, std::span<const double> sums) {
 }
 
 void GramMerger::MergeRow(const LaneTile& tile, size_t start, size_t count, Scratch& scratch, DType type, std::byte* out,
-                          MergeCounts* counts) const {
+                          double lambda, MergeCounts* counts) const {
   const size_t pairs = Pairs(sources_.size()), size = scratch.voters.size();
   scratch.products.assign(pairs + size * size, 0.0);
   for (size_t at = start; at < start + count; at += kReductionBlock)
@@ -153,17 +153,24 @@ void GramMerger::MergeRow(const LaneTile& tile, size_t start, size_t count, Scra
   scratch.shares.resize(size);
   FillGram(scratch.places, sources_.size(), [&](size_t pair) { return scratch.products[pair]; }, gram);
   FindShares({scratch.voters, {gram, size * size}}, scratch.shares);
+  for (double& share : scratch.shares) share *= lambda;
   WriteCombination(tile, scratch.voters, scratch.shares, start, count, scratch, type, out, counts);
 }
 
-void GramMerger::Merge(const Coefficients&, const LaneTile& tile, const uint64_t*, Scratch& scratch, DType type,
+void GramMerger::Merge(const Coefficients& c, const LaneTile& tile, const uint64_t*, Scratch& scratch, DType type,
                        std::byte* out, MergeCounts* counts) const {
-  if (!by_rows_) return WriteCombination(tile, models_, shares_, 0, tile.count, scratch, type, out, counts);
+  const double lambda = lambda_.Of(c, tile);
+  if (!by_rows_) {
+    scratch.shares = shares_;
+    for (double& share : scratch.shares) share *= lambda;
+    return WriteCombination(tile, models_, scratch.shares, 0, tile.count, scratch, type, out, counts);
+  }
   scratch.voters.clear(), scratch.places.clear();
   for (size_t i = 0; i < sources_.size(); ++i)
     if (tile.models[sources_[i]].bytes != nullptr) scratch.voters.push_back(sources_[i]), scratch.places.push_back(i);
   const size_t row = tile.tensor.row;
-  for (size_t start = 0; start < tile.count; start += row) MergeRow(tile, start, row, scratch, type, out, counts);
+  for (size_t start = 0; start < tile.count; start += row)
+    MergeRow(tile, start, row, scratch, type, out, lambda, counts);
 }
 
 }  // namespace braid

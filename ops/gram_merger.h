@@ -2,8 +2,8 @@
 // its kin.
 //
 // One round sums the products of every two sources over the tensor (their Gram matrix). Solve turns it into one coefficient
-// per source, and the merge writes sum c_i x_i. Where the tensor has a base, x_i - base stands for x_i, and the base is
-// added. By rows, a row's products are summed and its elements written while it is at hand, without a round.
+// per source, and the merge writes sum c_i x_i. Where the tensor has a base, x_i - base stands for x_i, the c_i are multiplied by
+// lambda if the method has one, and the base is added. By rows, a row's products are summed and its elements written while it is at hand, without a round.
 //
 // All of it is float64, unlike the element-wise methods: coefficients may be large and of opposite signs, and rounding them,
 // each product and each sum to float32 would be off by 4 units in the last place of the largest term with two sources, and
@@ -39,6 +39,18 @@ double Cosine(double xx, double yy, double xy);
 std::pair<double, double> SphericalShares(double cosine, double t);
 inline std::pair<double, double> LinearShares(double t) { return {1 - t, t}; }
 
+// What a method multiplies task vectors by: its parameter lambda; 1 where it has none, or the tile has no base.
+class LambdaOfBase {
+ public:
+  explicit LambdaOfBase(const MethodInfo& method) : index_(method.IndexOf("lambda")) {}
+  double Of(const Coefficients& c, const LaneTile& tile) const {
+    return index_ < 0 || tile.base.bytes == nullptr ? 1 : c.shared[static_cast<size_t>(index_)];
+  }
+
+ private:
+  int index_;   // -1: the method has none
+};
+
 class GramMerger : public Merger {
  public:
   size_t statistics_rounds() const override { return by_rows_ || sources_.size() < 2 ? 0 : 1; }
@@ -53,7 +65,7 @@ class GramMerger : public Merger {
  protected:
   // `sources`: the models that take part, ascending. The others are not read. `alone`: the coefficient where there is only
   // one.
-  GramMerger(std::vector<size_t> sources, bool by_rows, double alone = 1);
+  GramMerger(const MethodInfo& method, std::vector<size_t> sources, bool by_rows, double alone = 1);
 
   // Of two sources or more. `shares`: the coefficient per source, 0 at first. Throws NoMerge.
   // Called for each row of a method by rows, which must not allocate then.
@@ -63,8 +75,9 @@ class GramMerger : public Merger {
   void FindShares(const Gram& gram, std::span<double> shares) const;
   void AddProductsOf(const LaneTile& tile, size_t start, size_t count, Scratch& scratch) const;
   void MergeRow(const LaneTile& tile, size_t start, size_t count, Scratch& scratch, DType type, std::byte* out,
-                MergeCounts* counts) const;
+                double lambda, MergeCounts* counts) const;
 
+  LambdaOfBase lambda_;
   std::vector<size_t> sources_;
   bool by_rows_;
   double alone_;

@@ -83,7 +83,7 @@ std::vector<double> KarcherMean(const Sphere& sphere, int max_iter, double tol) 
 class KarcherMerger : public GramMerger {
  public:
   KarcherMerger(const MethodInfo& method, const Coefficients& c)
-      : GramMerger(AllModels(c), false), max_iter_(static_cast<int>(c.shared[method.At("max_iter")])),
+      : GramMerger(method, AllModels(c), false), max_iter_(static_cast<int>(c.shared[method.At("max_iter")])),
         tol_(c.shared[method.At("tol")]) {}
 
  protected:

@@ -232,7 +232,8 @@ void MeasuredMerger::Measure(const Coefficients& c, const LaneTile& tile, const 
 }  // namespace
 
 uint64_t MeasuredPart(const MethodInfo& method, const Coefficients& c, const TensorFacts& tensor) {
-  const uint64_t unit = method.TileUnit(c, tensor);
+  // Of whole rows or slices: what is found of columns is known by now, and slices are merged one by one.
+  const uint64_t tile_unit = method.TileUnit(c, tensor), unit = tile_unit == 0 || method.WorksByRows(c) ? tile_unit : tensor.slice;
   const uint64_t part = unit == 0 ? kPartLanes : std::max<uint64_t>(kPartLanes / unit, 1) * unit;
   return std::min(part, std::max<uint64_t>(tensor.elements, 1));
 }

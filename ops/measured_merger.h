@@ -13,7 +13,7 @@
 
 namespace braid {
 
-// Elements of one tensor that are merged at once to be measured: whole tile units, where there are any. They take 4
+// Elements of one tensor that are merged at once to be measured: whole rows or slices, where tiles are made of them. They take 4
 // bytes per model, and 8 more, of a worker's workspace.
 uint64_t MeasuredPart(const MethodInfo& method, const Coefficients& c, const TensorFacts& tensor);
 

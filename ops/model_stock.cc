@@ -16,7 +16,8 @@ bool FilterWise(const MethodInfo& method, const Coefficients& c) {
 
 class ModelStockMerger : public GramMerger {
  public:
-  ModelStockMerger(const MethodInfo& method, const Coefficients& c) : GramMerger(AllModels(c), FilterWise(method, c)) {}
+  ModelStockMerger(const MethodInfo& method, const Coefficients& c)
+      : GramMerger(method, AllModels(c), FilterWise(method, c)) {}
 
  protected:
   void Solve(const Gram& gram, std::span<double> shares) const override {
@@ -46,7 +47,8 @@ MethodInfo ModelStock() {
           .base = BaseUse::kRequired,
           .least_models = 2,
           .parameters = {{.name = "filter_wise", .kind = ParameterKind::kFlag,
-                          .help = "a ratio of its own for each row, along the last axis"}},
+                          .help = "a ratio of its own for each row, along the last axis"},
+                         LambdaParameter()},
           .by_rows = FilterWise,
           .make = Make};
 }

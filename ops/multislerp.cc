@@ -23,7 +23,7 @@ double ShareAlone(const MethodInfo& method, const Coefficients& c) {
 class MultislerpMerger : public GramMerger {
  public:
   MultislerpMerger(const MethodInfo& method, const Coefficients& c)
-      : GramMerger(ModelsWithWeight(method, c), false, ShareAlone(method, c)), eps_(c.shared[method.At("eps")]),
+      : GramMerger(method, ModelsWithWeight(method, c), false, ShareAlone(method, c)), eps_(c.shared[method.At("eps")]),
         normalize_(Normalizes(method, c)) {
     for (const auto& model : c.model) weights_.push_back(model[method.At("weight")]);
   }
@@ -79,7 +79,8 @@ MethodInfo Multislerp() {
                          {.name = "normalize_weights", .kind = ParameterKind::kFlag, .default_value = 1,
                           .help = "divide the weights by their sum"},
                          {.name = "eps", .default_value = 1e-8, .min = 0, .max = 1,
-                          .help = "added to norms; a mean direction shorter than this is none"}},
+                          .help = "added to norms; a mean direction shorter than this is none"},
+                         LambdaWithBaseParameter()},
           .check = Check,
           .make = Make};
 }

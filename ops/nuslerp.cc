@@ -47,7 +47,7 @@ std::pair<double, double> Shares(double xx, double yy, double xy, double t) {
 class NuslerpMerger : public GramMerger {
  public:
   NuslerpMerger(const MethodInfo& method, const Coefficients& c)
-      : GramMerger(ModelsWithWeight(method, c), ByRows(method, c)), t_(PlaceBetween(method, c)) {}
+      : GramMerger(method, ModelsWithWeight(method, c), ByRows(method, c)), t_(PlaceBetween(method, c)) {}
 
  protected:
   void Solve(const Gram& gram, std::span<double> shares) const override {
@@ -64,7 +64,7 @@ class NuslerpMerger : public GramMerger {
 class NuslerpColumns : public Merger {
  public:
   NuslerpColumns(const MethodInfo& method, const Coefficients& c, const TensorFacts& tensor)
-      : t_(PlaceBetween(method, c)), columns_(tensor.slice), group_(ColumnGroup(tensor)) {}
+      : lambda_(method), t_(PlaceBetween(method, c)), columns_(tensor.slice), group_(ColumnGroup(tensor)) {}
 
   size_t statistics_rounds() const override { return 1; }
   RoundSpec round(size_t r) const override {
@@ -103,16 +103,16 @@ class NuslerpColumns : public Merger {
           Shares(sums[kProducts * i], sums[kProducts * i + 1], sums[kProducts * i + 2], t_);
   }
 
-  void Merge(const Coefficients&, const LaneTile& tile, const uint64_t*, Scratch& scratch, DType type, std::byte* out,
+  void Merge(const Coefficients& c, const LaneTile& tile, const uint64_t*, Scratch& scratch, DType type, std::byte* out,
              MergeCounts* counts) const override {
-    constexpr double kOnes[] = {1, 1};
+    const double lambda = lambda_.Of(c, tile), scales[] = {lambda, lambda};
     const double* const terms[] = {scratch.wide[0], scratch.wide[1]};
     for (size_t row = 0; row < tile.count; row += columns_)
       for (size_t column = 0; column < columns_; column += kBlockLanes) {
         const size_t n = std::min(kBlockLanes, columns_ - column), start = row + column;
         Widen(tile, start, n, scratch);
         for (size_t m : {0, 1}) MultiplyLanes(shares_[m].data() + column, n, scratch.wide[m]);
-        CombineLanes(terms, 2, kOnes, tile.base.bytes != nullptr ? scratch.base : nullptr, n, RoundingFor(type), scratch.out);
+        CombineLanes(terms, 2, scales, tile.base.bytes != nullptr ? scratch.base : nullptr, n, RoundingFor(type), scratch.out);
         EncodeLanes(type, scratch.out, n, out + start * static_cast<size_t>(LaneBytes(type)), &counts->non_finite);
       }
   }
@@ -124,6 +124,7 @@ class NuslerpColumns : public Merger {
     WidenBlock(tile, tile.base.bytes != nullptr, start, n, scratch, [](size_t) { return true; });
   }
 
+  LambdaOfBase lambda_;
   double t_;
   size_t columns_, group_;   // elements of a slice, of a group of them
   std::vector<double> shares_[2];
@@ -159,7 +160,8 @@ MethodInfo Nuslerp() {
                          {.name = "nuslerp_flatten", .kind = kFlag, .default_value = 1,
                           .help = "mergekit's name for axis = \"all\""},
                          {.name = "nuslerp_row_wise", .kind = kFlag,
-                          .help = "mergekit's name, with nuslerp_flatten = false, for axis = \"first\"; otherwise it is \"last\""}},
+                          .help = "mergekit's name, with nuslerp_flatten = false, for axis = \"first\"; otherwise it is \"last\""},
+                         LambdaWithBaseParameter()},
           .by_rows = ByRows,
           .by_columns = ByColumns,
           .check = Check,

@@ -47,6 +47,11 @@ inline ParameterSpec NormalizeParameter(bool by_default) {
 inline ParameterSpec LambdaParameter() {
   return {.name = "lambda", .default_value = 1, .help = "scale of the merged task vector"};
 }
+// Of a method that need not have a base.
+inline ParameterSpec LambdaWithBaseParameter() {
+  return {.name = "lambda", .default_value = 1,
+          .help = "scale of the merged task vector; without a base there is none, and this has no effect"};
+}
 inline ParameterSpec DensityParameter(std::string_view help) {
   return {.name = "density", .scope = ParameterScope::kModel, .default_value = 1, .min = 0, .max = 1, .help = help};
 }

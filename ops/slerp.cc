@@ -36,7 +36,7 @@ std::vector<size_t> Sources(const MethodInfo& method, const Coefficients& c) {
 
 class SlerpMerger : public GramMerger {
  public:
-  SlerpMerger(const MethodInfo& method, const Coefficients& c) : GramMerger(Sources(method, c), false), t_(ParameterT(method, c)) {
+  SlerpMerger(const MethodInfo& method, const Coefficients& c) : GramMerger(method, Sources(method, c), false), t_(ParameterT(method, c)) {
     for (size_t m = 0; m < c.model.size(); ++m) weights_.push_back(WeightOf(method, c, m));
   }
 

@@ -39,13 +39,13 @@ std::vector<Coefficients> ScaledCoefficients(const Plan& plan, double alpha) {
 
 void PlanLayerScale(Plan* plan) {
   if (!plan->recipe.layer_scale) return;
-  const auto& [alpha, beta] = *plan->recipe.layer_scale;
+  const std::optional<double>& alpha = plan->recipe.layer_scale->alpha;
   const auto merges_several = [&](const PlannedTensor& tensor) {
     return tensor.action == TensorAction::kMerge && ModelsIn(*plan, tensor) > 1;
   };
   plan->measured = !alpha && std::any_of(plan->tensors.begin(), plan->tensors.end(), merges_several);
   if (plan->measured) return;
-  plan->coefficients = ScaledCoefficients(*plan, alpha.value_or(1 - beta));
+  plan->coefficients = ScaledCoefficients(*plan, alpha.value_or(1 - plan->recipe.layer_scale->beta));
   for (Coefficients& c : plan->coefficients) c.layer = 0;
 }
 

@@ -85,6 +85,7 @@ struct RecipeModule {
 struct LayerScale {
   std::optional<double> alpha = {};   // without one it is found: pipeline/layer_scale.h
   double beta = 0;
+  Location where = {};
 };
 
 // Where the row of one token comes from in a model that does not have it, or in every model.
@@ -155,7 +156,7 @@ struct Recipe {
   std::optional<DType> dtype;      // type of the output ...
   std::optional<DType> out_dtype;  // ... which this one overrides
   OnMissing on_missing = OnMissing::kError;
-  std::optional<LayerScale> layer_scale;  // only with a method that has a lambda
+  std::optional<LayerScale> layer_scale;  // only with a method that has a lambda, and a base
   std::optional<RecipeTokenizer> tokenizer;
   std::optional<ChatTemplate> chat_template;
   RecipeOutput output;

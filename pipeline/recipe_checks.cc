@@ -24,6 +24,27 @@ void CheckBase(const MethodInfo& method, const Recipe& recipe) {
         .Hint(fmt::format("name the model that the others were fine-tuned from as '{}'", key));
 }
 
+void WarnOfLambda(const MethodInfo& method, const Settings& settings, Recipe* recipe) {
+  const auto found = settings.find("lambda");
+  if (found == settings.end()) return;
+  for (const Setting& setting : found->second)
+    recipe->warnings.push_back({fmt::format("'lambda' has no effect in {} without a base", method.name), setting.where});
+}
+
+// Of a method with a lambda that works without a base, too: there is no task vector then.
+void CheckScales(const MethodInfo& method, Recipe* recipe) {
+  if (method.base != BaseUse::kOptional || recipe->base) return;
+  if (recipe->layer_scale)
+    throw RecipeError(*recipe, recipe->layer_scale->where,
+                      fmt::format("layer_scale has nothing to scale: {} adds task vectors only to a base", method.name))
+        .Hint(fmt::format("name the model that the others were fine-tuned from as '{}'", BaseKey(*recipe)));
+  WarnOfLambda(method, recipe->settings, recipe);
+  for (const RecipeModule& module : recipe->modules) {
+    WarnOfLambda(method, module.settings, recipe);
+    for (const RecipeSlice& slice : module.slices) WarnOfLambda(method, slice.settings, recipe);
+  }
+}
+
 }  // namespace
 
 // mergekit counts the base among the models of some methods; here the numbers are of what the recipe is left with.
@@ -211,6 +232,7 @@ void CompleteRecipe(const MethodInfo& method, Recipe* recipe) {
   DropUnreachable(recipe);
   if (!recipe->base) AdoptBaseOfSlices(recipe);
   CheckBase(method, *recipe);
+  CheckScales(method, recipe);
   if (recipe->modules.empty()) CompleteModels(method, recipe);
   else CompleteModules(method, recipe);
   if (recipe->on_missing == OnMissing::kBase && !recipe->base)

@@ -182,7 +182,7 @@ LayerScale RecipeReader::ReadLayerScale(const RecipeNode& node) const {
   };
   const std::optional<double> beta = number("beta");
   if (!beta) Fail(node.where, "layer_scale without 'beta'", "how much larger the scale of the last layer is");
-  return {.alpha = number("alpha"), .beta = *beta};
+  return {.alpha = number("alpha"), .beta = *beta, .where = node.where};
 }
 
 void RecipeReader::ReadMethod(const RecipeNode* node, std::string_view name) {

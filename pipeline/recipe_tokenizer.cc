@@ -3,10 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 
 #include "io/tokenizer.h"
+#include "pipeline/chat_templates.h"
 
 namespace braid {
 namespace {
@@ -23,14 +23,6 @@ const ParameterSpec kTokenId = {.name = "token_id", .scope = ParameterScope::kRe
 
 // Jinja, or what mergekit takes for it.
 constexpr size_t kLeastTemplate = 20;
-constexpr auto kNamedTemplates = std::to_array<std::string_view>({"alpaca", "exaone", "llama3", "mistral"});
-
-// ChatML, as OpenAI published it: every message between <|im_start|> with its role and <|im_end|>.
-constexpr std::string_view kChatMl =
-    "{%- for message in messages -%}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}";
 
 bool IsNothing(const RecipeNode& node) { return node.kind == RecipeNode::Kind::kNothing; }
 
@@ -146,13 +138,10 @@ void ReadChatTemplate(RecipeReader* reader, const RecipeNode& node) {
   const std::string text = reader->ReadText(node, "chat_template");
   ChatTemplate chat{.text = text, .where = node.where};
   if (text == "auto") chat.text.clear();
-  else if (text == "chatml") chat.text = kChatMl;
-  else if (std::find(kNamedTemplates.begin(), kNamedTemplates.end(), text) != kNamedTemplates.end())
-    reader->Fail(node.where, fmt::format("Braid has no template of its own for '{}'", text),
-                 "write the template itself, take the one that most models have with 'auto', or 'chatml'");
+  else if (const auto named = NamedChatTemplate(text)) chat.text = *named;
   else if (text.size() < kLeastTemplate || text.find('{') == std::string::npos)
     reader->Fail(node.where, fmt::format("{} is no chat template", Quoted(text)),
-                 "write 'auto', 'chatml', or a Jinja template");
+                 fmt::format("write 'auto', a Jinja template, or one of {}", fmt::join(ChatTemplateNames(), ", ")));
   reader->recipe().chat_template = std::move(chat);
 }
 

@@ -12,7 +12,9 @@ from common import read_tensors
 
 IGNORED_IN_CONFIG = {"transformers_version", "_name_or_path"}
 TEXTS = ["The theme in the thing is nothing.", "<s>in the end</s>", "<|im_start|>sing the thing<|im_end|>", "ζ \n\t 42"]
-CHAT = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "It is."}]
+CHAT = [{"role": "system", "content": " Be brief.\n"}, {"role": "user", "content": "Is it?\n"},
+        {"role": "assistant", "content": " It is. "}, {"role": "user", "content": "Why?"}]
+CHATS = [CHAT[1:2], CHAT[:2], CHAT[1:3], CHAT[:3], CHAT, CHAT[1:]]
 
 
 @dataclass
@@ -82,9 +84,12 @@ def compare_tokenizers(ours, theirs):
             raise Disagreement(f"{text!r} becomes {found}, mergekit's {wanted}")
         if ours.decode(ours(text)["input_ids"]) != theirs.decode(theirs(text)["input_ids"]):
             raise Disagreement(f"{text!r} decodes to {ours.decode(ours(text)['input_ids'])!r}")
-    found, wanted = (t.chat_template and t.apply_chat_template(CHAT, tokenize=False) for t in (ours, theirs))
-    if found != wanted:
-        raise Disagreement(f"chat template: {found!r}, mergekit {wanted!r}")
+    for chat in CHATS:
+        for prompt in (False, True):
+            found, wanted = (t.chat_template and t.apply_chat_template(chat, tokenize=False, add_generation_prompt=prompt)
+                             for t in (ours, theirs))
+            if found != wanted:
+                raise Disagreement(f"chat template: {found!r}, mergekit {wanted!r}")
 
 
 def check_runs(directory):

@@ -13,6 +13,8 @@ MERGES = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("i", "n"), ("in", "g")]
 OTHER_MERGES = [("i", "n"), ("o", "n"), ("in", "g"), ("t", "h"), ("s", "on"), ("son", "g")]
 TEMPLATE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
 
+CHAT_TEMPLATES = ["alpaca", "chatml", "exaone", "llama3", "mistral"]   # all that mergekit ships
+
 
 def byte_characters():
     """The printable characters that byte-level tokenizers write the 256 bytes as."""
@@ -125,7 +127,7 @@ def vocabulary_cases():
         case("ties of a union", "ties", two, tokenizer_source="union", parameters={"density": 0.4}),
         case("no base", "linear", {"chat": 0.7, "other": 0.3}, base=None, tokenizer_source="chat"),
         case("a template", "task_arithmetic", two, tokenizer_source="union", chat_template=TEMPLATE),
-        case("chatml", "task_arithmetic", two, tokenizer_source="union", chat_template="chatml"),
+        *(case(name, "task_arithmetic", two, tokenizer_source="union", chat_template=name) for name in CHAT_TEMPLATES),
         case("the usual template", "task_arithmetic", {"chat": 0.5, "twin": 0.5}, tokenizer_source="base",
              chat_template="auto"),
         case("copied", "task_arithmetic", {"twin": 0.5}, options={"copy_tokenizer": True}),

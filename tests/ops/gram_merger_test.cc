@@ -57,6 +57,14 @@ Case RandomCase(Random& random, size_t num_models, bool relative, size_t element
   return made;
 }
 
+// Of the merged task vector. Without a base it has no effect.
+void RandomLambda(Random& random, const MethodInfo& method, Case* given) {
+  SetShared(method, given->tensor.coefficients, "lambda", random.OneOf({1.0, 0.3, -1.5, 0.0, 2.0}));
+}
+double LambdaOf(const MethodInfo& method, const Case& given) {
+  return given.relative ? given.tensor.coefficients.shared[method.At("lambda")] : 1;
+}
+
 // Where few elements could make models opposite, and a method has no answer then, the tests add some.
 size_t RandomSize(Random& random, int c) {
   if (c % 12 == 0) return random.OneOf<size_t>({65'535, 65'536, 65'537, 150'001, 200'003});
@@ -79,6 +87,7 @@ std::vector<float> ExpectFormula(Random& random, const MethodInfo& method, const
   Vector largest(base.size());
   for (size_t i = 0; i < base.size(); ++i)
     for (Vector& model : models) largest[i] = std::max({largest[i], std::fabs(model[i]), std::fabs(base[i])}), model[i] -= base[i];
+  const double lambda = LambdaOf(method, given);
   Vector expected(base.size());
   const size_t row = given.tensor.row == 0 ? base.size() : given.tensor.row;
   for (size_t first = 0; first < base.size(); first += row) {
@@ -86,7 +95,7 @@ std::vector<float> ExpectFormula(Random& random, const MethodInfo& method, const
     for (const Vector& model : models)
       rows.emplace_back(model.begin() + static_cast<ptrdiff_t>(first), model.begin() + static_cast<ptrdiff_t>(first + row));
     const Vector merged = formula(rows);
-    for (size_t i = 0; i < row; ++i) expected[first + i] = base[first + i] + merged[i];
+    for (size_t i = 0; i < row; ++i) expected[first + i] = base[first + i] + lambda * merged[i];
   }
   const auto drive = [&] {
     return Drive(method, {given.tensor}, {.blocks_per_tile = 1 + random.Below(3), .workers = 1 + random.Below(4), .type = type},
@@ -96,7 +105,7 @@ std::vector<float> ExpectFormula(Random& random, const MethodInfo& method, const
   EXPECT_EQ(bytes, drive()) << "depends on tiles or workers";
   const std::vector<float> lanes = reference::Decode(type, bytes);
   for (size_t i = 0; i < expected.size(); ++i) {
-    const double error = 1e-11 * largest[i];
+    const double error = 1e-11 * std::max(std::fabs(lambda), 1.0) * largest[i];
     if (lanes[i] >= Rounded(type, expected[i] - error) && lanes[i] <= Rounded(type, expected[i] + error)) continue;
     ADD_FAILURE() << "element " << i << " of " << expected.size() << " as " << DTypeName(type) << ": " << lanes[i] << " instead of "
                   << expected[i];
@@ -236,6 +245,7 @@ TEST(Nuslerp, IsTheFormulaFlatAndByRows) {
     const double a = random.OneOf({1.0, 0.3, -0.2}), b = random.OneOf({1.0, 0.7, 0.2});
     SetModel(TheNuslerp(), coefficients, 0, "weight", a);
     SetModel(TheNuslerp(), coefficients, 1, "weight", b);
+    RandomLambda(random, TheNuslerp(), &given);
     ExpectFormula(random, TheNuslerp(), given, [&](const auto& x) { return reference::Nuslerp(x[0], x[1], a, b); }, AnyType(random));
   });
 }
@@ -258,11 +268,13 @@ TEST(Nuslerp, OfColumnsIsTheFormula) {
     given.tensor.base = transpose(columns.tensor.base);
     for (Source& model : given.tensor.models) model = transpose(model);
     given.tensor.row = slice, given.tensor.slice = slice;
+    const double lambda = random.OneOf({1.0, 0.3, -1.5});
     for (Case* one : {&columns, &given}) {
       Coefficients& coefficients = one->tensor.coefficients = test::DefaultCoefficients(TheNuslerp(), 2);
       SetShared(TheNuslerp(), coefficients, "nuslerp_flatten", 0);
       SetShared(TheNuslerp(), coefficients, "nuslerp_row_wise", one == &given);
       SetModel(TheNuslerp(), coefficients, 0, "weight", 0.7);
+      SetShared(TheNuslerp(), coefficients, "lambda", lambda);
     }
     const DType type = AnyType(random);
     const std::vector<float> expected = ExpectFormula(random, TheNuslerp(), columns, [](const auto& x) { return reference::Nuslerp(x[0], x[1], 0.7, 1); }, type);
@@ -346,6 +358,7 @@ TEST(Multislerp, IsTheFormula) {
       SetModel(TheMultislerp(), coefficients, m, "weight", weights[m]);
     }
     if (std::fabs(std::accumulate(weights.begin(), weights.end(), 0.0)) < 0.2) return;
+    RandomLambda(random, TheMultislerp(), &given);
     ExpectFormula(random, TheMultislerp(), given, [&](const auto& x) { return reference::Multislerp(x, weights, normalize, eps); },
                   AnyType(random));
   });
@@ -445,6 +458,7 @@ TEST(ModelStock, IsTheFormulaFlatAndByRows) {
     SetShared(TheModelStock(), given.tensor.coefficients, "filter_wise", by_rows);
     EXPECT_EQ(TheModelStock().WorksByRows(given.tensor.coefficients), by_rows);
     if (random.Chance(0.2)) given.tensor.models[1] = given.tensor.base;
+    RandomLambda(random, TheModelStock(), &given);
     ExpectFormula(random, TheModelStock(), given, reference::ModelStock, AnyType(random));
   });
 }
@@ -467,6 +481,16 @@ TEST(ModelStock, OneThatIsThereComesOutAsItIs) {
 }
 
 // --- all -----------------------------------------------------------------------------------------------------
+
+// Where nothing is left of the task vector the base keeps its bits.
+TEST(GramMerger, ALambdaOfZeroIsTheBase) {
+  for (const char* name : {"nuslerp", "multislerp", "model_stock"}) {
+    const MethodInfo& method = *FindMethod(name);
+    ScopeTensor tensor = TensorOf(method, {{1, 2, -3}, {4, 1, 0.5f}}, {1, -0.0f, 3});
+    SetShared(method, tensor.coefficients, "lambda", 0);
+    EXPECT_EQ(reference::Encode(DType::kF32, Driven(method, tensor)), tensor.base.bytes) << name;
+  }
+}
 
 TEST(GramMerger, NanAndInfinityMakeTheWholeTensorNan) {
   for (float bad : {NAN, INFINITY}) {

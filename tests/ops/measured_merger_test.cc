@@ -84,6 +84,9 @@ Coefficients RandomCoefficients(const MethodInfo& method, size_t models, bool mo
     SetShared(method, c, "scope", model_scope ? 1 : 0);
   if (method.Find("select_topk") != nullptr) SetShared(method, c, "select_topk", 0.4);
   if (method.name == "breadcrumbs" && random.Chance(0.5)) SetShared(method, c, "scope", 1);
+  if (method.name == "nearswap") SetShared(method, c, "t", 0.25);
+  if (method.name == "model_stock") SetShared(method, c, "filter_wise", random.OneOf<double>({0, 1}));
+  if (method.name == "nuslerp") SetShared(method, c, "axis", random.OneOf<double>({0, 1, 2}));
   return c;
 }
 

@@ -110,6 +110,15 @@ TEST(Methods, DefaultsAreThoseOfTheTable) {
   EXPECT_EQ(ties.base, BaseUse::kRequired);
 }
 
+// So that layer_scale works over all of them.
+TEST(Methods, WhatAddsToABaseHasALambda) {
+  for (const MethodInfo& method : Methods()) {
+    const bool adds = method.base == BaseUse::kRequired || method.base == BaseUse::kOptional;
+    ASSERT_EQ(method.Find("lambda") != nullptr, adds) << method.name;
+    if (adds) EXPECT_EQ(method.Find("lambda")->default_value, 1) << method.name;
+  }
+}
+
 TEST(Methods, ParametersOfOthersAreKnown) {
   EXPECT_TRUE(IsParameterOfAnotherMethod("gamma"));
   EXPECT_TRUE(IsParameterOfAnotherMethod("density"));

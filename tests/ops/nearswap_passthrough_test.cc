@@ -27,12 +27,25 @@ float Nearswap(float a, float b, float t) {
   return from_b + from_a;
 }
 
+// a + lambda w (b - a). A lambda of 1 is mergekit's arithmetic.
+float ScaledNearswap(float a, float b, float t, float lambda) {
+  if (lambda == 1) return Nearswap(a, b, t);
+  const float difference = b - a;
+  float distance = std::fabs(difference);
+  if (distance < 1e-6f) distance = 1e-6f;
+  const float reciprocal = 1.0f / distance;
+  float share = reciprocal * t;
+  if (share > 1.0f) share = 1.0f;
+  const float part = share * difference, scaled = lambda * part;
+  return scaled == 0 ? a : a + scaled;
+}
+
 TEST(Nearswap, EqualsTheReference) {
   const MethodInfo& method = *FindMethod("nearswap");
   Random random;
   for (int c = 0; c < 100; ++c) {
     const size_t n = random.OneOf<size_t>({1, 2, 17, 1000, 1023, 1024, 1025, 3000, 65'537, 150'001});
-    const double t = random.OneOf({0.001, 1e-4, 1e-7, 0.0, 0.1, 5.0});
+    const double t = random.OneOf({0.001, 1e-4, 1e-7, 0.0, 0.1, 5.0}), lambda = random.OneOf({1.0, 1.0, 0.4, -2.0, 0.0});
     std::vector<float> base(n), other(n);
     for (size_t i = 0; i < n; ++i) {
       base[i] = static_cast<float>(random.Normal() * 0.1);
@@ -45,13 +58,14 @@ TEST(Nearswap, EqualsTheReference) {
     tensor.models.push_back(SourceOf(kLaneTypes[random.Below(4)], other));
     tensor.coefficients = test::DefaultCoefficients(method, 1);
     SetShared(method, tensor.coefficients, "t", t);
+    SetShared(method, tensor.coefficients, "lambda", lambda);
     const std::vector<float> a = reference::Decode(tensor.base.type, tensor.base.bytes);
     const std::vector<float> b = reference::Decode(tensor.models[0].type, tensor.models[0].bytes);
     std::vector<float> expected(n);
-    for (size_t i = 0; i < n; ++i) expected[i] = Nearswap(a[i], b[i], static_cast<float>(t));
+    for (size_t i = 0; i < n; ++i) expected[i] = ScaledNearswap(a[i], b[i], static_cast<float>(t), static_cast<float>(lambda));
     const DType type = kLaneTypes[random.Below(4)];
     const auto driven = Drive(method, {tensor}, {.blocks_per_tile = 1 + random.Below(2), .workers = 2, .type = type}, random);
-    ASSERT_EQ(driven.tensors[0], reference::Encode(type, expected)) << "case " << c << ", t " << t;
+    ASSERT_EQ(driven.tensors[0], reference::Encode(type, expected)) << "case " << c << ", t " << t << ", lambda " << lambda;
   }
 }
 

@@ -87,10 +87,12 @@ TEST_F(LayerScaleTest, GrowsOverTheLayers) {
   };
   const Variant variants[] = {{"alpha = 0.25, beta = 0.5", "lambda = 2", 0.5, 1.5},
                               {"beta = 0.5", "lambda = 1", 0.5, 1}};
-  for (const char* method : {"task_arithmetic", "ties", "metagpt", "breadcrumbs"}) {
+  for (const char* method : {"task_arithmetic", "ties", "metagpt", "breadcrumbs", "multislerp", "nearswap"}) {
     for (const Variant& variant : variants) {
       SCOPED_TRACE(testing::Message() << method << ", " << variant.scale);
-      const std::string recipe = Recipe(method, variant.scale, variant.lambda, {"tuned"});
+      std::string parameters = variant.lambda;
+      if (method == std::string("nearswap")) parameters += "\nt = 5";   // all of it
+      const std::string recipe = Recipe(method, variant.scale, parameters, {"tuned"});
       EXPECT_FALSE(fixture::PlanOf(recipe).measured);
       EXPECT_FALSE(Merge(recipe).result.alpha.has_value());
       ASSERT_EQ(merged_.size(), base.size());
@@ -164,6 +166,9 @@ TEST_F(LayerScaleTest, EveryMethodFindsItsAlpha) {
   for (const MethodInfo& method : Methods()) {
     if (method.Find("lambda") == nullptr || method.most_models < 2) continue;
     const std::string density = method.Find("density") != nullptr ? "density = 0.4\n" : "";
+    if (method.name == "model_stock") variants.emplace_back(method.name, "filter_wise = true");
+    if (method.name == "nuslerp")
+      for (const char* axis : {"axis = 'first'", "axis = 'last'"}) variants.emplace_back(method.name, axis);
     variants.emplace_back(method.name, density);
     if (method.name == "ties")
       for (const char* more : {"scope = 'model'", "rescale = true", "zero_sign = 'majority'"})
@@ -171,7 +176,9 @@ TEST_F(LayerScaleTest, EveryMethodFindsItsAlpha) {
   }
   for (const auto& [method, parameters] : variants) {
     SCOPED_TRACE(method + " " + parameters);
-    const auto recipe = [&](const std::string& scale) { return Recipe(method, scale, parameters, {"a", "b", "c"}); };
+    std::vector<std::string> models = {"a", "b", "c"};
+    models.resize(std::min(models.size(), FindMethod(method)->most_models));
+    const auto recipe = [&](const std::string& scale) { return Recipe(method, scale, parameters, models); };
     const MergeReport report = Merge(recipe("beta = 0.5"));
     ASSERT_TRUE(report.result.alpha.has_value());
     EXPECT_GT(*report.result.alpha, 0);
@@ -226,6 +233,19 @@ TEST_F(LayerScaleTest, CountsTheLayersOfTheOutput) {
     const std::vector<StoredTensor> plain = by_name(merged_);
     Merge(Recipe("task_arithmetic", scale, slices, {}));
     EXPECT_EQ(by_name(merged_), plain) << scale;
+  }
+}
+
+// Where a method without a base works on the models themselves.
+TEST(LambdaWithoutBase, HasNoEffectAndSaysSo) {
+  const std::string models = "[parameters]\nlambda = 0.5\n[[models]]\npath = 'x'\n[[models]]\npath = 'y'\n";
+  for (const char* method : {"nuslerp", "multislerp"}) {
+    const std::string head = fmt::format("method = '{}'\n", method);
+    EXPECT_TRUE(ParseTomlRecipe(head + "base = 'b'\n" + models, "r.toml").warnings.empty());
+    const Recipe alone = ParseTomlRecipe(head + models, "r.toml");
+    ASSERT_EQ(alone.warnings.size(), 1u);
+    EXPECT_EQ(alone.warnings[0].message, fmt::format("'lambda' has no effect in {} without a base", method));
+    EXPECT_EQ(alone.warnings[0].where.line, 3);
   }
 }
 

@@ -68,6 +68,8 @@ const BadRecipe kBadToml[] = {
      TIES "layer_scale = { alpha = [0, 1], beta = 0 }\n" TWO_MODELS},
     {"unknown key of layer_scale", "3:17", "unknown key 'alhpa' in layer_scale; did you mean 'alpha'?",
      TIES "layer_scale = { alhpa = 0.5 }\n" TWO_MODELS},
+    {"layer_scale of models that have no base", "2:15", "layer_scale has nothing to scale: nuslerp adds task vectors only",
+     "method = 'nuslerp'\nlayer_scale = { alpha = 1, beta = 0 }\n" TWO_MODELS},
     {"layer_scale of an average", "2:15", "layer_scale has nothing to scale: average adds no task vector to a base",
      "method = 'average'\nlayer_scale = { alpha = 1, beta = 0 }\n" TWO_MODELS},
     {"unknown key", "3:1", "unknown key 'dtpye' in the recipe; did you mean 'dtype'?",
