@@ -241,6 +241,11 @@ void Staging::Share(const std::string& key) {
   make(staging_);
 }
 
+void Staging::RemoveLeftovers(const std::string& out, const std::string& key) {
+  const std::string partial = Resolve(out) + ".partial", shared = fmt::format("{}/ranks-{}", partial, key);
+  if (FileExists(shared) && !FileExists(shared + "/checkpoint")) RemoveTree(partial);
+}
+
 void Staging::KeepOnly(const std::vector<std::string>& names) {
   for (const auto& entry : fs::directory_iterator(staging_)) {
     const std::string name = entry.path().filename().string();

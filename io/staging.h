@@ -34,6 +34,9 @@ class Staging {
 
   // Of several processes: a directory for what they leave each other, with a name that no shard has.
   const std::string& shared_directory() const { return shared_; }
+  // Removes what processes of this key have left beside an OUT that one of them published, as one that dies after its last
+  // rename does.
+  static void RemoveLeftovers(const std::string& out, const std::string& key);
   // Of several processes: removes every file of the output but these. For the one that is about to publish.
   void KeepOnly(const std::vector<std::string>& names);
 

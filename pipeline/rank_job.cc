@@ -18,6 +18,7 @@
 #include "io/shard_writer.h"
 #include "pipeline/interrupt.h"
 #include "pipeline/manifest.h"
+#include "pipeline/recipe_writer.h"
 #include "pipeline/run_internal.h"
 
 namespace braid {
@@ -77,7 +78,7 @@ std::string RankKey(const Plan& plan, const std::string& fingerprint, const Merg
     const uint64_t size = text.size();
     sum.Add(&size, sizeof size), sum.Add(text.data(), text.size());
   };
-  add(fingerprint), add(BRAID_VERSION), add(plan.recipe.text);
+  add(fingerprint), add(BRAID_VERSION), add(plan.recipe.text), add(TryWriteRecipe(plan.recipe, Syntax::kToml).value_or(""));
   add(options.copy_tokenizer ? "tokenizer" : ""), add(options.write_model_card ? "card" : "");
   for (const OutputUnit& unit : units) add(fmt::format("{} {} {}", unit.shard, unit.begin, unit.end));
   for (const Checkpoint& checkpoint : plan.checkpoints)

@@ -26,6 +26,9 @@ bool WasPublished(const std::string& out, const std::string& fingerprint) {
 MergeReport RunRank(const Plan& plan, const std::string& fingerprint, const MergeOptions& options,
                     const std::atomic<int>& interrupt, Progress* progress) {
   const auto start = std::chrono::steady_clock::now();
+  const RecipeOutput& output = plan.recipe.output;
+  if (output.content == RecipeOutput::Content::kDelta || output.compress != RecipeOutput::Compress::kNone)
+    throw RecipeError(plan.recipe, output.where, "several ranks cannot write an output of this kind yet");
   MergeReport report;
   report.output = options.out;
   report.fingerprint = fingerprint;
@@ -40,7 +43,10 @@ MergeReport RunRank(const Plan& plan, const std::string& fingerprint, const Merg
     report.totals = plan.totals;
     return report;
   };
-  if (!options.force && WasPublished(options.out, fingerprint)) return finish(RankJob::Outcome::kByAnother);
+  if (!options.force && WasPublished(options.out, fingerprint)) {
+    Staging::RemoveLeftovers(options.out, RankKey(plan, fingerprint, options, OutputUnits(plan)));
+    return finish(RankJob::Outcome::kByAnother);
+  }
 
   RankJob job(plan, fingerprint, options);
   const std::vector<OutputUnit>& units = job.units();

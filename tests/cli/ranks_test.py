@@ -200,6 +200,8 @@ class Failures(RankTest):
                 if process is not victim:
                     self.assertEqual(process.returncode, 0, err)
             if os.path.exists(self.path("out")):
+                if os.path.exists(self.path("out.partial")):  # it died between its last two steps
+                    self.assert_ok(self.rank(0, 1))
                 self.assert_like(whole, label=f"attempt {attempt}")
                 shutil.rmtree(self.path("out"))
                 continue

@@ -104,9 +104,6 @@ void Run(const MergeArguments& arguments) {
   options.plan = PlanOptionsFrom(arguments);
   options.force = arguments.force;
   options.quiet = arguments.quiet;
-<<<<<<< HEAD
-  MergeAndReport(RecipeFrom(arguments), options, arguments.stats);
-=======
   if (arguments.of > 0) {
     if (arguments.rank >= arguments.of)
       throw Error(ErrorCode::kUsage, fmt::format("there is no rank {} of {}", arguments.rank, arguments.of))
@@ -115,8 +112,7 @@ void Run(const MergeArguments& arguments) {
       throw Error(ErrorCode::kUsage, "--cache cannot be used with --rank: ranks would each write it anew");
     options.rank = {static_cast<uint32_t>(arguments.rank), static_cast<uint32_t>(arguments.of)};
   }
-  MergeAndReport(ReadRecipe(arguments.recipe), options, arguments.stats);
->>>>>>> d0f8f50 (One merge by several ranks: units of the output, shares of them, and the place on a shared file system where ranks meet)
+  MergeAndReport(RecipeFrom(arguments), options, arguments.stats);
 }
 
 }  // namespace
