@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 
 #include "io/error.h"
@@ -10,21 +11,41 @@
 namespace braid {
 namespace {
 
-constexpr int kCreate = O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW;
+constexpr int kShare = O_WRONLY | O_CREAT | O_NOFOLLOW, kCreate = kShare | O_EXCL;
 
-Fd Create(const std::string& path) {
-  Fd fd(TheOs().Open(path.c_str(), kCreate, 0666));
+Fd Create(const std::string& path, int flags = kCreate) {
+  Fd fd(TheOs().Open(path.c_str(), flags, 0666));
   if (!fd) throw SystemError(errno, "create it", path);
   return fd;
+}
+
+// visit(window, bytes of the range in it)
+template <typename Visit>
+void ForEachWindow(uint64_t begin, uint64_t end, Visit visit) {
+  for (uint64_t at = begin; at < end;) {
+    const uint64_t window = at / ShardWriter::kWindow, next = std::min(end, (window + 1) * ShardWriter::kWindow);
+    visit(window, static_cast<uint32_t>(next - at));
+    at = next;
+  }
 }
 
 }  // namespace
 
 ShardWriter::ShardWriter(const std::string& path, uint64_t bytes)
-    : path_(path), size_(bytes), fd_(Create(path)), missing_((bytes + kWindow - 1) / kWindow, kWindow) {
+    : ShardWriter(path, bytes, std::array{ByteRange{0, bytes}}, kCreate) {}
+
+ShardWriter::ShardWriter(const std::string& path, uint64_t bytes, std::span<const ByteRange> ranges)
+    : ShardWriter(path, bytes, ranges, kShare) {}
+
+ShardWriter::ShardWriter(const std::string& path, uint64_t bytes, std::span<const ByteRange> ranges, int flags)
+    : path_(path), fd_(Create(path, flags)), missing_((bytes + kWindow - 1) / kWindow) {
+  for (const ByteRange& range : ranges) {
+    to_write_ += range.end - range.begin;
+    ForEachWindow(range.begin, range.end, [&](uint64_t window, uint32_t here) { missing_[window] += here; });
+  }
   if (bytes == 0) return;
-  if (bytes % kWindow != 0) missing_.back() = static_cast<uint32_t>(bytes % kWindow);
   OpenDirect();
+  // Whoever comes second finds it done: neither call takes anything away from a file of this size.
   if (TheOs().Fallocate(fd_.get(), static_cast<off_t>(bytes)) == 0) return;
   if (errno != EOPNOTSUPP && errno != ENOSYS && errno != EINVAL) throw SystemError(errno, "reserve space for it", path);
   if (TheOs().Ftruncate(fd_.get(), static_cast<off_t>(bytes)) < 0) throw SystemError(errno, "size it", path);
@@ -75,16 +96,13 @@ void ShardWriter::CountWritten(uint64_t offset, uint64_t bytes) {
   {
     std::lock_guard lock(mutex_);
     written_ += bytes;
-    for (uint64_t at = offset, end = offset + bytes; at < end;) {
-      const uint64_t window = at / kWindow;
-      const uint64_t here = std::min(end, (window + 1) * kWindow) - at;
-      missing_[window] -= static_cast<uint32_t>(here);
-      at += here;
-      if (missing_[window] > 0) continue;
+    ForEachWindow(offset, offset + bytes, [&](uint64_t window, uint32_t here) {
+      missing_[window] -= here;
+      if (missing_[window] > 0) return;
       TheOs().SyncFileRange(fd_.get(), static_cast<off_t>(window * kWindow), kWindow, SYNC_FILE_RANGE_WRITE);
       in_flight_.push_back(window);
       if (in_flight_.size() > 2) to_clean.push_back(in_flight_.front()), in_flight_.pop_front();
-    }
+    });
   }
   for (uint64_t window : to_clean) CleanWindow(window);
 }
@@ -95,6 +113,10 @@ void ShardWriter::CleanWindow(uint64_t window) {
   TheOs().SyncFileRange(fd_.get(), offset, kWindow,
                         SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
   TheOs().Fadvise(fd_.get(), offset, kWindow, POSIX_FADV_DONTNEED);
+}
+
+void ShardWriter::Sync() {
+  if (TheOs().Fdatasync(fd_.get()) < 0) throw SystemError(errno, "make it durable", path_);
 }
 
 void ShardWriter::Finish() {

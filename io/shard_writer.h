@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <deque>
 #include <mutex>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -21,19 +22,31 @@
 
 namespace braid {
 
+// Of a file.
+struct ByteRange {
+  uint64_t begin = 0, end = 0;
+};
+
 class ShardWriter {
  public:
   // Creates `path`, which must not exist. Throws Error.
   ShardWriter(const std::string& path, uint64_t bytes);
 
-  // Every byte of the file is written by exactly one call. Any thread, several at once. Throws Error.
+  // Of the file, these ranges alone, ascending and apart. Others write the rest, before, after or meanwhile, and any of
+  // them may have created it. Throws Error.
+  ShardWriter(const std::string& path, uint64_t bytes, std::span<const ByteRange> ranges);
+
+  // Every byte of the file, or of the ranges, is written by exactly one call. Any thread, several at once. Throws Error.
   void Write(uint64_t offset, const void* data, size_t bytes);
+
+  // What has been written is durable now. Any thread. Throws Error.
+  void Sync();
 
   // Makes everything durable and closes. Call once, after the last byte. Throws Error.
   void Finish();
 
   // Every byte was written. Not while a Write runs.
-  bool complete() const { return written_ == size_; }
+  bool complete() const { return written_ == to_write_; }
 
   // Where within a page a buffer must begin for its bytes to be written directly.
   static constexpr uint64_t Phase(uint64_t offset) { return offset % kPage; }
@@ -42,13 +55,14 @@ class ShardWriter {
   static constexpr uint64_t kWindow = 8 << 20;
 
  private:
+  ShardWriter(const std::string& path, uint64_t bytes, std::span<const ByteRange> ranges, int flags);
   void OpenDirect();
   void WriteDirect(uint64_t offset, const std::byte* data, size_t bytes);
   void CountWritten(uint64_t offset, uint64_t bytes);
   void CleanWindow(uint64_t window);
 
   std::string path_;
-  uint64_t size_;
+  uint64_t to_write_ = 0;
   Fd fd_, direct_fd_;
   std::atomic<bool> direct_{false};
 

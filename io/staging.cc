@@ -60,6 +60,12 @@ bool BelongsToACheckpoint(const std::string& name, bool is_directory) {
   return std::regex_match(name, is_directory ? directories : files);
 }
 
+// What several processes leave each other.
+bool IsShared(const std::string& name) {
+  static const std::regex shared(R"(ranks-[0-9a-f]{32})");
+  return std::regex_match(name, shared);
+}
+
 // The first entry of a directory, or of those in it, that no checkpoint would hold, or "". What a downloader keeps
 // in .cache is nobody's work.
 std::string AlienIn(const fs::path& directory, const std::string& prefix = "") {
@@ -186,6 +192,69 @@ Staging::Staging(const std::string& out, bool force, const std::vector<std::stri
   TakeLock();
 }
 
+Staging::Staging(const std::string& out, bool force, const std::vector<std::string>& inputs, const std::string& key) {
+  const Target target = Examine(out, force, inputs);
+  if (target.inside)
+    throw Refused(out, "it is a mount point, which no rename can replace", "choose a directory in it");
+  out_ = target.out, single_file_ = target.single_file, exists_ = target.exists;
+  parent_ = fs::path(out_).parent_path().string();
+  partial_ = out_ + ".partial";
+  shared_ = fmt::format("{}/ranks-{}", partial_, key);
+  staging_ = shared_ + "/checkpoint";
+  MakeDirectories(parent_);
+  Share(key);
+  // Perhaps the others published it just now; then this is a new, empty place.
+  try {
+    Examine(out, force, inputs);
+  } catch (...) {
+    for (const std::string& made : {staging_, shared_, partial_}) TheOs().Rmdir(made.c_str());   // if they are empty
+    throw;
+  }
+}
+
+// The name of the directory is the agreement: whoever comes with another key sees it. No lock is needed, which not
+// every shared file system has; the one on OUT.partial is for a merge without ranks on this machine.
+void Staging::Share(const std::string& key) {
+  const auto make = [](const std::string& path) {
+    if (TheOs().Mkdir(path.c_str(), 0777) == 0) return true;
+    if (errno != EEXIST) throw SystemError(errno, "create it", path);
+    return false;
+  };
+  make(partial_);
+  lock_ = Fd(TheOs().Open(partial_.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW));
+  if (!lock_) throw SystemError(errno, "open it", partial_);
+  if (TheOs().Flock(lock_.get(), LOCK_SH | LOCK_NB) < 0 && errno == EWOULDBLOCK)
+    throw Error(ErrorCode::kIo, "a merge without --rank is writing here").Path(partial_)
+        .Hint("wait for it, or choose another output path");
+  const bool made = make(shared_);
+  for (const auto& entry : fs::directory_iterator(partial_)) {
+    const std::string name = entry.path().filename().string();
+    if (name == "ranks-" + key) continue;
+    if (made) TheOs().Rmdir(shared_.c_str());
+    if (IsShared(name))
+      throw Refused(partial_, "it holds the work of ranks of another merge: another recipe, other sources or options, or "
+                              "another version of braid",
+                    "run all ranks alike; or remove it, if nobody needs it, or choose another output path");
+    throw Refused(partial_, fmt::format("it holds {}, which ranks do not leave there", Printable(name)),
+                  "remove it, or choose another output path");
+  }
+  make(staging_);
+}
+
+void Staging::RemoveLeftovers(const std::string& out, const std::string& key) {
+  const std::string partial = Resolve(out) + ".partial", shared = fmt::format("{}/ranks-{}", partial, key);
+  if (FileExists(shared) && !FileExists(shared + "/checkpoint")) RemoveTree(partial);
+}
+
+void Staging::KeepOnly(const std::vector<std::string>& names) {
+  for (const auto& entry : fs::directory_iterator(staging_)) {
+    const std::string name = entry.path().filename().string();
+    if (std::find(names.begin(), names.end(), name) != names.end()) continue;
+    if (entry.is_directory() && !entry.is_symlink()) RemoveTree(entry.path().string());
+    else TheOs().Unlink(entry.path().c_str());
+  }
+}
+
 void Staging::TakeLock() {
   const bool made = TheOs().Mkdir(staging_.c_str(), 0777) == 0;
   if (!made && errno != EEXIST) throw SystemError(errno, "create it", staging_);
@@ -204,7 +273,8 @@ void Staging::TakeLock() {
   if (made) return;
   for (const auto& entry : fs::directory_iterator(staging_)) {
     const std::string name = entry.path().filename().string();
-    if (!BelongsToACheckpoint(name, entry.is_directory() && !entry.is_symlink()))
+    const bool is_directory = entry.is_directory() && !entry.is_symlink();
+    if (!BelongsToACheckpoint(name, is_directory) && !(is_directory && IsShared(name)))
       throw Refused(staging_, fmt::format("it holds {}, which no merge leaves there", Printable(name)),
                     "remove it, or choose another output path");
   }
@@ -216,7 +286,7 @@ void Staging::TakeLock() {
 }
 
 Staging::~Staging() {
-  if (!published_ && lock_) RemoveTree(staging_);
+  if (!published_ && lock_ && shared_.empty()) RemoveTree(staging_);
 }
 
 std::string Staging::PathFor(const std::string& name) {
@@ -255,6 +325,7 @@ void Staging::Publish(const std::string& last) {
   }
   published_ = true;
   SyncDirectory(inside_ ? out_ : parent_);
+  if (!partial_.empty()) RemoveTree(partial_);
 }
 
 void Staging::PublishInside(const std::string& last) {

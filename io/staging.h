@@ -4,6 +4,10 @@
 // OUT is a directory, or one file when it ends in `.safetensors`. Where OUT is an empty mount point, which cannot
 // be replaced, files are staged inside it as OUT/.partial and moved out at the end, the index (or the only shard)
 // last.
+//
+// Several processes may write one output, on machines that share a file system, at once or one after another. They
+// stage it in OUT.partial/ranks-KEY/checkpoint, where KEY stands for all that must be the same for all of them, and
+// nothing is removed until it is published.
 #pragma once
 
 #include <string>
@@ -19,11 +23,22 @@ class Staging {
   // replaced. `force` allows replacing an existing OUT that holds nothing but what a checkpoint holds.
   // Throws Error: kUsage for an OUT that must not be written, kIo for a live OUT.partial or a failing system.
   Staging(const std::string& out, bool force, const std::vector<std::string>& inputs);
-  ~Staging();  // removes what was staged and not published
+  // Of several processes: `key` is 32 hex digits. kUsage, too, where OUT.partial is of another key, and where OUT cannot
+  // be replaced by a rename.
+  Staging(const std::string& out, bool force, const std::vector<std::string>& inputs, const std::string& key);
+  ~Staging();  // removes what was staged and not published, unless others use it too
   Staging(const Staging&) = delete;
 
   bool single_file() const { return single_file_; }
   const std::string& out() const { return out_; }
+
+  // Of several processes: a directory for what they leave each other, with a name that no shard has.
+  const std::string& shared_directory() const { return shared_; }
+  // Removes what processes of this key have left beside an OUT that one of them published, as one that dies after its last
+  // rename does.
+  static void RemoveLeftovers(const std::string& out, const std::string& key);
+  // Of several processes: removes every file of the output but these. For the one that is about to publish.
+  void KeepOnly(const std::vector<std::string>& names);
 
   // Where to write the file called `name` ("model.safetensors", "1_Pooling/config.json"); makes its directory.
   // For a single file, the one path whatever the name.
@@ -38,9 +53,11 @@ class Staging {
 
  private:
   void TakeLock();
+  void Share(const std::string& key);
   void PublishInside(const std::string& last);
 
   std::string out_, parent_, staging_;
+  std::string partial_, shared_;   // OUT.partial, and the directory in it; the latter only of several processes
   bool single_file_ = false, inside_ = false, exists_ = false, published_ = false;
   Fd lock_;
   std::vector<std::string> files_, notes_;

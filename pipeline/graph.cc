@@ -38,10 +38,12 @@ struct Worker {
 
 class GraphRun {
  public:
-  GraphRun(const Plan& plan, const std::vector<std::string>& shard_paths, Progress* progress, StatisticsKeeper* keeper)
-      : plan_(plan), progress_(*progress), keeper_(*keeper), budget_(plan.memory.pool),
+  GraphRun(const Plan& plan, const Share& share, const std::vector<std::string>& shard_paths, Progress* progress,
+           StatisticsKeeper* keeper, const std::function<void(const WrittenUnit&)>& unit_done)
+      : plan_(plan), share_(share), unit_done_(unit_done), progress_(*progress), keeper_(*keeper),
+        budget_(plan.memory.pool),
         draft_tokens_(plan.memory.drafts), files_(plan, &budget_, &progress_.of(Stage::kRead)),
-        open_(plan.most_models + 1, plan.memory.open), writer_(plan, shard_paths, progress),
+        open_(plan.most_models + 1, plan.memory.open), writer_(plan, share, shard_paths, progress),
         coefficients_(plan.measured ? UnscaledCoefficients(plan) : plan.coefficients) {}
 
   GraphResult Run(const std::string& fingerprint, const std::atomic<int>& interrupt, ProgressReporter* reporter);
@@ -62,7 +64,8 @@ class GraphRun {
   bool ReadRounds(ScopeRun* run, Read::gateway_type& gateway);
   std::shared_ptr<ScopeRun> StartScope(const PlannedScope& scope, bool anew);
   bool ReadRound(ScopeRun* run, Read::gateway_type& gateway);
-  bool ReadTile(ScopeRun* run, uint32_t slot, uint64_t first, uint64_t order, Read::gateway_type& gateway);
+  bool ReadTile(ScopeRun* run, const Piece& piece, uint64_t first, uint64_t order, uint64_t written_order,
+                Read::gateway_type& gateway);
 
   // Bodies of nodes.
   void RouteTile(TileWork* work, Route::output_ports_type& ports);
@@ -82,6 +85,8 @@ class GraphRun {
   void GiveDraft(OutputTile* tile);
   void Release(TileWork* work, bool last_use);
   void Retire(ScopeRun* run);
+  void Forget(ScopeRun* run);
+  void FinishUnit(WrittenUnit unit);
   void FinishStatistics(ScopeRun* run);
 
   // Runs a body; its first exception ends the run.
@@ -105,6 +110,8 @@ class GraphRun {
   Worker* TakeWorker() { return workers_.Take(plan_.most_models, plan_.memory.workspace); }
 
   const Plan& plan_;
+  const Share& share_;
+  const std::function<void(const WrittenUnit&)>& unit_done_;
   Progress& progress_;
   StatisticsKeeper& keeper_;
   Budget budget_;
@@ -168,8 +175,9 @@ GraphResult GraphRun::Run(const std::string& fingerprint, const std::atomic<int>
       Guarded([&] {
         const std::shared_ptr<ScopeRun> run = work->scope->shared_from_this();
         run->InOrder(work, [&](TileWork* next) {
-          if (next->scope->merging()) std::get<1>(ports).try_put(next);
-          else std::get<0>(ports).try_put(next);
+          if (!next->scope->merging()) std::get<0>(ports).try_put(next);
+          else if (next->written) std::get<1>(ports).try_put(next);
+          else Release(next, false);   // its share of the quotas was all that it came for
         });
       });
     });
@@ -213,7 +221,8 @@ GraphResult GraphRun::Run(const std::string& fingerprint, const std::atomic<int>
     flow::make_edge(merge, write);
     flow::make_edge(write, buffers);
 
-    writer_.Start([this](std::exception_ptr error) { Fail(error); }, [this](ScopeRun* run) { Retire(run); });
+    writer_.Start([this](std::exception_ptr error) { Fail(error); }, [this](ScopeRun* run) { Retire(run); },
+                  [this](WrittenUnit unit) { FinishUnit(std::move(unit)); });
     for (OutputTile& tile : writer_.tiles()) {
       if (tile.draft) free_drafts_.push_back(&tile);
       else buffers.try_put(&tile);
@@ -254,12 +263,13 @@ void GraphRun::ReadAll(Read::gateway_type& gateway) {
   for (const PlannedScope& scope : plan_.scopes) {
     if (scope.elements == 0) continue;
     if (measured_.empty() || &measured_.front()->scope() != &scope) {
-      if (!ReadScope(scope, false, gateway)) return;
+      if (share_.Any(scope) && !ReadScope(scope, false, gateway)) return;
       continue;
     }
     const std::shared_ptr<ScopeRun> run = std::move(measured_.front());
     measured_.pop_front();
-    if (!ReadRound(run.get(), gateway)) return;
+    if (!share_.Any(scope)) Forget(run.get());
+    else if (!ReadRound(run.get(), gateway)) return;
   }
   const auto drafted = std::exchange(drafted_, {});   // ReadScope drops what is settled
   for (const auto& run : drafted) {
@@ -323,7 +333,7 @@ std::shared_ptr<ScopeRun> GraphRun::StartScope(const PlannedScope& scope, bool a
     StallTimer stall(progress_.of(Stage::kRead));
     if (!budget_.Take(bytes)) return nullptr;
   }
-  auto run = std::make_shared<ScopeRun>(plan_, scope, anew);
+  auto run = std::make_shared<ScopeRun>(plan_, share_, scope, anew);
   run->taken = bytes;
   if (run->merging() || run->drafting()) budget_.Give(std::exchange(run->taken, 0));   // no statistics after all
   {
@@ -334,30 +344,29 @@ std::shared_ptr<ScopeRun> GraphRun::StartScope(const PlannedScope& scope, bool a
 }
 
 bool GraphRun::ReadRound(ScopeRun* run, Read::gateway_type& gateway) {
-  uint64_t order = 0;
-  const PlannedScope& scope = run->scope();
-  if (!run->merging() && run->TilesInRound() == 0) {
+  // Settled beforehand: the round may be over, and the next one begun, once its last tile is on its way.
+  const std::vector<Piece> pieces = run->Pieces();
+  if (!run->merging() && pieces.empty()) {
     FinishStatistics(run);
     return true;
   }
-  // Settled beforehand: the round may be over, and the next one begun, once its last tile is on its way.
-  std::vector<uint32_t> slots;
-  for (uint32_t slot = 0; slot < scope.tensors.size(); ++slot)
-    if (run->ReadsTensor(scope.tensors[slot])) slots.push_back(slot);
-  for (uint32_t slot : slots) {
-    const uint32_t t = scope.tensors[slot];
-    for (uint64_t first = 0; first < plan_.tensors[t].elements; first += plan_.TileElements(plan_.tensors[t]))
-      if (!ReadTile(run, slot, first, order++, gateway)) return false;
+  uint64_t order = 0, written = 0;
+  for (const Piece& piece : pieces) {
+    const uint64_t tile = plan_.TileElements(plan_.tensors[run->scope().tensors[piece.slot]]);
+    for (uint64_t first = piece.elements.first; first < piece.elements.last; first += tile)
+      if (!ReadTile(run, piece, first, order++, piece.written ? written++ : 0, gateway)) return false;
   }
   return true;
 }
 
-bool GraphRun::ReadTile(ScopeRun* run, uint32_t slot, uint64_t first, uint64_t order, Read::gateway_type& gateway) {
-  const uint32_t t = run->scope().tensors[slot];
+bool GraphRun::ReadTile(ScopeRun* run, const Piece& piece, uint64_t first, uint64_t order, uint64_t written_order,
+                        Read::gateway_type& gateway) {
+  const uint32_t t = run->scope().tensors[piece.slot];
   const PlannedTensor& tensor = plan_.tensors[t];
   TileWork* work = works_.Take();
-  work->scope = run, work->tensor = t, work->slot = slot, work->order = order;
-  work->first = first, work->count = std::min(plan_.TileElements(tensor), tensor.elements - first);
+  work->scope = run, work->tensor = t, work->slot = piece.slot, work->order = order;
+  work->written = piece.written, work->written_order = written_order;
+  work->first = first, work->count = std::min(plan_.TileElements(tensor), piece.elements.last - first);
   work->cost = TileCost(plan_, tensor, work->count);
   {
     StallTimer stall(progress_.of(Stage::kRead));
@@ -534,7 +543,7 @@ void GraphRun::Place(const TileWork& work, OutputTile* out) {
   const auto bits = static_cast<uint64_t>(DTypeBits(plan_.tensors[work.tensor].type));
   out->scope = work.scope;
   out->tensor = work.tensor;
-  out->order = work.order;
+  out->order = work.written_order;
   out->begin = work.first * bits / 8;
   out->bytes = work.count * bits / 8;
   writer_.Place(out);
@@ -584,14 +593,31 @@ void GraphRun::Retire(ScopeRun* run) {
   scopes_.erase(run);
 }
 
+// A scope that was measured, and that others merge.
+void GraphRun::Forget(ScopeRun* run) {
+  budget_.Give(std::exchange(run->taken, 0));
+  std::lock_guard lock(mutex_);
+  scopes_.erase(run);
+}
+
+// What sources that changed have been merged to does not count.
+void GraphRun::FinishUnit(WrittenUnit unit) {
+  files_.CheckUnchanged();
+  unit.alpha = alpha_;
+  unit_done_(unit);
+}
+
 }  // namespace
 
-GraphResult RunGraph(const Plan& plan, const std::string& fingerprint, const std::vector<std::string>& shard_paths,
-                     const std::atomic<int>& interrupt, bool quiet, Progress* progress, StatisticsKeeper* keeper) {
-  progress->bytes_to_read = plan.totals.bytes_read;
-  progress->bytes_to_write = plan.totals.bytes_written;
+GraphResult RunGraph(const Plan& plan, const Share& share, const std::string& fingerprint,
+                     const std::vector<std::string>& shard_paths, const std::atomic<int>& interrupt, bool quiet,
+                     Progress* progress, StatisticsKeeper* keeper,
+                     const std::function<void(const WrittenUnit&)>& unit_done) {
+  const double part = static_cast<double>(share.bytes_written()) / static_cast<double>(plan.totals.bytes_written);
+  progress->bytes_to_read = static_cast<uint64_t>(static_cast<double>(plan.totals.bytes_read) * std::min(part, 1.0));
+  progress->bytes_to_write = share.bytes_written();
   ProgressReporter reporter(*progress, quiet);
-  return GraphRun(plan, shard_paths, progress, keeper).Run(fingerprint, interrupt, &reporter);
+  return GraphRun(plan, share, shard_paths, progress, keeper, unit_done).Run(fingerprint, interrupt, &reporter);
 }
 
 }  // namespace braid

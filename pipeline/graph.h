@@ -20,12 +20,16 @@
 // With Plan::measured all rounds before the merge come first, for all scopes; what a scope has found out then waits,
 // its tiles are read anew for the merge.
 //
+// Of a plan that several ranks share, a scope of which only parts are merged here goes through all its statistics; then
+// those parts are read for the merge, and, where quotas are handed out in order, what comes before them.
+//
 // Messages are pointers. The bytes stay in the maps; a merged tile's bytes are in its token.
 #pragma once
 
 #include <xxhash.h>
 
 #include <atomic>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -33,6 +37,7 @@
 #include "ops/merger.h"
 #include "pipeline/plan.h"
 #include "pipeline/progress.h"
+#include "pipeline/share.h"
 #include "pipeline/statistics_cache.h"
 
 namespace braid {
@@ -45,10 +50,13 @@ struct GraphResult {
   std::optional<double> alpha = {};  // of layer_scale, where the recipe leaves it open
 };
 
-// Runs the plan into the shard files at `shard_paths`, which are created here and durable afterwards. `interrupt`:
-// when it becomes non-zero the run ends within a tile, with Error(kInterrupted). `quiet`: no progress on stderr.
-// `keeper` gets the statistics of every scope. Throws Error; then the files are incomplete.
-GraphResult RunGraph(const Plan& plan, const std::string& fingerprint, const std::vector<std::string>& shard_paths,
-                     const std::atomic<int>& interrupt, bool quiet, Progress* progress, StatisticsKeeper* keeper);
+// Runs the share of a plan into the shard files at `shard_paths`, which are created here and durable afterwards.
+// `interrupt`: when it becomes non-zero the run ends within a tile, with Error(kInterrupted). `quiet`: no progress on
+// stderr. `keeper` gets the statistics of every scope. `unit_done` is called with each unit of the share when it is
+// durable, on several threads. Throws Error; then the files are incomplete, but for those units.
+GraphResult RunGraph(const Plan& plan, const Share& share, const std::string& fingerprint,
+                     const std::vector<std::string>& shard_paths, const std::atomic<int>& interrupt, bool quiet,
+                     Progress* progress, StatisticsKeeper* keeper,
+                     const std::function<void(const WrittenUnit&)>& unit_done = {});
 
 }  // namespace braid

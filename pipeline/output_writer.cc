@@ -1,5 +1,8 @@
 #include "pipeline/output_writer.h"
 
+#include <algorithm>
+#include <utility>
+
 #include "io/error.h"
 #include "pipeline/interrupt.h"
 #include "pipeline/manifest.h"
@@ -12,8 +15,9 @@ constexpr size_t kWriters = 2;
 
 }  // namespace
 
-OutputWriter::OutputWriter(const Plan& plan, const std::vector<std::string>& shard_paths, Progress* progress)
-    : plan_(plan), progress_(*progress), sums_(plan.tensors.size(), XXH3_128bits(nullptr, 0)),
+OutputWriter::OutputWriter(const Plan& plan, const Share& share, const std::vector<std::string>& shard_paths,
+                           Progress* progress)
+    : plan_(plan), share_(share), progress_(*progress), sums_(plan.tensors.size(), XXH3_128bits(nullptr, 0)),
       memory_(plan.memory.buffer_bytes * (plan.memory.buffers + plan.memory.drafts)),
       tiles_(plan.memory.buffers + plan.memory.drafts) {
   for (size_t i = 0; i < tiles_.size(); ++i) {
@@ -21,15 +25,30 @@ OutputWriter::OutputWriter(const Plan& plan, const std::vector<std::string>& sha
     tiles_[i].draft = i >= plan.memory.buffers;
   }
   // All shards at once: a disk that is too small shows now.
-  for (size_t i = 0; i < plan.shards.size(); ++i)
-    shards_.push_back(std::make_unique<ShardWriter>(shard_paths[i], plan.shards[i].bytes));
+  for (uint32_t i = 0; i < plan.shards.size(); ++i) {
+    const auto ranges = share.Written(i);
+    if (share.everything()) shards_.push_back(std::make_unique<ShardWriter>(shard_paths[i], plan.shards[i].bytes));
+    else if (ranges.empty()) shards_.push_back(nullptr);
+    else shards_.push_back(std::make_unique<ShardWriter>(shard_paths[i], plan.shards[i].bytes, ranges));
+  }
+  for (const OutputUnit& unit : share.units()) unit_missing_.push_back(unit.bytes());
+  for (uint32_t i = 0; i < plan.shards.size() && !share.everything(); ++i) {
+    const std::string& header = plan.shards[i].header;
+    const auto ranges = share.Written(i);
+    if (ranges.empty() || ranges.front().begin > header.size()) continue;
+    // Others see what they need to know from marks of their own, so a header makes nothing look finished here.
+    if (ranges.front().begin == 0) shards_[i]->Write(0, header.data(), header.size());
+    CountUnits(i, 0, header.size());
+  }
 }
 
 OutputWriter::~OutputWriter() { Stop(); }
 
-void OutputWriter::Start(std::function<void(std::exception_ptr)> fail, std::function<void(ScopeRun*)> retire) {
+void OutputWriter::Start(std::function<void(std::exception_ptr)> fail, std::function<void(ScopeRun*)> retire,
+                         std::function<void(WrittenUnit)> unit_done) {
   fail_ = std::move(fail);
   retire_ = std::move(retire);
+  unit_done_ = std::move(unit_done);
   for (size_t i = 0; i < kWriters; ++i) threads_.emplace_back([this] { Loop(); });
 }
 
@@ -66,11 +85,16 @@ void OutputWriter::Stop() {
 }
 
 void OutputWriter::Finish(const std::string& fingerprint, const std::atomic<int>& interrupt) {
+  {
+    std::unique_lock lock(order_mutex_);
+    FinishUnits(&lock);   // those without a byte of a tensor
+  }
   for (size_t i = 0; i < shards_.size(); ++i) {
+    if (shards_[i] == nullptr) continue;
     ThrowIfInterrupted(interrupt);
     std::string header = plan_.shards[i].header;
     if (plan_.single_file) header = FillChecksums(std::move(header), fingerprint, sums_);
-    shards_[i]->Write(0, header.data(), header.size());
+    if (share_.everything()) shards_[i]->Write(0, header.data(), header.size());
     progress_.of(Stage::kWrite).bytes += header.size();
     if (!shards_[i]->complete())
       throw Error(ErrorCode::kInternal, "a shard was left incomplete").Path(plan_.shards[i].name);
@@ -125,13 +149,26 @@ void OutputWriter::HandBackAll() {
 void OutputWriter::WriteTile(const OutputTile& tile) {
   const PlannedTensor& tensor = plan_.tensors[tile.tensor];
   StageTimer timer(progress_.of(Stage::kWrite));
-  shards_[tensor.shard]->Write(tensor.offset + tile.begin, tile.data, tile.bytes);
-  progress_.of(Stage::kWrite).bytes += tile.bytes;
+  ForEachOwn(tensor, tile, [&](uint64_t begin, uint64_t end) {
+    const std::byte* const from = tile.data + (begin - tensor.offset - tile.begin);
+    shards_[tensor.shard]->Write(begin, from, end - begin);
+    progress_.of(Stage::kWrite).bytes += end - begin;
+  });
+}
+
+// The parts of a tile that are ours to write, as ranges of the shard's file.
+template <typename Visit>
+void OutputWriter::ForEachOwn(const PlannedTensor& tensor, const OutputTile& tile, Visit visit) const {
+  const uint64_t begin = tensor.offset + tile.begin, end = begin + tile.bytes;
+  const auto ranges = share_.Written(tensor.shard);
+  auto range = std::partition_point(ranges.begin(), ranges.end(), [&](const ByteRange& r) { return r.end <= begin; });
+  for (; range != ranges.end() && range->begin < end; ++range)
+    visit(std::max(begin, range->begin), std::min(end, range->end));
 }
 
 // Takes over a tile that is written; it is handed back once its bytes are in the checksum.
 void OutputWriter::AddInOrder(Submitted submitted) {
-  std::lock_guard lock(order_mutex_);
+  std::unique_lock lock(order_mutex_);
   if (abandoned_) return submitted.done(submitted.tile);  // the others have been handed back, or will be
   ScopeRun* run = submitted.tile->scope;
   Sequence& sequence = sequences_[run];
@@ -145,17 +182,52 @@ void OutputWriter::AddInOrder(Submitted submitted) {
     if (--run->unwritten > 0) continue;
     sequences_.erase(run);
     retire_(run);
-    return;
+    break;
   }
+  FinishUnits(&lock);
 }
 
 void OutputWriter::AddToChecksum(const OutputTile& tile) {
   StageTimer timer(progress_.of(Stage::kWrite));
-  Checksum& checksum = checksums_[tile.tensor];
-  checksum.Add(tile.data, tile.bytes);
-  if (tile.begin + tile.bytes < plan_.tensors[tile.tensor].bytes) return;
-  sums_[tile.tensor] = checksum.Take();
-  checksums_.erase(tile.tensor);
+  const PlannedTensor& tensor = plan_.tensors[tile.tensor];
+  if (share_.Whole(tile.tensor)) {
+    Checksum& checksum = checksums_[tile.tensor];
+    checksum.Add(tile.data, tile.bytes);
+    if (tile.begin + tile.bytes == tensor.bytes) {
+      sums_[tile.tensor] = checksum.Take();
+      checksums_.erase(tile.tensor);
+      if (!share_.everything()) new_sums_.emplace_back(tile.tensor, sums_[tile.tensor]);
+    }
+  }
+  if (share_.everything()) return;
+  ForEachOwn(tensor, tile, [&](uint64_t begin, uint64_t end) { CountUnits(tensor.shard, begin, end); });
+}
+
+// Bytes of a shard's file that are written, and whose checksums are taken.
+void OutputWriter::CountUnits(uint32_t shard, uint64_t begin, uint64_t end) {
+  const std::vector<OutputUnit>& units = share_.units();
+  const auto before = [&](const OutputUnit& unit) {
+    return unit.shard < shard || (unit.shard == shard && unit.end <= begin);
+  };
+  for (auto unit = std::partition_point(units.begin(), units.end(), before);
+       unit != units.end() && unit->shard == shard && unit->begin < end; ++unit) {
+    const auto index = static_cast<uint32_t>(unit - units.begin());
+    unit_missing_[index] -= std::min(end, unit->end) - std::max(begin, unit->begin);
+    if (unit_missing_[index] == 0) units_finished_.push_back(index);
+  }
+}
+
+// Tells of the units that are complete. It takes the lock away: waiting for the disk is no reason to stop the others.
+void OutputWriter::FinishUnits(std::unique_lock<std::mutex>* lock) {
+  if (units_finished_.empty()) return;
+  const std::vector<uint32_t> finished = std::exchange(units_finished_, {});
+  auto sums = std::exchange(new_sums_, {});
+  lock->unlock();
+  for (uint32_t index : finished) {
+    const OutputUnit& unit = share_.units()[index];
+    shards_[unit.shard]->Sync();
+    unit_done_({.unit = unit, .sums = std::exchange(sums, {})});
+  }
 }
 
 }  // namespace braid

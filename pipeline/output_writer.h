@@ -1,6 +1,7 @@
 // The writer threads: take merged tiles in any order, write them where they belong, and keep each tensor's checksum,
 // for which they put a scope's tiles back into order. There are two, so that the disk has its next write while one of
-// them adds up a checksum.
+// them adds up a checksum. Of a plan that several ranks share, they write what their share has, and say which units of
+// it are done.
 #pragma once
 
 #include <atomic>
@@ -21,6 +22,7 @@
 #include "io/shard_writer.h"
 #include "pipeline/plan.h"
 #include "pipeline/progress.h"
+#include "pipeline/share.h"
 
 namespace braid {
 
@@ -40,8 +42,8 @@ struct OutputTile {
 
 class OutputWriter {
  public:
-  // Creates the shard files and reserves their space. Throws Error.
-  OutputWriter(const Plan& plan, const std::vector<std::string>& shard_paths, Progress* progress);
+  // Creates the shard files that the share has, and reserves their space. Throws Error.
+  OutputWriter(const Plan& plan, const Share& share, const std::vector<std::string>& shard_paths, Progress* progress);
   ~OutputWriter();
 
   std::vector<OutputTile>& tiles() { return tiles_; }
@@ -49,8 +51,10 @@ class OutputWriter {
   // Sets `data`, from the tile's tensor and range, to where in the buffer the bytes can be written from directly.
   void Place(OutputTile* tile) const;
 
-  // `fail` gets an exception of a writer thread; `retire` a scope whose last tile was written.
-  void Start(std::function<void(std::exception_ptr)> fail, std::function<void(ScopeRun*)> retire);
+  // `fail` gets an exception of a writer thread; `retire` a scope whose last tile was written; `unit_done`, on a writer
+  // thread, each unit of the share when it is durable. Not all of them before Finish.
+  void Start(std::function<void(std::exception_ptr)> fail, std::function<void(ScopeRun*)> retire,
+             std::function<void(WrittenUnit)> unit_done);
 
   // Hands a tile over; `done` is called on a writer thread when it is free again. Any thread.
   void Submit(OutputTile* tile, std::function<void(OutputTile*)> done);
@@ -61,7 +65,8 @@ class OutputWriter {
   void Stop();  // joins the threads; everything submitted has been handed back
 
   // Writes the headers, last, because a single file's header holds the checksums, and because a file without one
-  // cannot be mistaken for a checkpoint. Every shard is complete and durable then. Throws Error.
+  // cannot be mistaken for a checkpoint. Every shard is complete and durable then. Of a share, the headers are there
+  // already, but for that of a single file. Throws Error.
   void Finish(const std::string& fingerprint, const std::atomic<int>& interrupt);
 
   const std::vector<XXH128_hash_t>& sums() const { return sums_; }
@@ -82,8 +87,13 @@ class OutputWriter {
   void WriteTile(const OutputTile& tile);
   void AddInOrder(Submitted submitted);
   void AddToChecksum(const OutputTile& tile);
+  template <typename Visit>
+  void ForEachOwn(const PlannedTensor& tensor, const OutputTile& tile, Visit visit) const;
+  void CountUnits(uint32_t shard, uint64_t begin, uint64_t end);
+  void FinishUnits(std::unique_lock<std::mutex>* lock);
 
   const Plan& plan_;
+  const Share& share_;
   Progress& progress_;
   std::vector<std::unique_ptr<ShardWriter>> shards_;
   std::vector<XXH128_hash_t> sums_;
@@ -91,6 +101,7 @@ class OutputWriter {
   std::vector<OutputTile> tiles_;
   std::function<void(std::exception_ptr)> fail_;
   std::function<void(ScopeRun*)> retire_;
+  std::function<void(WrittenUnit)> unit_done_;
 
   std::mutex mutex_;
   std::condition_variable changed_;
@@ -102,6 +113,9 @@ class OutputWriter {
   std::mutex order_mutex_;  // guards what follows
   std::map<ScopeRun*, Sequence> sequences_;
   std::map<uint32_t, Checksum> checksums_;  // of tensors that are not all there yet
+  std::vector<uint64_t> unit_missing_;      // bytes per unit of the share
+  std::vector<uint32_t> units_finished_;    // and not told yet
+  std::vector<std::pair<uint32_t, XXH128_hash_t>> new_sums_;
 };
 
 }  // namespace braid

@@ -18,6 +18,7 @@
 #include "pipeline/manifest.h"
 #include "pipeline/model_card.h"
 #include "pipeline/recipe_writer.h"
+#include "pipeline/run_internal.h"
 #include "pipeline/tokenizer_files.h"
 
 namespace braid {
@@ -26,18 +27,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kIndexName = "model.safetensors.index.json";
-
-// Every file and directory that the output must not replace.
-std::vector<std::string> InputsOf(const Plan& plan) {
-  std::vector<std::string> inputs = {plan.recipe.path};
-  for (const Checkpoint& checkpoint : plan.checkpoints) {
-    if (!checkpoint.directory.empty()) inputs.push_back(checkpoint.directory);
-    for (const Shard& shard : checkpoint.shards) inputs.push_back(shard.path);
-  }
-  if (!plan.donor_directory.empty()) inputs.push_back(plan.donor_directory);
-  if (!plan.tokenizer.directory.empty()) inputs.push_back(plan.tokenizer.directory);
-  return inputs;
-}
 
 // The map sorted by name, as other writers do. Text, because 100,000 tensors are large as a tree.
 std::string IndexText(const Plan& plan) {
@@ -64,7 +53,28 @@ void WriteRecipes(const Recipe& recipe, Staging* staging) {
   }
 }
 
-// Everything in a checkpoint directory that is not weights.
+// One descriptor per shard of every source and of the output; the usual soft limit of 1024 is too low for large
+// families, and the hard limit is there to be used.
+void RaiseFileLimit() {
+  rlimit limit;
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+}  // namespace
+
+std::vector<std::string> InputsOf(const Plan& plan) {
+  std::vector<std::string> inputs = {plan.recipe.path};
+  for (const Checkpoint& checkpoint : plan.checkpoints) {
+    if (!checkpoint.directory.empty()) inputs.push_back(checkpoint.directory);
+    for (const Shard& shard : checkpoint.shards) inputs.push_back(shard.path);
+  }
+  if (!plan.donor_directory.empty()) inputs.push_back(plan.donor_directory);
+  if (!plan.tokenizer.directory.empty()) inputs.push_back(plan.tokenizer.directory);
+  return inputs;
+}
+
 void WriteSideFiles(const Plan& plan, const MergeOptions& options, const GraphResult& result,
                     const std::string& fingerprint, Staging* staging) {
   const auto write = [&](const std::string& name, std::string_view text) {
@@ -81,16 +91,9 @@ void WriteSideFiles(const Plan& plan, const MergeOptions& options, const GraphRe
   write(kManifestName, ManifestText(plan, fingerprint, result.sums, result.alpha));
 }
 
-// One descriptor per shard of every source and of the output; the usual soft limit of 1024 is too low for large
-// families, and the hard limit is there to be used.
-void RaiseFileLimit() {
-  rlimit limit;
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-  limit.rlim_cur = limit.rlim_max;
-  setrlimit(RLIMIT_NOFILE, &limit);
+std::string LastFile(const Plan& plan) {
+  return plan.shards.size() > 1 ? kIndexName : plan.shards.front().name;
 }
-
-}  // namespace
 
 std::vector<std::string> WarningTexts(const Plan& plan) {
   std::vector<std::string> texts = WarningTexts(plan.recipe);
@@ -131,26 +134,34 @@ MergeReport RunMerge(Recipe recipe, const MergeOptions& options, const std::atom
   const Plan plan = MakePlan(std::move(recipe), plan_options);
   const std::string fingerprint = PlanFingerprint(plan);
 
-  // OUT may be written and fits the disk.
-  CheckOutput(plan, options);
-  Staging staging(options.out, options.force, InputsOf(plan));
   std::vector<std::string> warnings = WarningTexts(plan);
-  warnings.insert(warnings.end(), staging.notes().begin(), staging.notes().end());
   const auto print = [&](const std::string& warning) {
     if (!options.quiet) PrintToStderr("warning: " + warning + "\n");
   };
+  if (options.rank) {
+    std::for_each(warnings.begin(), warnings.end(), print);
+    MergeReport report = RunRank(plan, fingerprint, options, interrupt, progress);
+    report.warnings = std::move(warnings);
+    return report;
+  }
+
+  // OUT may be written and fits the disk.
+  CheckOutput(plan, options);
+  Staging staging(options.out, options.force, InputsOf(plan));
+  warnings.insert(warnings.end(), staging.notes().begin(), staging.notes().end());
   std::for_each(warnings.begin(), warnings.end(), print);
 
   StatisticsKeeper keeper(plan);
   // The weights: complete and durable in OUT.partial.
   std::vector<std::string> paths;
   for (const PlannedShard& shard : plan.shards) paths.push_back(staging.PathFor(shard.name));
-  GraphResult result = RunGraph(plan, fingerprint, paths, interrupt, options.quiet, progress, &keeper);
+  GraphResult result =
+      RunGraph(plan, Share(plan), fingerprint, paths, interrupt, options.quiet, progress, &keeper);
 
   // Everything else, then the one moment in which OUT appears.
   if (!staging.single_file()) WriteSideFiles(plan, options, result, fingerprint, &staging);
   ThrowIfInterrupted(interrupt);
-  staging.Publish(plan.shards.size() > 1 ? kIndexName : plan.shards.front().name);
+  staging.Publish(LastFile(plan));
 
   // What was found out on the way, for the next merge.
   keeper.Commit();

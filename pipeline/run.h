@@ -4,6 +4,7 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,11 @@
 
 namespace braid {
 
+// One of several processes that make one output together, by the file system they share.
+struct RankOptions {
+  uint32_t rank = 0, of = 1;
+};
+
 struct MergeOptions {
   std::string out;      // a directory, or one file when it ends in .safetensors
   PlanOptions plan;
@@ -20,6 +26,15 @@ struct MergeOptions {
   bool quiet = false;   // nothing on stderr but errors
   bool copy_tokenizer = true;
   bool write_model_card = true;   // README.md
+  std::optional<RankOptions> rank = {};   // nothing: alone
+};
+
+// What a rank did.
+struct RankReport : RankOptions {
+  uint64_t units = 0, all_units = 0;   // pieces of the output: written by it; of all ranks
+  uint64_t units_missing = 0;          // that other ranks have still to write
+  bool complete = false;               // OUT is there
+  bool published = false;              // by this rank
 };
 
 struct MergeReport {
@@ -31,9 +46,11 @@ struct MergeReport {
   PlanTotals totals;
   std::string fingerprint;
   std::vector<std::string> warnings;      // already printed unless quiet
+  std::optional<RankReport> rank = {};
 };
 
-// Merges. Nothing appears at `out` before all of it is complete and durable. `interrupt`: a signal handler may set it
+// Merges; a rank merges its part, and what it takes for OUT to appear is that all ranks have done theirs. Nothing appears
+// at `out` before all of it is complete and durable. `interrupt`: a signal handler may set it
 // to end the run. `progress` is filled while it runs. Throws Error.
 MergeReport RunMerge(const std::string& recipe_path, const MergeOptions& options, const std::atomic<int>& interrupt,
                      Progress* progress);

@@ -6,12 +6,14 @@
 
 namespace braid {
 
-ScopeRun::ScopeRun(const Plan& plan, const PlannedScope& scope, bool anew)
-    : plan_(plan), scope_(scope), resident_(scope.resident && !anew),
-      drafts_tiles_(scope.approach == Approach::kDraft && !anew) {
+ScopeRun::ScopeRun(const Plan& plan, const Share& share, const PlannedScope& scope, bool anew)
+    : plan_(plan), share_(share), scope_(scope) {
+  const bool streamed = anew || !share.Whole(scope);
+  resident_ = scope.resident && !streamed;
+  drafts_tiles_ = scope.approach == Approach::kDraft && !streamed;
   if (plan.tensors[scope.tensors.front()].action == TensorAction::kMerge)
-    merger_ = plan.MakeMerger(scope, anew ? Approach::kPlain : scope.approach);
-  if (merger_ != nullptr && scope.keeps_decisions) merger_->KeepDecisions();
+    merger_ = plan.MakeMerger(scope, streamed ? Approach::kPlain : scope.approach);
+  if (merger_ != nullptr && scope.keeps_decisions && !streamed) merger_->KeepDecisions();
   BeginRound();
 }
 
@@ -33,11 +35,30 @@ bool ScopeRun::ReadsTensor(uint32_t tensor) const {
   return false;
 }
 
-uint64_t ScopeRun::TilesInRound() const {
-  uint64_t count = 0;
-  for (uint32_t t : scope_.tensors)
-    if (ReadsTensor(t)) count += plan_.Tiles(plan_.tensors[t]);
-  return count;
+// Statistics are of everything. An ordered merge of a part also reads what comes before it, to hand out its quotas.
+std::vector<Piece> ScopeRun::Pieces() const {
+  const bool writes = merging() || drafting();
+  std::vector<Piece> pieces;
+  size_t end = 0;   // behind the last one that is written
+  for (uint32_t slot = 0; slot < scope_.tensors.size(); ++slot) {
+    const uint32_t t = scope_.tensors[slot];
+    if (!ReadsTensor(t)) continue;
+    uint64_t at = 0;
+    const auto skip_to = [&](uint64_t element) {
+      if (at < element && (!writes || spec_.ordered)) pieces.push_back({slot, {at, element}, !writes && resident_});
+      at = element;
+    };
+    if (writes) {
+      for (const ElementRange& range : share_.Merged(t)) {
+        skip_to(range.first);
+        pieces.push_back({slot, range, true});
+        at = range.last, end = pieces.size();
+      }
+    }
+    skip_to(plan_.tensors[t].elements);
+  }
+  if (writes) pieces.resize(end);
+  return pieces;
 }
 
 void ScopeRun::BeginRound() {
@@ -57,8 +78,13 @@ void ScopeRun::BeginRound() {
     const size_t quotas = plan_.tensors[scope_.tensors.front()].models.size() * merger_->claims_per_model();
     for (size_t i = 0; i < quotas; ++i) quota_left_.push_back(merger_->Quota(i));
   }
-  remaining_ = TilesInRound();
-  if (merging() || drafting()) unwritten = remaining_;
+  remaining_ = 0, unwritten = 0;
+  for (const Piece& piece : Pieces()) {
+    const uint64_t tile = plan_.TileElements(plan_.tensors[scope_.tensors[piece.slot]]);
+    const uint64_t its = (piece.elements.last - piece.elements.first + tile - 1) / tile;
+    remaining_ += its;
+    if (piece.written) unwritten += its;
+  }
   if (drafting()) drafts.resize(unwritten);
 }
 

@@ -13,6 +13,7 @@
 #include "io/error.h"
 #include "ops/merger.h"
 #include "pipeline/plan.h"
+#include "pipeline/share.h"
 #include "pipeline/source_files.h"
 
 namespace braid {
@@ -38,6 +39,13 @@ struct DraftedTile {
   MergeCounts counts;
 };
 
+// What a round reads of a tensor.
+struct Piece {
+  uint32_t slot = 0;        // index into PlannedScope::tensors
+  ElementRange elements;
+  bool written = false;     // its tiles come out of this round, or stay until they do; otherwise they are only counted
+};
+
 // One range of one output tensor on its way through the graph. Objects are recycled.
 struct TileWork {
   ScopeRun* scope = nullptr;
@@ -47,6 +55,8 @@ struct TileWork {
   uint64_t count = 0;
   uint64_t cost = 0;         // bytes taken from the budget
   uint64_t order = 0;        // place among the scope's tiles of this round
+  bool written = false;
+  uint64_t written_order = 0;  // place among those that are written
   std::vector<SourceWindow> windows;  // the base's, if any, then one per model; empty: takes no part
   std::vector<uint64_t> claims;  // per threshold: entries equal to it, then how many of them count as above it
 };
@@ -55,8 +65,9 @@ struct TileWork {
 // functions: whoever passes tiles on holds a reference of its own.
 class ScopeRun : public std::enable_shared_from_this<ScopeRun> {
  public:
-  // `anew`: a draft did not come out; the scope is streamed, its thresholds found by histograms.
-  ScopeRun(const Plan& plan, const PlannedScope& scope, bool anew);
+  // `anew`: a draft did not come out; the scope is streamed, its thresholds found by histograms. So is a scope that is
+  // merged in part.
+  ScopeRun(const Plan& plan, const Share& share, const PlannedScope& scope, bool anew);
 
   const PlannedScope& scope() const { return scope_; }
   bool resident() const { return resident_; }
@@ -75,8 +86,8 @@ class ScopeRun : public std::enable_shared_from_this<ScopeRun> {
   bool ReadsTensor(uint32_t tensor) const;
   bool ReadsModel(uint32_t tensor, size_t model) const;
 
-  // Tiles of the current round. Any thread.
-  uint64_t TilesInRound() const;
+  // What the current round reads, in order. Any thread.
+  std::vector<Piece> Pieces() const;
 
   // An accumulator to count into; waits for one when all are in use. Give it back. Any thread.
   Accumulator* TakeAccumulator();
@@ -132,6 +143,7 @@ class ScopeRun : public std::enable_shared_from_this<ScopeRun> {
   std::vector<double> TotalSums() const;
 
   const Plan& plan_;
+  const Share& share_;
   const PlannedScope& scope_;
   bool resident_, drafts_tiles_;
   std::unique_ptr<Merger> merger_;

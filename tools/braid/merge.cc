@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "io/error.h"
 #include "io/json.h"
 #include "pipeline/budget.h"
 #include "pipeline/recipe_output.h"
@@ -41,6 +42,10 @@ Json ReportToJson(const MergeReport& report, const Progress& progress, bool stat
               {"inf", report.result.counts.non_finite.inf},
               {"warnings", report.warnings}};
   if (report.result.alpha) out["layer_scale_alpha"] = *report.result.alpha;
+  if (report.rank)
+    out["rank"] = {{"rank", report.rank->rank}, {"of", report.rank->of}, {"units", report.rank->units},
+                   {"all_units", report.rank->all_units}, {"units_missing", report.rank->units_missing},
+                   {"complete", report.rank->complete}, {"published", report.rank->published}};
   if (!stats) return out;
   for (size_t i = 0; i < progress.stages.size(); ++i) {
     const StageCounters& s = progress.stages[i];
@@ -70,6 +75,16 @@ void PrintSummary(const MergeReport& report) {
   fmt::print("output: {}   (check it any time: braid verify {})\n", report.output, report.output);
 }
 
+void PrintRank(const MergeReport& report) {
+  const RankReport& rank = *report.rank;
+  fmt::print("rank {} of {}: {} of {} pieces written, {} read and {} written, in {:.1f} s, peak memory {} MiB\n",
+             rank.rank, rank.of, rank.units, rank.all_units, SizeText(report.bytes_read),
+             SizeText(report.bytes_written), report.seconds, report.peak_resident >> 20);
+  if (rank.published) fmt::print("output: {}   (check it any time: braid verify {})\n", report.output, report.output);
+  else if (rank.complete) fmt::print("output: {}, which another rank has published\n", report.output);
+  else fmt::print("{} pieces are left to other ranks; {} appears with the last one\n", rank.units_missing, report.output);
+}
+
 // Bytes: of the sources that a stage went through (read: mapped), for write those of the output.
 void PrintStages(const Progress& progress) {
   fmt::print("{:<12}{:>12}{:>10}{:>10}{:>10}{:>10}\n", "stage", "bytes", "wall s", "cpu s", "stall s", "GB/s");
@@ -89,6 +104,14 @@ void Run(const MergeArguments& arguments) {
   options.plan = PlanOptionsFrom(arguments);
   options.force = arguments.force;
   options.quiet = arguments.quiet;
+  if (arguments.of > 0) {
+    if (arguments.rank >= arguments.of)
+      throw Error(ErrorCode::kUsage, fmt::format("there is no rank {} of {}", arguments.rank, arguments.of))
+          .Hint("ranks count from 0");
+    if (!arguments.cache.empty())
+      throw Error(ErrorCode::kUsage, "--cache cannot be used with --rank: ranks would each write it anew");
+    options.rank = {static_cast<uint32_t>(arguments.rank), static_cast<uint32_t>(arguments.of)};
+  }
   MergeAndReport(RecipeFrom(arguments), options, arguments.stats);
 }
 
@@ -101,7 +124,7 @@ void MergeAndReport(Recipe recipe, const MergeOptions& options, bool stats) {
     fmt::print("{}\n", ReportToJson(report, progress, stats).dump(-1, ' ', false, Json::error_handler_t::replace));
     return;
   }
-  if (!options.quiet) PrintSummary(report);
+  if (!options.quiet) report.rank ? PrintRank(report) : PrintSummary(report);
   if (stats) PrintStages(progress);
 }
 
@@ -156,6 +179,15 @@ void AddMergeCommand(CLI::App& app) {
   command->add_option("OUT", arguments->out, "Directory to write, or one file if it ends in .safetensors")->required();
   AddPlanOptions(command, arguments.get());
   command->add_flag("--force", arguments->force, "Replace OUT if it is a checkpoint");
+  CLI::Option* rank = command
+      ->add_option("--rank", arguments->rank,
+                   "Do this part of the work, counted from 0; with --of. Ranks run at once or one after another, on "
+                   "any machines that share OUT's file system; the last one to end publishes OUT. One that died is "
+                   "run again")
+      ->check(CLI::Range(0, 99'999));
+  CLI::Option* of = command->add_option("--of", arguments->of, "How many ranks there are")->check(CLI::Range(1, 100'000));
+  rank->needs(of);
+  of->needs(rank);
   command->add_flag("--quiet", arguments->quiet, "Print nothing but errors");
   command->add_flag("--stats", arguments->stats, "Print bytes and times per stage");
   AddJsonFlag(command);

@@ -11,6 +11,7 @@ namespace braid {
 struct MergeArguments {
   std::string recipe, out, memory, shard_size, cache, compress, io = "auto";
   int threads = 0;
+  int rank = 0, of = 0;   // 0: alone
   bool force = false, quiet = false, stats = false;
 };
 

@@ -1,0 +1,165 @@
+#include "pipeline/share.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace braid {
+namespace {
+
+constexpr uint64_t kAlignment = 64 << 10;
+// So many units, or as many as make units of a GiB: few enough that marking them as done costs nothing, and enough for
+// as many ranks as make sense.
+constexpr uint64_t kUnits = 256;
+constexpr uint64_t kLargestUnit = 1 << 30;
+
+uint64_t RoundUp(uint64_t value, uint64_t unit) { return (value + unit - 1) / unit * unit; }
+
+// Where a shard's file may be cut, and at what price.
+class Cuts {
+ public:
+  // Tensors of one shard, in the order of the file.
+  explicit Cuts(std::span<const PlannedTensor> tensors) : tensors_(tensors) {}
+
+  // The cheapest of the places in [least, most], the one nearest to `wanted` of equal ones; all are aligned.
+  uint64_t Best(uint64_t wanted, uint64_t least, uint64_t most) const {
+    uint64_t best = wanted, price = Price(wanted);
+    const auto consider = [&](uint64_t place) {
+      if (place < least || place > most) return;
+      const uint64_t its = Price(place);
+      const auto away = [&](uint64_t p) { return p > wanted ? p - wanted : wanted - p; };
+      if (its < price || (its == price && away(place) < away(best))) best = place, price = its;
+    };
+    // Only a tensor's first and last places can be better than its others.
+    const auto begin = std::partition_point(tensors_.begin(), tensors_.end(), [&](const PlannedTensor& tensor) {
+      return tensor.offset + tensor.bytes < least;
+    });
+    for (auto tensor = begin; tensor != tensors_.end() && tensor->offset <= most; ++tensor) {
+      consider(tensor->offset / kAlignment * kAlignment);
+      consider(RoundUp(tensor->offset, kAlignment));
+    }
+    return best;
+  }
+
+ private:
+  // Bytes of the tensor that is cut there, if it has statistics.
+  uint64_t Price(uint64_t place) const {
+    const auto tensor = std::partition_point(tensors_.begin(), tensors_.end(), [&](const PlannedTensor& t) {
+      return t.offset + t.bytes <= place;
+    });
+    if (tensor == tensors_.end() || tensor->offset >= place || tensor->action != TensorAction::kMerge) return 0;
+    return tensor->bytes;
+  }
+
+  std::span<const PlannedTensor> tensors_;
+};
+
+// What a tile of a tensor begins with a multiple of.
+uint64_t BlockOf(const Plan& plan, const PlannedTensor& tensor) {
+  const uint64_t unit = plan.TileUnit(tensor);
+  return unit == 0 ? kReductionBlock : unit;
+}
+
+}  // namespace
+
+std::vector<OutputUnit> OutputUnits(const Plan& plan) {
+  uint64_t total = 0;
+  for (const PlannedShard& shard : plan.shards) total += shard.bytes;
+  const uint64_t size = std::clamp(RoundUp(total / kUnits, kAlignment), kAlignment, kLargestUnit);
+  std::vector<OutputUnit> units;
+  size_t first = 0;
+  for (uint32_t s = 0; s < plan.shards.size(); ++s) {
+    size_t last = first;
+    while (last < plan.tensors.size() && plan.tensors[last].shard == s) ++last;
+    const Cuts cuts(std::span(plan.tensors).subspan(first, last - first));
+    first = last;
+    const uint64_t bytes = plan.shards[s].bytes, pieces = std::max<uint64_t>(bytes / size, 1);
+    // The header is written in one piece.
+    uint64_t begin = 0;
+    const uint64_t least = RoundUp(plan.shards[s].header.size(), kAlignment);
+    for (uint64_t i = 1; i < pieces; ++i) {
+      const uint64_t wanted = RoundUp(i * (bytes / pieces), kAlignment), slack = size / 4;
+      const uint64_t end = cuts.Best(wanted, wanted - std::min(wanted, slack), wanted + slack);
+      if (end <= begin || end < least || end >= bytes) continue;
+      units.push_back({s, begin, end});
+      begin = end;
+    }
+    units.push_back({s, begin, bytes});
+  }
+  return units;
+}
+
+std::vector<uint32_t> UnitsOfRank(const std::vector<OutputUnit>& units, const std::vector<uint32_t>& wanted,
+                                  uint32_t rank, uint32_t of) {
+  uint64_t total = 0, before = 0;
+  for (uint32_t u : wanted) total += units[u].bytes();
+  std::vector<uint32_t> mine;
+  for (uint32_t u : wanted) {
+    // By where the middle of the unit lies. 128 bits: bytes times ranks.
+    const auto middle = static_cast<unsigned __int128>(before + units[u].bytes() / 2) * of;
+    if (static_cast<uint64_t>(middle / std::max<uint64_t>(total, 1)) == rank) mine.push_back(u);
+    before += units[u].bytes();
+  }
+  return mine;
+}
+
+Share::Share(const Plan& plan) : plan_(plan), everything_(true), written_(plan.shards.size()) {
+  for (uint32_t s = 0; s < plan.shards.size(); ++s) {
+    written_[s].push_back({0, plan.shards[s].bytes});
+    bytes_written_ += plan.shards[s].bytes;
+  }
+  for (const PlannedTensor& tensor : plan.tensors) whole_.push_back({0, tensor.elements});
+}
+
+Share::Share(const Plan& plan, std::vector<OutputUnit> units)
+    : plan_(plan), units_(std::move(units)), written_(plan.shards.size()) {
+  for (const OutputUnit& unit : units_) {
+    std::vector<ByteRange>& ranges = written_[unit.shard];
+    // The header of a single file holds checksums: whoever publishes writes it.
+    const uint64_t begin = plan.single_file ? std::max(unit.begin, plan.shards[unit.shard].header.size()) : unit.begin;
+    if (!ranges.empty() && ranges.back().end == begin) ranges.back().end = unit.end;
+    else ranges.push_back({begin, unit.end});
+    bytes_written_ += unit.end - begin;
+  }
+  for (const PlannedTensor& tensor : plan.tensors) whole_.push_back({0, tensor.elements});
+  states_.assign(plan.tensors.size(), State::kNone);
+  for (uint32_t t = 0; t < plan.tensors.size(); ++t) AddTensor(t);
+}
+
+void Share::AddTensor(uint32_t t) {
+  const PlannedTensor& tensor = plan_.tensors[t];
+  const uint64_t begin = tensor.offset, end = tensor.offset + tensor.bytes, block = BlockOf(plan_, tensor);
+  const auto bits = static_cast<uint64_t>(DTypeBits(tensor.type));
+  std::vector<ElementRange> ranges;
+  for (const ByteRange& range : Written(tensor.shard)) {
+    if (range.end <= begin || range.begin >= end) continue;
+    if (range.begin <= begin && range.end >= end) {
+      states_[t] = State::kWhole;
+      return;
+    }
+    const uint64_t from = std::max(range.begin, begin) - begin, to = std::min(range.end, end) - begin;
+    const uint64_t first = from * 8 / bits / block * block;
+    const uint64_t last = std::min(tensor.elements, RoundUp((to * 8 + bits - 1) / bits, block));
+    if (!ranges.empty() && ranges.back().last >= first) ranges.back().last = last;
+    else ranges.push_back({first, last});
+  }
+  if (ranges.empty()) return;
+  states_[t] = State::kCut;
+  cut_.emplace(t, std::move(ranges));
+}
+
+std::span<const ElementRange> Share::Merged(uint32_t tensor) const {
+  if (Whole(tensor)) return {&whole_[tensor], 1};
+  const auto cut = cut_.find(tensor);
+  if (cut == cut_.end()) return {};
+  return cut->second;
+}
+
+bool Share::Whole(const PlannedScope& scope) const {
+  return std::all_of(scope.tensors.begin(), scope.tensors.end(), [&](uint32_t t) { return Whole(t); });
+}
+
+bool Share::Any(const PlannedScope& scope) const {
+  return std::any_of(scope.tensors.begin(), scope.tensors.end(), [&](uint32_t t) { return !Merged(t).empty(); });
+}
+
+}  // namespace braid

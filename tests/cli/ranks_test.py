@@ -1,0 +1,316 @@
+"""--rank and --of: however many ranks there are, in whatever order or at once, killed and run again, the output has the
+bytes of one process, and appears once."""
+
+import json
+import os
+import random
+import shutil
+import time
+import unittest
+
+from support import (
+    IO,
+    SEED,
+    USAGE,
+    CliTest,
+    main,
+    random_tensors,
+    read_text,
+    recipe,
+    tree_of,
+    write_model,
+    write_text,
+)
+
+# Tensors of every kind: cut by every number of ranks, smaller than a page, of odd sizes, and equal magnitudes in plenty
+# (random_lanes has 128 of them).
+SHAPES = {
+    "model.embed_tokens.weight": [1500, 512],
+    "model.layers.0.input_layernorm.weight": [515],
+    "model.layers.0.mlp.up_proj.weight": [700, 512],
+    "model.layers.0.mlp.down_proj.weight": [512, 701],
+    "model.layers.1.input_layernorm.weight": [515],
+    "model.layers.1.mlp.up_proj.weight": [300, 512],
+    "model.norm.weight": [512],
+    "lm_head.weight": [1500, 512],
+}
+
+PARAMETERS = {
+    "ties": "density = 0.3",
+    "ties model": 'density = 0.3\nscope = "model"',
+    "della": "density = 0.5\nepsilon = 0.1",
+    "breadcrumbs": "density = 0.6\ngamma = 0.05",
+    "sce": "select_topk = 0.4",
+}
+
+
+def recipe_for(name):
+    method = name.split()[0]
+    text = f'method = "{method}"\nbase = "base"\n'
+    if "lines" in name:
+        text += "layer_scale = { beta = 0.4 }\n"
+    text += f"[parameters]\n{PARAMETERS.get(name.replace(' lines', ''), '')}\n"
+    return text + "".join(
+        f'[[models]]\npath = "{m}"\n' + ("" if method in ("sce", "model_stock", "arcee_fusion") else f"weight = {w}\n")
+        for m, w in (("a", 0.5), ("b", 0.7))[: 1 if method == "arcee_fusion" else 2]
+    )
+
+
+class RankTest(CliTest):
+    """A family that tests share; `self.rng` is seeded."""
+
+    @classmethod
+    def setUpClass(cls):
+        import tempfile
+
+        cls.family = tempfile.mkdtemp(prefix="braid-cli-family-")
+        cls.addClassCleanup(shutil.rmtree, cls.family, ignore_errors=True)
+        for i, name in enumerate(("base", "a", "b")):
+            write_model(os.path.join(cls.family, name), random_tensors(SEED + i, SHAPES), shards=2)
+        cls.rng = random.Random(SEED)
+
+    def setUp(self):
+        super().setUp()
+        for name in ("base", "a", "b"):
+            os.symlink(os.path.join(self.family, name), self.path(name))
+
+    def write_recipe_for(self, name):
+        write_text(self.path("recipe.toml"), recipe_for(name))
+
+    def one_process(self, *options, out="out"):
+        """The tree of the same merge by one process."""
+        shutil.rmtree(self.path("alone"), ignore_errors=True)
+        os.makedirs(self.path("alone"))
+        self.assert_ok(self.merge(*options, out=os.path.join("alone", out)))
+        whole = tree_of(self.path("alone"))
+        shutil.rmtree(self.path("alone"))
+        return {os.path.relpath(path, out) if path != out else path: sum for path, sum in whole.items()}
+
+    def start_rank(self, rank, of, *options, out="out"):
+        return self.start("merge", "recipe.toml", out, "--rank", str(rank), "--of", str(of), *options)
+
+    def rank(self, rank, of, *options, out="out", **run_options):
+        return self.merge("--rank", str(rank), "--of", str(of), *options, out=out, **run_options)
+
+    def assert_like(self, whole, out="out", label=""):
+        self.assertEqual(tree_of(self.path(out)), whole, label)
+        self.assertFalse(os.path.exists(self.path(out + ".partial")), label)
+
+    def one_after_another(self, of, *options):
+        ranks = list(range(of))
+        self.rng.shuffle(ranks)
+        for i, rank in enumerate(ranks):
+            self.assertFalse(os.path.exists(self.path("out")))
+            told = self.assert_ok(self.rank(rank, of, "--json", *options)).json()["rank"]
+            self.assertEqual(told["published"], i + 1 == of, told)
+
+    def at_once(self, of, *options):
+        processes = [self.start_rank(rank, of, "--json", *options) for rank in range(of)]
+        published = 0
+        for process in processes:
+            out, err = process.communicate(timeout=120)
+            self.assertEqual(process.returncode, 0, err)
+            published += json.loads(out)["rank"]["published"]
+        self.assertEqual(published, 1)
+
+
+class SameBytes(RankTest):
+    def compare(self, *options, ranks=(1, 2, 3, 4)):
+        whole = self.one_process(*options)
+        for of in ranks:
+            for run in (self.one_after_another, self.at_once):
+                run(of, *options)
+                self.assert_like(whole, label=f"{run.__name__} {of} {options}")
+                shutil.rmtree(self.path("out"))
+
+    def test_methods(self):
+        for name in ("ties", "ties model", "ties lines"):
+            with self.subTest(name):
+                self.write_recipe_for(name)
+                self.compare()
+        others = ("task_arithmetic", "nuslerp", "model_stock", "pcb", "arcee_fusion", "ramplus_tl", "breadcrumbs lines")
+        for name in (*PARAMETERS, *others):
+            if not name.startswith("ties"):
+                with self.subTest(name):
+                    self.write_recipe_for(name)
+                    self.compare(ranks=(3,))
+
+    def test_shards(self):
+        self.write_recipe_for("ties")
+        self.compare("--shard-size", "700kB")
+
+    def test_little_memory(self):
+        self.write_recipe_for("ties model")
+        self.compare("--memory", "32MiB", "--threads", "1")
+
+    def test_ranks_unlike_each_other(self):
+        """Memory, threads and ways of reading may differ: bytes do not."""
+        for name in ("ties", "ties model", "breadcrumbs"):
+            self.write_recipe_for(name)
+            whole = self.one_process()
+            for rank, options in enumerate(
+                (("--memory", "24MiB", "--threads", "1"), ("--memory", "1GiB", "--threads", "3"), ("--io", "direct"))
+            ):
+                self.assert_ok(self.rank(rank, 3, *options))
+            self.assert_like(whole)
+            shutil.rmtree(self.path("out"))
+
+    def test_single_file(self):
+        self.write_recipe_for("ties")
+        self.assert_ok(self.merge(out="alone.safetensors"))
+        for rank in (2, 0, 1):
+            self.assert_ok(self.rank(rank, 3, out="out.safetensors"))
+        with open(self.path("alone.safetensors"), "rb") as a, open(self.path("out.safetensors"), "rb") as b:
+            self.assertEqual(a.read(), b.read())
+        self.assert_ok(self.run_braid("verify", "out.safetensors"))
+        self.assertFalse(os.path.exists(self.path("out.safetensors.partial")))
+
+    def test_more_ranks_than_pieces(self):
+        self.write_recipe_for("ties")
+        whole = self.one_process()
+        for rank in range(97):
+            self.assert_ok(self.rank(rank, 97, "--quiet"))
+        self.assert_like(whole)
+
+
+class Failures(RankTest):
+    def pieces(self):
+        """Marks of pieces that are done, or None when there is no place for them."""
+        for root, _, files in os.walk(self.path("out.partial")):
+            if "checkpoint" in os.listdir(root):
+                return sum(1 for file in files if file.startswith("unit-"))
+        return None
+
+    def test_killed_and_run_again_with_another_number(self):
+        self.write_recipe_for("ties")
+        whole = self.one_process()
+        start = time.monotonic()
+        self.at_once(2)
+        seconds = time.monotonic() - start
+        shutil.rmtree(self.path("out"))
+        midway = 0
+        for attempt in range(12):
+            of = self.rng.randrange(1, 5)
+            processes = [self.start_rank(rank, of) for rank in range(of)]
+            victim = self.rng.choice(processes)
+            time.sleep(self.rng.uniform(0, seconds))
+            victim.kill()
+            for process in processes:
+                out, err = process.communicate(timeout=120)
+                if process is not victim:
+                    self.assertEqual(process.returncode, 0, err)
+            if os.path.exists(self.path("out")):
+                if os.path.exists(self.path("out.partial")):  # it died between its last two steps
+                    self.assert_ok(self.rank(0, 1))
+                self.assert_like(whole, label=f"attempt {attempt}")
+                shutil.rmtree(self.path("out"))
+                continue
+            midway += 1
+            other = self.rng.choice([n for n in (1, 2, 3, 4) if n != of])
+            for rank in range(other):
+                self.assert_ok(self.rank(rank, other))
+            self.assert_like(whole, label=f"attempt {attempt}: {of} ranks, then {other}")
+            shutil.rmtree(self.path("out"))
+        self.assertGreater(midway, 0, "no kill hit the middle of a merge: this test proves nothing")
+
+    def test_what_is_done_is_not_done_again(self):
+        self.write_recipe_for("ties")
+        whole = self.one_process()
+        self.assert_ok(self.rank(0, 2))
+        done = self.pieces()
+        self.assertGreater(done, 0)
+        told = self.assert_ok(self.rank(0, 2, "--json")).json()["rank"]
+        self.assertEqual((told["units"], told["complete"]), (0, False))
+        told = self.assert_ok(self.rank(0, 1, "--json")).json()["rank"]
+        self.assertEqual((told["units"], told["published"]), (told["all_units"] - done, True))
+        self.assert_like(whole)
+        again = self.assert_ok(self.rank(1, 2))
+        self.assertIn("another rank has published", again.stdout)
+        self.assert_like(whole)
+
+    def test_interrupted(self):
+        self.write_recipe_for("ties")
+        process = self.start_rank(0, 1)
+        process.terminate()
+        process.communicate(timeout=60)
+        if process.returncode != 0:
+            self.assertIn(process.returncode, (143, -15))
+            self.assertFalse(os.path.exists(self.path("out")))
+            self.assert_ok(self.rank(0, 1))
+        self.assert_ok(self.run_braid("verify", "out"))
+
+    def test_ranks_of_different_merges(self):
+        self.write_recipe_for("ties")
+        self.assert_ok(self.rank(0, 2))
+        self.write_recipe_for("task_arithmetic")
+        self.assert_fails(self.rank(1, 2), USAGE, "out.partial", "ranks of another merge")
+        self.write_recipe_for("ties")
+        self.assert_fails(self.rank(1, 2, "--shard-size", "1MB"), USAGE, "ranks of another merge")
+        # The same headers over other weights.
+        os.unlink(self.path("b"))
+        write_model(self.path("b"), random_tensors(SEED + 17, SHAPES), shards=2)
+        self.assert_fails(self.rank(1, 2), USAGE, "ranks of another merge", "other sources")
+        shutil.rmtree(self.path("b"))
+        os.symlink(os.path.join(self.family, "b"), self.path("b"))
+        self.assert_ok(self.rank(1, 2))
+        self.assert_ok(self.run_braid("verify", "out"))
+
+    def test_a_merge_alone_beside_ranks(self):
+        self.write_recipe_for("ties")
+        whole = self.one_process()
+        self.assert_ok(self.rank(0, 2))
+        result = self.assert_ok(self.merge())
+        self.assertIn("removed what an interrupted merge had left", result.stderr)
+        self.assert_like(whole)
+        shutil.rmtree(self.path("out"))
+        os.makedirs(self.path("out.partial"))
+        write_text(self.path("out.partial", "model.safetensors"), "half")
+        self.assert_fails(self.rank(0, 2), USAGE, "out.partial", "model.safetensors")
+
+    def test_an_output_that_is_there(self):
+        self.write_recipe_for("task_arithmetic")
+        self.assert_ok(self.merge())
+        self.write_recipe_for("ties")
+        whole = self.one_process()
+        self.assert_fails(self.rank(0, 2), USAGE, "it exists already")
+        self.assertFalse(os.path.exists(self.path("out.partial")))
+        old = tree_of(self.path("out"))
+        self.assert_ok(self.rank(0, 2, "--force"))
+        self.assertEqual(tree_of(self.path("out")), old)
+        self.assert_ok(self.rank(1, 2, "--force"))
+        self.assert_like(whole)
+
+    def test_damaged_marks(self):
+        self.write_recipe_for("ties")
+        whole = self.one_process()
+        self.assert_ok(self.rank(0, 2))
+        place = self.path("out.partial", os.listdir(self.path("out.partial"))[0])
+        mark = os.path.join(place, sorted(f for f in os.listdir(place) if f.startswith("unit-"))[0])
+        good = read_text(mark)
+        for bad in ("", "{}", '{"sums": [[0]]}', '{"sums": [[99999, "00"]]}', '{"sums": [[0, "zz"]]}', good[:-5]):
+            write_text(mark, bad)
+            self.assert_fails(self.rank(1, 2), 3, os.path.basename(mark))
+            self.assertFalse(os.path.exists(self.path("out")))
+        os.unlink(mark)
+        self.assert_ok(self.rank(0, 2))
+        self.assert_like(whole)
+
+    def test_command_line(self):
+        write_text(self.path("recipe.toml"), recipe())
+        self.assert_fails(self.merge("--rank", "0"), USAGE, "--of")
+        self.assert_fails(self.merge("--of", "2"), USAGE, "--rank")
+        self.assert_fails(self.rank(2, 2), USAGE, "there is no rank 2 of 2", "count from 0")
+        self.assert_fails(self.rank(-1, 2), USAGE, "--rank")
+        self.assert_fails(self.rank(0, 0), USAGE, "--of")
+        self.assert_fails(self.rank(0, 2, "--cache", "cache"), USAGE, "--cache")
+        self.assert_nothing_written()
+
+    def test_no_space(self):
+        """Ranks on a file system that is too small say so, and leave nothing at OUT."""
+        self.write_recipe_for("ties")
+        result = self.rank(0, 1, out="/dev/full/out")
+        self.assertIn(result.code, (USAGE, IO), str(result))
+
+
+if __name__ == "__main__":
+    main()
