@@ -127,18 +127,6 @@ void CompareWithIndex(const Checkpoint& checkpoint, const ShardIndex& index, con
   disagree(checkpoint.shards[extra.shard].path, extra.info.name, "the index does not list this tensor");
 }
 
-// The file that holds a shard, plain or compressed; "" when there is none. Says so when there are several.
-std::string FileOfShard(const ModelDirectory& directory, const std::string& name, std::vector<std::string>* warnings) {
-  std::string file;
-  for (const Compression compression : {Compression::kNone, Compression::kZstd, Compression::kPlanes}) {
-    const std::string candidate = name + std::string(CompressionSuffix(compression));
-    if (!directory.Has(candidate)) continue;
-    if (file.empty()) file = candidate;
-    else warnings->push_back(fmt::format("{} is not used: {} is there too and goes first", candidate, file));
-  }
-  return file;
-}
-
 void AddShardsOfIndex(Checkpoint* checkpoint, const ModelDirectory& directory, const Place& place) {
   std::string index_path = directory.FilePath(kIndexFile);
   ShardIndex index = ReadShardIndex(index_path);
@@ -223,6 +211,17 @@ Checkpoint Open(const std::string& reference, Purpose purpose) {
 }
 
 }  // namespace
+
+std::string FileOfShard(const ModelDirectory& directory, const std::string& name, std::vector<std::string>* warnings) {
+  std::string file;
+  for (const Compression compression : {Compression::kNone, Compression::kZstd, Compression::kPlanes}) {
+    const std::string candidate = name + std::string(CompressionSuffix(compression));
+    if (!directory.Has(candidate)) continue;
+    if (file.empty()) file = candidate;
+    else if (warnings != nullptr) warnings->push_back(fmt::format("{} is not used: {} is there too and goes first", candidate, file));
+  }
+  return file;
+}
 
 uint64_t Shard::bytes() const { return compressed == nullptr ? identity.size : compressed->bytes(); }
 

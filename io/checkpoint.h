@@ -22,6 +22,7 @@
 namespace braid {
 
 class CompressedShard;
+class ModelDirectory;
 
 // Offsets and sizes are those of the plain shard, but for the identity's size.
 struct Shard {
@@ -38,6 +39,10 @@ struct Shard {
 // Opens the file at shard->path, of whichever kind its name says it is, reads its header, and fills in the rest but for
 // the name. Throws Error.
 SafetensorsHeader ReadShard(Shard* shard);
+
+// The file in a directory that holds a shard, plain or compressed; "" when there is none. When there are several, adds a
+// warning that says which one is used. Throws Error.
+std::string FileOfShard(const ModelDirectory& directory, const std::string& name, std::vector<std::string>* warnings);
 
 // All that is in front of the first tensor: length and JSON. Throws Error.
 std::string ReadHeaderBytes(const Shard& shard);

@@ -6,12 +6,6 @@
 
 namespace braid {
 
-uint64_t DecodedFrames::Sizes::MemoryBytes() const {
-  constexpr uint64_t kPage = 4096;
-  return decoders * (FrameDecoder::kMemoryBytes + most_compressed + 2 * DirectFile::kBlock + kPage) +
-         kept * (most_content + kPage);
-}
-
 void DecodedFrames::Read(const CompressedShard& shard, const CompressedFrame& frame, uint64_t begin, uint64_t bytes,
                          std::byte* to, const Fetch& fetch) {
   const bool whole = bytes == frame.bytes;
@@ -95,7 +89,7 @@ CompressedFile::CompressedFile(std::shared_ptr<const CompressedShard> shard, con
   else cached_.emplace(shard_->path(), expected);
 }
 
-void CompressedFile::Read(uint64_t begin, uint64_t bytes, std::byte* to) {
+void CompressedFile::Read(uint64_t begin, uint64_t bytes, std::byte* to, const std::string& tensor) try {
   const DecodedFrames::Fetch fetch = [this](const CompressedFrame& frame, std::byte* compressed) {
     return Fetch(frame, compressed);
   };
@@ -105,6 +99,9 @@ void CompressedFile::Read(uint64_t begin, uint64_t bytes, std::byte* to) {
     frames_.Read(*shard_, frame, skip, here, to, fetch);
     begin += here, to += here, bytes -= here;
   }
+} catch (Error& error) {
+  error.Tensor(tensor);
+  throw;
 }
 
 const std::byte* CompressedFile::Fetch(const CompressedFrame& frame, std::byte* compressed) {

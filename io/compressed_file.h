@@ -26,13 +26,8 @@ namespace braid {
 // all files that use it.
 class DecodedFrames {
  public:
-  struct Sizes {
-    size_t decoders = 1;                              // frames decoded at once
-    size_t kept = 1;                                  // frames there at once; readers wait for one
-    uint64_t most_compressed = 0, most_content = 0;   // of a frame
-    uint64_t MemoryBytes() const;
-  };
-  explicit DecodedFrames(const Sizes& sizes) : sizes_(sizes), slots_(sizes.kept) {}
+  // `sizes`: of all shards that will be read.
+  explicit DecodedFrames(const DecodingSizes& sizes) : sizes_(sizes), slots_(sizes.kept) {}
 
   // Fills `compressed` with the bytes of a frame of the file and whole blocks around it; returns where it begins.
   using Fetch = std::function<const std::byte*(const CompressedFrame& frame, std::byte* compressed)>;
@@ -59,7 +54,7 @@ class DecodedFrames {
   Slot* TakeOldest();
   void Release(Slot* slot, bool needed_again);
 
-  const Sizes sizes_;
+  const DecodingSizes sizes_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<Slot> slots_;
@@ -74,8 +69,9 @@ class CompressedFile {
   CompressedFile(std::shared_ptr<const CompressedShard> shard, const FileIdentity& expected, bool direct,
                  DecodedFrames* frames);
 
-  // Copies bytes [begin, begin + bytes) of the plain shard, which must lie in it, frame by frame. Throws Error.
-  void Read(uint64_t begin, uint64_t bytes, std::byte* to);
+  // Copies bytes [begin, begin + bytes) of the plain shard, which must lie in it, frame by frame. `tensor`: whose they
+  // are, for errors. Throws Error.
+  void Read(uint64_t begin, uint64_t bytes, std::byte* to, const std::string& tensor);
 
   const CompressedShard& shard() const { return *shard_; }
   const InputFile& file() const { return direct_ ? static_cast<const InputFile&>(*direct_) : *cached_; }

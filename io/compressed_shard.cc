@@ -159,6 +159,16 @@ void FrameDecoder::Decode(const CompressedShard& shard, const CompressedFrame& f
   }
 }
 
+void DecodingSizes::Cover(const CompressedShard& shard) {
+  most_compressed = std::max(most_compressed, shard.most_compressed());
+  most_content = std::max(most_content, shard.most_content());
+}
+
+uint64_t DecodingSizes::MemoryBytes() const {
+  constexpr uint64_t kPage = 4096;   // content and what is around a frame come in whole ones
+  return decoders * (FrameDecoder::kMemoryBytes + most_compressed + 3 * kPage) + kept * (most_content + kPage);
+}
+
 void TakePlain(const CompressedFrame& frame, const std::byte* content, uint64_t begin, uint64_t bytes, std::byte* to) {
   const uint64_t size = PlanesOf(frame.split), elements = frame.bytes / size;
   const auto join = [&](uint64_t first, uint64_t count, std::byte* out) {

@@ -94,6 +94,15 @@ class FrameDecoder {
   std::unique_ptr<ZSTD_DCtx_s, Free> context_;
 };
 
+// How much is decoded at once, and kept (compressed_file.h), and the memory that it takes. None: nothing is compressed.
+struct DecodingSizes {
+  uint32_t decoders = 0;                            // frames decoded at once
+  uint32_t kept = 0;                                // decoded frames that are there at once; readers wait for one
+  uint64_t most_compressed = 0, most_content = 0;   // bytes of a frame
+  void Cover(const CompressedShard& shard);
+  uint64_t MemoryBytes() const;
+};
+
 // Bytes [begin, begin + bytes) of a frame's plain bytes from its content as it was decoded; any of them.
 void TakePlain(const CompressedFrame& frame, const std::byte* content, uint64_t begin, uint64_t bytes, std::byte* to);
 

@@ -23,6 +23,8 @@ std::string_view PlainName(std::string_view file_name) {
   return file_name;
 }
 
+bool IsShardFile(std::string_view path) { return PlainName(path).ends_with(".safetensors"); }
+
 ShardFrames::ShardFrames(uint64_t header_bytes) { frames_.push_back({.bytes = header_bytes, .header = true}); }
 
 void ShardFrames::Add(DType type, uint64_t bytes) {

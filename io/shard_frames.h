@@ -34,6 +34,8 @@ std::string_view CompressionSuffix(Compression compression);   // "", ".zst", ".
 Compression CompressionOf(std::string_view file_name);
 // The name without that end: "model.safetensors" of "model.safetensors.planes.zst".
 std::string_view PlainName(std::string_view file_name);
+// Whether a path is that of a shard, plain or compressed, rather than of a directory.
+bool IsShardFile(std::string_view path);
 
 inline constexpr std::string_view kPlanesPreamble =
     "braid planes 1: the byte planes of a safetensors file, which 'braid cat' puts together again.\n";

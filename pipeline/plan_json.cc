@@ -50,7 +50,7 @@ Json LayoutToJson(const Plan& plan) {
   for (const Checkpoint& checkpoint : plan.checkpoints) {
     Json source;
     for (const Shard& shard : checkpoint.shards)
-      source["files"].push_back({{"name", shard.name}, {"bytes", shard.identity.size}});
+      source["files"].push_back({{"name", shard.name}, {"bytes", shard.bytes()}});
     out["sources"].push_back(source);
   }
   for (const Coefficients& c : plan.coefficients)
