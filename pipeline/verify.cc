@@ -138,6 +138,7 @@ struct Window {
   uint32_t tensor = 0;
   bool last = false;
   std::optional<ResidentRange> range;  // none: the tensor has no bytes
+  std::string fault;                   // why it could not be decoded
 };
 using WindowPtr = std::shared_ptr<Window>;
 
@@ -174,13 +175,18 @@ class Hasher {
       : checkpoint_(checkpoint), manifest_(manifest), report_(*report) {}
 
   void Add(const Window& window) {
-    if (window.range) checksum_.Add(window.range->data(), window.range->bytes());
+    if (fault_.empty()) fault_ = window.fault;
+    if (window.range && fault_.empty()) checksum_.Add(window.range->data(), window.range->bytes());
     if (!window.last) return;
     if (window.range) window.range->CheckUnchanged();
     const CheckpointTensor& tensor = checkpoint_.tensors[window.tensor];
     const std::string sum = SumText(checksum_.Take());
     ++report_.checked;
     report_.bytes += tensor.info.bytes;
+    if (const std::string fault = std::exchange(fault_, ""); !fault.empty()) {
+      report_.faults.push_back({checkpoint_.shards[tensor.shard].name, tensor.info.name, fault});
+      return;
+    }
     if (sum == manifest_.tensors.at(tensor.info.name).sum) return;
     report_.faults.push_back({checkpoint_.shards[tensor.shard].name, tensor.info.name,
                               fmt::format("its bytes are not those the merge wrote (XXH3-128 {}, not {})", sum,
@@ -192,7 +198,18 @@ class Hasher {
   const Manifest& manifest_;
   VerifyReport& report_;
   Checksum checksum_;
+  std::string fault_;   // of the tensor whose windows are coming in
 };
+
+// Decodes a compressed window. A frame that is damaged is a fault, and the others are looked at too.
+void Load(Window* window) {
+  try {
+    if (window->range) window->range->Load();
+  } catch (const Error& error) {
+    if (!IsAnswer(error)) throw;
+    window->fault = error.message();
+  }
+}
 
 // One core reads in file order while the other hashes: XXH3 keeps up with any disk, and shards that several
 // threads fault in out of order come 40 % slower. Compressed frames are decoded by as many as there are.
@@ -206,7 +223,7 @@ void CheckSums(const Checkpoint& checkpoint, const Manifest& manifest, const std
     return window;
   };
   const auto load = [](WindowPtr window) {
-    if (window->range) window->range->Load();
+    Load(window.get());
     return window;
   };
   const auto hash = [&](const WindowPtr& window) { hasher.Add(*window); };
