@@ -8,6 +8,7 @@
 #include <numeric>
 #include <utility>
 
+#include "io/compressed_shard.h"
 #include "io/error.h"
 #include "io/hf_cache.h"
 #include "io/model_directory.h"
@@ -70,11 +71,9 @@ Place Locate(const std::string& reference) {
 }
 
 void AddShard(Checkpoint* checkpoint, const std::string& path, const std::string& name) {
-  Shard shard{.path = path, .name = name, .identity = {}, .data_offset = 0, .header_sum = {}};
-  Fd fd = OpenForReading(path, &shard.identity);
-  SafetensorsHeader header = ReadSafetensorsHeader(fd.get(), shard.identity.size, path);
-  shard.data_offset = header.data_offset;
-  shard.header_sum = header.sum;
+  Shard shard;
+  shard.path = path, shard.name = name;
+  SafetensorsHeader header = ReadShard(&shard);
   uint32_t number = static_cast<uint32_t>(checkpoint->shards.size());
   for (TensorInfo& tensor : header.tensors) checkpoint->tensors.push_back({std::move(tensor), number});
   for (const std::string& warning : header.warnings) checkpoint->warnings.push_back(name + ": " + warning);
@@ -131,20 +130,24 @@ void CompareWithIndex(const Checkpoint& checkpoint, const ShardIndex& index, con
 void AddShardsOfIndex(Checkpoint* checkpoint, const ModelDirectory& directory, const Place& place) {
   std::string index_path = directory.FilePath(kIndexFile);
   ShardIndex index = ReadShardIndex(index_path);
-  std::vector<std::string> missing, unlisted;
-  for (const std::string& name : index.shards)
-    if (!directory.Has(name)) missing.push_back(name);
+  std::vector<std::string> files, missing, unlisted;
+  for (const std::string& name : index.shards) {
+    files.push_back(FileOfShard(directory, name, &checkpoint->warnings));
+    if (files.back().empty()) missing.push_back(name);
+  }
   if (!missing.empty())
     throw Error(ErrorCode::kBadInput, fmt::format("{} of {} shards are missing: {}", missing.size(),
                                                   index.shards.size(), ListedNames(missing)))
         .Path(index_path)
         .Hint(place.cached ? DownloadCommand(*place.cached) : "copy or download them too");
-  for (const std::string& name : index.shards) AddShard(checkpoint, directory.FilePath(name), name);
+  for (size_t i = 0; i < files.size(); ++i) AddShard(checkpoint, directory.FilePath(files[i]), index.shards[i]);
   IndexByName(checkpoint);
   CompareWithIndex(*checkpoint, index, index_path);
-  for (const std::string& name : directory.Names())
+  for (const std::string& file : directory.Names()) {
+    const std::string name(PlainName(file));
     if (name.ends_with(".safetensors") && !std::binary_search(index.shards.begin(), index.shards.end(), name))
-      unlisted.push_back(name);
+      unlisted.push_back(file);
+  }
   if (!unlisted.empty())
     checkpoint->warnings.push_back(
         fmt::format("not used, because the index does not list it: {}", ListedNames(unlisted)));
@@ -154,21 +157,21 @@ void AddShardsOfIndex(Checkpoint* checkpoint, const ModelDirectory& directory, c
 // users run, and an index beside a single file is a leftover of an earlier save.
 void AddWeights(Checkpoint* checkpoint, const ModelDirectory& directory, const Place& place,
                 Purpose purpose) {
-  bool has_index = directory.Has(kIndexFile);
-  if (!directory.Has(kSingleFile) && has_index) return AddShardsOfIndex(checkpoint, directory, place);
-  bool adapter = purpose == Purpose::kReading && !directory.Has(kSingleFile) && directory.Has(kAdapterFile);
-  const char* file = adapter ? kAdapterFile : kSingleFile;
-  if (!directory.Has(file))
+  const bool has_index = directory.Has(kIndexFile);
+  std::string file = FileOfShard(directory, kSingleFile, &checkpoint->warnings);
+  if (file.empty() && has_index) return AddShardsOfIndex(checkpoint, directory, place);
+  if (file.empty() && purpose == Purpose::kReading && directory.Has(kAdapterFile)) file = kAdapterFile;
+  if (file.empty())
     RefuseWithoutWeights(
         directory, place.cached ? DownloadCommand(*place.cached)
                                 : fmt::format("a model has {}, or shards with {}", kSingleFile, kIndexFile));
-  AddShard(checkpoint, directory.FilePath(file), file);
+  AddShard(checkpoint, directory.FilePath(file), std::string(PlainName(file)));
   IndexByName(checkpoint);
   if (has_index)
     checkpoint->warnings.push_back(
         fmt::format("{} and its shards are not used: {} is there too and goes first, as in "
                     "transformers",
-                    kIndexFile, kSingleFile));
+                    kIndexFile, file));
 }
 
 void OpenDirectory(Checkpoint* checkpoint, const Place& place, Purpose purpose) {
@@ -185,7 +188,7 @@ void OpenDirectory(Checkpoint* checkpoint, const Place& place, Purpose purpose) 
 
 void OpenFile(Checkpoint* checkpoint, const std::string& path) {
   RefuseOtherFormat(path);
-  AddShard(checkpoint, path, std::filesystem::path(path).filename().string());
+  AddShard(checkpoint, path, std::string(PlainName(std::filesystem::path(path).filename().string())));
   IndexByName(checkpoint);
 }
 
@@ -209,6 +212,45 @@ Checkpoint Open(const std::string& reference, Purpose purpose) {
 
 }  // namespace
 
+std::string FileOfShard(const ModelDirectory& directory, const std::string& name, std::vector<std::string>* warnings) {
+  std::string file;
+  for (const Compression compression : {Compression::kNone, Compression::kZstd, Compression::kPlanes}) {
+    const std::string candidate = name + std::string(CompressionSuffix(compression));
+    if (!directory.Has(candidate)) continue;
+    if (file.empty()) file = candidate;
+    else if (warnings != nullptr) warnings->push_back(fmt::format("{} is not used: {} is there too and goes first", candidate, file));
+  }
+  return file;
+}
+
+uint64_t Shard::bytes() const { return compressed == nullptr ? identity.size : compressed->bytes(); }
+
+SafetensorsHeader ReadShard(Shard* shard) {
+  const Fd fd = OpenForReading(shard->path, &shard->identity);
+  SafetensorsHeader header;
+  if (CompressionOf(shard->path) == Compression::kNone) {
+    header = ReadSafetensorsHeader(fd.get(), shard->identity.size, shard->path);
+  } else {
+    auto opened = CompressedShard::Open(fd.get(), shard->identity.size, shard->path);
+    if (!opened)
+      throw Error(ErrorCode::kBadInput, "it does not end with a seek table, without which no tensor can be found in it")
+          .Path(shard->path).Hint("it is truncated, or was not written by braid: decompress it with zstd -d");
+    shard->compressed = std::move(opened->shard);
+    header = std::move(opened->header);
+  }
+  shard->data_offset = header.data_offset;
+  shard->header_sum = header.sum;
+  return header;
+}
+
+std::string ReadHeaderBytes(const Shard& shard) {
+  const Fd fd = OpenForReading(shard.path);
+  if (shard.compressed != nullptr) return shard.compressed->ReadHeaderBytes(fd.get());
+  std::string header(shard.data_offset, '\0');
+  ReadExactly(fd.get(), header.data(), header.size(), 0, shard.path);
+  return header;
+}
+
 std::optional<uint32_t> Checkpoint::Find(std::string_view name, uint32_t guess) const {
   if (guess < tensors.size() && tensors[guess].info.name == name) return guess;
   auto found = std::lower_bound(
@@ -228,7 +270,10 @@ uint64_t Checkpoint::MemoryBytes() const {
   constexpr uint64_t kAllocation = 16;  // what the allocator adds
   uint64_t total = sizeof(*this) + config.text.capacity() + shards.capacity() * sizeof(Shard) +
                    tensors.capacity() * sizeof(CheckpointTensor) + by_name.capacity() * sizeof(uint32_t);
-  for (const Shard& shard : shards) total += shard.path.capacity() + shard.name.capacity() + 2 * kAllocation;
+  for (const Shard& shard : shards) {
+    total += shard.path.capacity() + shard.name.capacity() + 2 * kAllocation;
+    if (shard.compressed != nullptr) total += shard.compressed->MemoryBytes();
+  }
   for (const CheckpointTensor& tensor : tensors)
     total += tensor.info.name.capacity() + tensor.info.shape.capacity() * sizeof(uint64_t) + 2 * kAllocation;
   return total;

@@ -1,13 +1,15 @@
 // A checkpoint as one catalogue of named tensors, whatever its files: a directory with model.safetensors, a
 // directory with shards and model.safetensors.index.json, one .safetensors file, or a model id
-// `org/name[@rev]` in the local Hugging Face cache. Only headers and small JSON files are read. Nothing is
-// ever downloaded.
+// `org/name[@rev]` in the local Hugging Face cache. Any shard may be compressed (shard_frames.h): it keeps its plain name
+// in the index, and the file's name has .zst or .planes.zst behind it. Only headers and small JSON files are read.
+// Nothing is ever downloaded.
 //
 // Immutable after OpenCheckpoint; any thread may read it. Opened files are closed again; each shard keeps its
 // FileIdentity, so that whoever maps it later can tell whether it is still the same file.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -19,13 +21,31 @@
 
 namespace braid {
 
+class CompressedShard;
+class ModelDirectory;
+
+// Offsets and sizes are those of the plain shard, but for the identity's size.
 struct Shard {
   std::string path;  // as opened
-  std::string name;  // file name within the checkpoint
+  std::string name;  // file name within the checkpoint, without what compression adds
   FileIdentity identity;
   uint64_t data_offset = 0;  // where the header ends
   XXH128_hash_t header_sum{};
+  std::shared_ptr<const CompressedShard> compressed;  // null: the file is the plain shard
+
+  uint64_t bytes() const;
 };
+
+// Opens the file at shard->path, of whichever kind its name says it is, reads its header, and fills in the rest but for
+// the name. Throws Error.
+SafetensorsHeader ReadShard(Shard* shard);
+
+// The file in a directory that holds a shard, plain or compressed; "" when there is none. When there are several, adds a
+// warning that says which one is used. Throws Error.
+std::string FileOfShard(const ModelDirectory& directory, const std::string& name, std::vector<std::string>* warnings);
+
+// All that is in front of the first tensor: length and JSON. Throws Error.
+std::string ReadHeaderBytes(const Shard& shard);
 
 struct CheckpointTensor {
   TensorInfo info;
@@ -52,7 +72,7 @@ struct Checkpoint {
 };
 
 // A local path wins over the id of a cached model. Of model.safetensors and an index beside it the former
-// wins.
+// wins, of a plain shard and a compressed one the plain, of zstd and planes zstd.
 //
 // Throws Error: kUsage when nothing is there (for an id, the hint is the command that downloads it),
 // kBadInput for files that are not what they claim (a shard missing, an index that disagrees, a weight_map

@@ -18,6 +18,13 @@ Compression CompressionOf(std::string_view file_name) {
   return Compression::kNone;
 }
 
+std::string_view PlainName(std::string_view file_name) {
+  file_name.remove_suffix(CompressionSuffix(CompressionOf(file_name)).size());
+  return file_name;
+}
+
+bool IsShardFile(std::string_view path) { return PlainName(path).ends_with(".safetensors"); }
+
 ShardFrames::ShardFrames(uint64_t header_bytes) { frames_.push_back({.bytes = header_bytes, .header = true}); }
 
 void ShardFrames::Add(DType type, uint64_t bytes) {

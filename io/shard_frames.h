@@ -32,6 +32,10 @@ std::string_view CompressionName(Compression compression);     // "none", "zstd"
 std::string_view CompressionSuffix(Compression compression);   // "", ".zst", ".planes.zst": behind a plain shard's name
 // By the end of a file's name alone.
 Compression CompressionOf(std::string_view file_name);
+// The name without that end: "model.safetensors" of "model.safetensors.planes.zst".
+std::string_view PlainName(std::string_view file_name);
+// Whether a path is that of a shard, plain or compressed, rather than of a directory.
+bool IsShardFile(std::string_view path);
 
 inline constexpr std::string_view kPlanesPreamble =
     "braid planes 1: the byte planes of a safetensors file, which 'braid cat' puts together again.\n";

@@ -221,6 +221,7 @@ void MatchTensors(CheckpointDifference* diff) {
 }
 
 void Compare(const CheckpointDifference& diff, Window* window) {
+  window->a.Load(), window->b.Load();
   const TensorDifference& pair = diff.tensors[window->pair];
   window->found = CompareElements(diff.a.tensors[pair.a].info.dtype, window->a.data(),
                                   diff.b.tensors[pair.b].info.dtype, window->b.data(), window->count);

@@ -120,6 +120,7 @@ class Source {
 };
 
 void Compute(DType type, Window* window) {
+  window->range.Load();
   for (uint64_t at = 0; at < window->count; at += kReductionBlock) {
     const size_t count = std::min<uint64_t>(kReductionBlock, window->count - at);
     window->blocks.push_back(
@@ -180,11 +181,7 @@ Inspection Inspect(const std::string& reference) {
   out.checkpoint = OpenCheckpointForReading(reference);
   out.by_dtype = TotalsByDType(out.checkpoint);
   for (const DTypeTotal& total : out.by_dtype) out.elements += total.elements, out.bytes += total.bytes;
-  for (const Shard& shard : out.checkpoint.shards) {
-    FileIdentity identity;
-    const Fd fd = OpenForReading(shard.path, &identity);
-    out.metadata.push_back(ReadSafetensorsHeader(fd.get(), identity.size, shard.path).metadata);
-  }
+  for (Shard shard : out.checkpoint.shards) out.metadata.push_back(ReadShard(&shard).metadata);
   return out;
 }
 

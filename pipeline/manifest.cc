@@ -5,10 +5,12 @@
 #include <iterator>
 #include <optional>
 
+#include "io/checkpoint.h"
 #include "io/error.h"
 #include "io/json.h"
 #include "io/os.h"
 #include "io/safetensors.h"
+#include "io/shard_frames.h"
 
 namespace braid {
 namespace {
@@ -23,9 +25,9 @@ Error Damaged(const std::string& path, const std::string& why) {
 }
 
 Manifest ManifestOfFile(const std::string& out) {
-  FileIdentity identity;
-  const Fd fd = OpenForReading(out, &identity);
-  const SafetensorsHeader header = ReadSafetensorsHeader(fd.get(), identity.size, out);
+  Shard shard;
+  shard.path = out;
+  const SafetensorsHeader header = ReadShard(&shard);
   const auto end = header.metadata.end();
   const auto sums = header.metadata.find(kSumsKey), fingerprint = header.metadata.find(kFingerprintKey),
              header_sum = header.metadata.find(kHeaderKey);
@@ -109,7 +111,7 @@ std::string ManifestText(const Plan& plan, const std::string& fingerprint, const
 }
 
 Manifest ReadManifest(const std::string& out) {
-  if (out.ends_with(".safetensors")) return ManifestOfFile(out);
+  if (IsShardFile(out)) return ManifestOfFile(out);
   const std::string path = out + "/" + kManifestName;
   if (!FileExists(path)) throw Damaged(path, "it is missing, so there is nothing to verify against");
   const Json json = ParseJson(ReadSmallFile(path, 1u << 30), path);

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "io/checkpoint.h"
+#include "io/compressed_shard.h"
 #include "io/json.h"
 #include "ops/merger.h"
 #include "ops/method.h"
@@ -122,6 +123,7 @@ struct MemoryPlan {
   uint64_t catalogue = 0;           // headers, plan
   uint64_t planning = 0;            // tokenizers, which are there only while the plan is made
   uint64_t workspace = 0;           // Scratch::workspace of one worker
+  DecodingSizes decoding;           // of compressed shards
   uint64_t scratch = 0;             // lane buffers and workspaces of all workers
   uint64_t tile_elements = 0;
   uint32_t buffers = 0;             // output tiles in flight

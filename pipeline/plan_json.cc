@@ -50,7 +50,7 @@ Json LayoutToJson(const Plan& plan) {
   for (const Checkpoint& checkpoint : plan.checkpoints) {
     Json source;
     for (const Shard& shard : checkpoint.shards)
-      source["files"].push_back({{"name", shard.name}, {"bytes", shard.identity.size}});
+      source["files"].push_back({{"name", shard.name}, {"bytes", shard.bytes()}});
     out["sources"].push_back(source);
   }
   for (const Coefficients& c : plan.coefficients)
@@ -109,9 +109,10 @@ void WritePlanJson(const Plan& plan, const Json& more, const Write& write) {
   out["bytes_written"] = plan.totals.bytes_written;
   const MemoryPlan& m = plan.memory;
   out["memory"] = {{"budget", m.budget}, {"least", m.least}, {"threads", m.threads}, {"catalogue", m.catalogue},
-                   {"scratch", m.scratch}, {"tile_elements", m.tile_elements}, {"buffers", m.buffers},
-                   {"buffer_bytes", m.buffer_bytes}, {"accumulators", m.accumulators}, {"drafts", m.drafts},
-                   {"open", m.open}, {"pool", m.pool}, {"waiting", m.waiting}};
+                   {"scratch", m.scratch}, {"decoding", m.decoding.MemoryBytes()},
+                   {"tile_elements", m.tile_elements}, {"buffers", m.buffers}, {"buffer_bytes", m.buffer_bytes},
+                   {"accumulators", m.accumulators}, {"drafts", m.drafts}, {"open", m.open}, {"pool", m.pool},
+                   {"waiting", m.waiting}};
   out["warnings"] = plan.warnings;
   const Json layout = LayoutToJson(plan);
   for (const char* key : {"sources", "shards", "coefficients", "layer_scale"})

@@ -179,6 +179,17 @@ bool FitsThePool(const Plan& plan, const PlannedScope& scope, uint64_t more) {
   return needed <= (m.pool - m.waiting) / 3 * 2;
 }
 
+// Whether short runs of all sources are read for little: of a compressed one a frame has to be decoded for each.
+bool HasCheapSpots(const Plan& plan, const PlannedScope& scope) {
+  const auto is_plain = [&](const TensorSource& source) {
+    return !source.present() || plan.ShardOf(source).compressed == nullptr;
+  };
+  return std::all_of(scope.tensors.begin(), scope.tensors.end(), [&](uint32_t t) {
+    const PlannedTensor& tensor = plan.tensors[t];
+    return is_plain(tensor.base) && std::all_of(tensor.models.begin(), tensor.models.end(), is_plain);
+  });
+}
+
 // How each scope finds its thresholds, and whether its sources stay meanwhile.
 void ChooseApproaches(Plan* plan, const PlanOptions& options, const std::vector<PlannedScope*>& draftable) {
   const MemoryPlan& m = plan->memory;
@@ -192,7 +203,7 @@ void ChooseApproaches(Plan* plan, const PlanOptions& options, const std::vector<
   const auto resident = [&](const PlannedScope& scope) { return FitsThePool(*plan, scope, 0); };
   const auto spread_sample_pays = [&](const PlannedScope& scope) {
     const PlannedTensor& tensor = plan->tensors[scope.tensors.front()];
-    return tensor.rows.empty() && SourceBytes(*plan, tensor) >= options.least_spread_sample;
+    return tensor.rows.empty() && SourceBytes(*plan, tensor) >= options.least_spread_sample && HasCheapSpots(*plan, scope);
   };
   for (PlannedScope* scope : draftable) {
     const PlannedTensor& tensor = plan->tensors[scope->tensors.front()];
@@ -201,7 +212,8 @@ void ChooseApproaches(Plan* plan, const PlanOptions& options, const std::vector<
   }
   for (PlannedScope& scope : plan->scopes) {
     if (scope.approach != Approach::kPlain || scope.rounds == 1 || scope.elements < options.least_sampled) continue;
-    if (scope.tensors.size() > 1 || resident(scope) || spread_sample_pays(scope)) use(&scope, Approach::kSampled);
+    const bool model_scope_pays = scope.tensors.size() > 1 && HasCheapSpots(*plan, scope);
+    if (model_scope_pays || (scope.tensors.size() == 1 && (resident(scope) || spread_sample_pays(scope)))) use(&scope, Approach::kSampled);
   }
   for (PlannedScope& scope : plan->scopes)
     scope.resident = scope.rounds > 1 && scope.tensors.size() == 1 && resident(scope);
@@ -285,6 +297,18 @@ uint64_t TileCost(const Plan& plan, const PlannedTensor& tensor, uint64_t elemen
   return cost;
 }
 
+// A frame in decoding per core, and one kept per source besides, as far as a quarter of `room` holds them.
+void PlanDecoding(Plan* plan, uint64_t room) {
+  DecodingSizes& d = plan->memory.decoding;
+  if (d.decoders == 0) return;
+  const uint64_t least = d.MemoryBytes();
+  d.decoders = static_cast<uint32_t>(plan->memory.threads);
+  d.kept = d.decoders + static_cast<uint32_t>(plan->most_models) + 1;
+  while (d.MemoryBytes() > least + room / 4)
+    if (d.kept > d.decoders) --d.kept;
+    else --d.kept, --d.decoders;
+}
+
 void PlanScopes(Plan* plan) {
   std::vector<uint32_t> whole_model;
   for (uint32_t t = 0; t < plan->tensors.size(); ++t) {
@@ -317,11 +341,17 @@ void PlanMemory(Plan* plan, const PlanOptions& options) {
     if (plan->measured) m.waiting += scope.kept_bytes;
   }
   sums += m.waiting;
-  const uint64_t fixed = m.catalogue + m.scratch;
+  for (const Checkpoint& checkpoint : plan->checkpoints)
+    for (const Shard& shard : checkpoint.shards)
+      if (shard.compressed != nullptr) m.decoding.decoders = m.decoding.kept = 1, m.decoding.Cover(*shard.compressed);
+  uint64_t fixed = m.catalogue + m.scratch + m.decoding.MemoryBytes();
   const uint64_t smallest_tile = LargestTileCost(*plan, kReductionBlock);
   m.least = fixed + 2 * BufferBytes(*plan, kReductionBlock) + accumulator + sums + 2 * smallest_tile;
   m.least = std::max(m.least, m.planning - std::min(m.planning, kPlanningAllowance));
   if (m.budget < m.least) throw DoesNotFit(m.budget, m.least);
+  fixed -= m.decoding.MemoryBytes();
+  PlanDecoding(plan, m.budget - m.least);
+  fixed += m.decoding.MemoryBytes();
   const auto threads = static_cast<uint64_t>(m.threads);
   const auto buffers_for = [&](uint64_t tile) {
     const uint64_t bytes = BufferBytes(*plan, tile), rest = m.budget - fixed;

@@ -1,6 +1,6 @@
-// Several direct reads in flight: threads of their own, outside TBB, that read the ranges of one tile after another in
-// requests of about 2 MiB. Four such readers were the fastest way to read a disk (2.2 to 2.75 GB/s against 2.0 to 2.2
-// for one, Linux 6.18, ext4 on virtio).
+// Several reads in flight: threads of their own, outside TBB, that read the ranges of one tile after another, directly in
+// requests of about 2 MiB, or decoding frame by frame. Four such readers were the fastest way to read a disk (2.2 to
+// 2.75 GB/s against 2.0 to 2.2 for one, Linux 6.18, ext4 on virtio); decoding takes as many as there are cores.
 #pragma once
 
 #include <atomic>
@@ -12,20 +12,24 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <thread>
 #include <vector>
 
+#include "io/compressed_file.h"
 #include "io/direct_file.h"
 #include "pipeline/progress.h"
 
 namespace braid {
 
-// What DirectFile::Read wants. The file and the memory stay until `done` was called.
-struct DirectRange {
-  std::shared_ptr<DirectFile> file;
+// What the Read of one of these files wants. The file and the memory stay until `done` was called.
+struct QueuedRange {
+  std::shared_ptr<DirectFile> direct;
+  std::shared_ptr<CompressedFile> compressed;
   uint64_t begin = 0;
   size_t bytes = 0, needed = 0;
   std::byte* to = nullptr;
+  const std::string* tensor = nullptr;
 };
 
 class ReadQueue {
@@ -33,13 +37,15 @@ class ReadQueue {
   // Gets the first error of its ranges, or null.
   using Done = std::function<void(std::exception_ptr)>;
 
+  static constexpr size_t kReaders = 4;
+
   // Adds the time that reading takes to `counters`.
-  explicit ReadQueue(StageCounters* counters);
+  ReadQueue(StageCounters* counters, size_t readers);
   ~ReadQueue();  // after everything submitted is done
 
   // Reads all of it, then calls `done`, once, on a thread of the queue; with nothing to read, at once on this one.
   // Any thread.
-  void Submit(std::vector<DirectRange> ranges, Done done);
+  void Submit(std::vector<QueuedRange> ranges, Done done);
 
   // Returns when everything submitted is done, and its files are let go of. Any thread but the queue's.
   void Drain();
@@ -55,7 +61,7 @@ class ReadQueue {
     std::exception_ptr error;
   };
   struct Request {
-    DirectRange range;
+    QueuedRange range;
     std::shared_ptr<Batch> batch;
   };
 

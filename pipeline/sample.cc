@@ -31,8 +31,16 @@ struct Run {
   uint64_t first = 0;
 };
 
+bool IsCompressed(const Plan& plan, const PlannedTensor& tensor) {
+  for (size_t slot = 0; slot <= tensor.models.size(); ++slot) {
+    const TensorSource& source = tensor.SourceAt(slot);
+    if (source.present() && plan.ShardOf(source).compressed != nullptr) return true;
+  }
+  return false;
+}
+
 // Evenly over the elements of all tensors, one after the other; those too short for a run are passed over, and those
-// whose rows come from here and there: a sample decides about speed alone.
+// whose rows come from here and there, or out of frames: a sample decides about speed alone.
 std::vector<Run> RunsOf(const Plan& plan, const ScopeRun& scope) {
   std::vector<Run> runs;
   const std::vector<uint32_t>& tensors = scope.scope().tensors;
@@ -46,7 +54,8 @@ std::vector<Run> RunsOf(const Plan& plan, const ScopeRun& scope) {
         static_cast<uint64_t>(static_cast<double>(i) * static_cast<double>(all) / static_cast<double>(count));
     while (at >= begin + plan.tensors[tensors[slot]].elements) begin += plan.tensors[tensors[slot++]].elements;
     const uint64_t elements = plan.tensors[tensors[slot]].elements;
-    if (elements < kRunLanes || !plan.tensors[tensors[slot]].rows.empty() || !scope.ReadsTensor(tensors[slot]))
+    const PlannedTensor& tensor = plan.tensors[tensors[slot]];
+    if (elements < kRunLanes || !tensor.rows.empty() || IsCompressed(plan, tensor) || !scope.ReadsTensor(tensors[slot]))
       continue;
     runs.push_back({tensors[slot], std::min(at - begin, elements - kRunLanes)});
   }

@@ -14,17 +14,31 @@ struct SourceFiles::File {
   const Shard* shard = nullptr;
   std::shared_ptr<MappedFile> map;  // one of these while it is open
   std::shared_ptr<DirectFile> direct;
+  std::shared_ptr<CompressedFile> compressed;
   std::list<File*>::iterator place;  // in open_
   bool was_open = false;
-  bool cached = false;  // mapped, and in the page cache when the merge began
+  bool cached = false;  // read through the page cache, and in it when the merge began
+
+  bool is_open() const { return map != nullptr || direct != nullptr || compressed != nullptr; }
+  const MappedFile* through_cache() const { return compressed != nullptr ? compressed->cached() : map.get(); }
   // Bytes per 8 MiB window that the merge round still has to read; a window is evicted when it reaches 0.
   std::vector<std::atomic<int64_t>> unread;
 };
 
 namespace {
 
+// The windows of the file that so many bytes of a plain shard are in; those of a frame, in the one that it begins in.
 template <typename Visit>
-void ForEachWindow(uint64_t offset, uint64_t bytes, Visit visit) {
+void ForEachWindow(const Shard& shard, uint64_t offset, uint64_t bytes, Visit visit) {
+  if (shard.compressed != nullptr && bytes > 0) {
+    const std::vector<CompressedFrame>& frames = shard.compressed->frames();
+    for (size_t f = shard.compressed->FrameAt(offset); f < frames.size() && frames[f].begin < offset + bytes; ++f) {
+      const uint64_t begin = std::max(offset, frames[f].begin);
+      const uint64_t end = std::min(offset + bytes, frames[f].begin + frames[f].bytes);
+      visit(frames[f].offset / MappedFile::kEvictWindow, static_cast<int64_t>(end - begin));
+    }
+    return;
+  }
   for (uint64_t at = offset, end = offset + bytes; at < end;) {
     const uint64_t window = at / MappedFile::kEvictWindow;
     const uint64_t here = std::min(end, (window + 1) * MappedFile::kEvictWindow) - at;
@@ -55,11 +69,14 @@ SourceFiles::SourceFiles(const Plan& plan, Budget* budget, StageCounters* counte
       counters_(*counters),
       buffers_(budget),
       files_(plan.checkpoints.size()),
+      decoded_(plan.memory.decoding),
       rows_(plan, [this](const TensorSource& source, uint64_t begin, uint64_t bytes,
                          std::byte* to) { ReadBytes(source, begin, bytes, to); }),
       most_open_(MostOpenFiles(plan.shards.size())) {
   const auto is_direct = [](const ReadChoice& choice) { return choice.backend == ReadBackend::kDirect; };
-  if (std::any_of(plan.reading.begin(), plan.reading.end(), is_direct)) queue_ = std::make_unique<ReadQueue>(counters);
+  const size_t decoders = plan.memory.decoding.decoders;
+  if (decoders > 0 || std::any_of(plan.reading.begin(), plan.reading.end(), is_direct))
+    queue_ = std::make_unique<ReadQueue>(counters, std::max(decoders, ReadQueue::kReaders));
   for (size_t c = 0; c < files_.size(); ++c)
     for (const Shard& shard : plan.checkpoints[c].shards) {
       auto file = std::make_unique<File>();
@@ -69,7 +86,7 @@ SourceFiles::SourceFiles(const Plan& plan, Budget* budget, StageCounters* counte
     }
   const auto count = [&](const TensorSource& source, uint64_t begin, uint64_t bytes) {
     File& file = FileOf(source);
-    ForEachWindow(plan.Info(source).offset + begin, bytes,
+    ForEachWindow(*file.shard, plan.Info(source).offset + begin, bytes,
                   [&](uint64_t window, int64_t here) { file.unread[window] += here; });
   };
   for (const PlannedTensor& tensor : plan.tensors)
@@ -88,31 +105,37 @@ bool SourceFiles::IsDirect(const TensorSource& source) const {
   return plan_.reading[static_cast<size_t>(source.checkpoint)].backend == ReadBackend::kDirect;
 }
 
+bool SourceFiles::IsMapped(const TensorSource& source) const {
+  return !IsDirect(source) && FileOf(source).shard->compressed == nullptr;
+}
+
 void SourceFiles::Open(File* file, bool direct) {
-  if (file->map != nullptr || file->direct != nullptr) {
+  if (file->is_open()) {
     open_.splice(open_.begin(), open_, file->place);
     return;
   }
   if (open_.size() >= most_open_) CloseOne();
   std::lock_guard lock(mutex_);
   const Shard& shard = *file->shard;
-  if (direct) file->direct = std::make_shared<DirectFile>(shard.path, shard.identity);
+  if (shard.compressed != nullptr)
+    file->compressed = std::make_shared<CompressedFile>(shard.compressed, shard.identity, direct, &decoded_);
+  else if (direct) file->direct = std::make_shared<DirectFile>(shard.path, shard.identity);
   else file->map = std::make_shared<MappedFile>(shard.path, shard.identity);
-  if (!direct && !file->was_open) file->cached = file->map->CachedShare() >= 0.5;
+  if (!direct && !file->was_open) file->cached = file->through_cache()->CachedShare() >= 0.5;
   file->was_open = true;
   file->place = open_.insert(open_.begin(), file);
 }
 
 void SourceFiles::CloseOne() {
   File* const file = open_.back();
-  if (file->direct.use_count() > 1) queue_->Drain();  // reads that wait keep it open, and perhaps many more
+  if (file->direct.use_count() > 1 || file->compressed.use_count() > 1) queue_->Drain();  // reads that wait keep it open, and perhaps many more
   std::lock_guard lock(mutex_);
-  file->map.reset(), file->direct.reset();
+  file->map.reset(), file->direct.reset(), file->compressed.reset();
   open_.pop_back();
 }
 
 void SourceFiles::Read(const std::vector<SourceRange>& ranges, ReadQueue::Done done) {
-  std::vector<DirectRange> reads;
+  std::vector<QueuedRange> reads;
   try {
     reads = MakeWindows(ranges);
   } catch (...) {
@@ -123,17 +146,17 @@ void SourceFiles::Read(const std::vector<SourceRange>& ranges, ReadQueue::Done d
 }
 
 // Mapped windows are made resident, rows of another vocabulary gathered; of the others, what is still to be read.
-std::vector<DirectRange> SourceFiles::MakeWindows(const std::vector<SourceRange>& ranges) {
+std::vector<QueuedRange> SourceFiles::MakeWindows(const std::vector<SourceRange>& ranges) {
   const auto bytes_of = [&](const SourceRange& range, uint64_t elements) {
     return elements * static_cast<uint64_t>(DTypeBits(plan_.TypeAt(*range.tensor, range.slot))) / 8;
   };
   const auto is_gathered = [](const SourceRange& range) { return range.tensor->RowsAt(range.slot) != nullptr; };
   size_t buffer_bytes = 0, taken = 0;
   for (const SourceRange& range : ranges)
-    if (is_gathered(range) || IsDirect(range.tensor->SourceAt(range.slot)))
+    if (is_gathered(range) || !IsMapped(range.tensor->SourceAt(range.slot)))
       buffer_bytes += BufferBytes(bytes_of(range, range.count));
   const auto buffer = std::make_shared<ReadBuffer>(buffers_.Take(buffer_bytes));
-  std::vector<DirectRange> reads;
+  std::vector<QueuedRange> reads;
   for (const SourceRange& range : ranges) {
     const uint64_t bytes = bytes_of(range, range.count);
     std::byte* const to = buffer->data() + taken;
@@ -153,8 +176,10 @@ std::vector<DirectRange> SourceFiles::MakeWindows(const std::vector<SourceRange>
       map.Touch(file.cached);
       *range.window = SourceWindow(std::move(map));
     } else if (bytes > 0) {
-      const DirectFile::Superset superset = DirectFile::SupersetOf(offset, bytes);
-      reads.push_back({file.direct, superset.begin, superset.bytes, superset.skip + bytes, to});
+      const DirectFile::Superset superset =
+          file.compressed != nullptr ? DirectFile::Superset{offset, 0, bytes} : DirectFile::SupersetOf(offset, bytes);
+      reads.push_back({file.direct, file.compressed, superset.begin, superset.bytes, superset.skip + bytes, to,
+                       &plan_.Info(source).name});
       *range.window = SourceWindow(buffer, BufferBytes(bytes), to + superset.skip, bytes);
       taken += BufferBytes(bytes);
     }
@@ -169,6 +194,7 @@ void SourceFiles::ReadBytes(const TensorSource& source, uint64_t begin, uint64_t
   const uint64_t offset = plan_.Info(source).offset + begin;
   counters_.bytes += bytes;
   if (file.map != nullptr) return file.map->Read(offset, bytes, to);
+  if (file.compressed != nullptr) return file.compressed->Read(offset, bytes, to, plan_.Info(source).name);
   for (uint64_t at = 0; at < bytes; at += kBounceBytes) {
     const uint64_t here = std::min(kBounceBytes, bytes - at);
     const DirectFile::Superset superset = DirectFile::SupersetOf(offset + at, here);
@@ -187,13 +213,15 @@ void SourceFiles::Used(const PlannedTensor& tensor, size_t slot, uint64_t first,
 // What is in the page cache of a file that had to be closed stays there.
 void SourceFiles::UsedBytes(const TensorSource& source, uint64_t begin, uint64_t bytes) {
   File& file = FileOf(source);
-  std::shared_ptr<const InputFile> input;
+  std::shared_ptr<const InputFile> input;   // whose pages are in the cache because of us
   {
     std::lock_guard lock(mutex_);
+    if (file.compressed != nullptr && !file.cached && file.through_cache() != nullptr)
+      input = {file.compressed, file.through_cache()};
     if (file.map != nullptr && !file.cached) input = file.map;
     if (file.direct != nullptr && !file.direct->direct()) input = file.direct;
   }
-  ForEachWindow(plan_.Info(source).offset + begin, bytes, [&](uint64_t window, int64_t here) {
+  ForEachWindow(*file.shard, plan_.Info(source).offset + begin, bytes, [&](uint64_t window, int64_t here) {
     if (file.unread[window].fetch_sub(here) == here && input != nullptr)
       input->Evict(window * MappedFile::kEvictWindow, MappedFile::kEvictWindow);
   });
@@ -209,6 +237,7 @@ void SourceFiles::CheckUnchanged() const {
     for (const auto& file : checkpoint) {
       if (file->map != nullptr) file->map->CheckUnchanged();
       else if (file->direct != nullptr) file->direct->CheckUnchanged();
+      else if (file->compressed != nullptr) file->compressed->file().CheckUnchanged();
       else if (file->was_open) braid::CheckUnchanged(file->shard->path, file->shard->identity);
     }
 }

@@ -1,7 +1,8 @@
 // The sources of a plan as memory, tile by tile. A window is either mapped, and the page cache of what nobody reads
 // again is given back, unless the file was in the cache before the merge began: then somebody wants it there; or a
 // buffer that direct reads fill, which leave the page cache alone. Which of them is decided in the plan, per
-// checkpoint. Rows of another vocabulary are gathered into such a buffer. Files are opened when they are needed; when
+// checkpoint. Windows of a compressed shard are buffers that its frames are decoded into; the plan decides whether they
+// come through the page cache. Rows of another vocabulary are gathered into such a buffer. Files are opened when they are needed; when
 // there are more than the process may have open, those that were not used for longest are closed, and must be the same
 // when they are opened again.
 //
@@ -15,6 +16,7 @@
 #include <span>
 #include <vector>
 
+#include "io/compressed_file.h"
 #include "io/mapped_file.h"
 #include "pipeline/budget.h"
 #include "pipeline/plan.h"
@@ -61,8 +63,8 @@ class SourceFiles {
   ~SourceFiles();
 
   // Makes the windows of one tile, whose bytes were taken from the budget, and fills them. Calls `done` once, with the
-  // first error or null, on this thread or, when all reads have ended, on another. Direct reads of several tiles are in
-  // flight at once and may end in any order. Never throws.
+  // first error or null, on this thread or, when all reads have ended, on another. Reads of several tiles are in flight at
+  // once and may end in any order. Never throws.
   void Read(const std::vector<SourceRange>& ranges, ReadQueue::Done done);
 
   // The merge round has used these elements: no later round reads them.
@@ -81,17 +83,19 @@ class SourceFiles {
   struct File;
   File& FileOf(const TensorSource& source) const;
   bool IsDirect(const TensorSource& source) const;
+  bool IsMapped(const TensorSource& source) const;
   void Open(File* file, bool direct);
   void CloseOne();
   void UsedBytes(const TensorSource& source, uint64_t begin, uint64_t bytes);
   void ReadBytes(const TensorSource& source, uint64_t begin, uint64_t bytes, std::byte* to);
-  std::vector<DirectRange> MakeWindows(const std::vector<SourceRange>& ranges);
+  std::vector<QueuedRange> MakeWindows(const std::vector<SourceRange>& ranges);
 
   const Plan& plan_;
   StageCounters& counters_;
   ReadBuffers buffers_;
   std::vector<std::vector<std::unique_ptr<File>>> files_;  // [checkpoint][shard]
-  std::unique_ptr<ReadQueue> queue_;                       // if anything is read directly
+  DecodedFrames decoded_;                                  // of all compressed shards
+  std::unique_ptr<ReadQueue> queue_;                       // if anything is not mapped
   HugePages bounce_;                                       // of kBounceBytes and two blocks, once it is needed
   RowReader rows_;                                         // of sources with another vocabulary; the I/O thread's
 

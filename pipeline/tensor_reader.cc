@@ -8,23 +8,51 @@
 
 namespace braid {
 
-ResidentRange::ResidentRange(std::shared_ptr<const MappedFile> file, uint64_t offset, uint64_t bytes)
-    : file_(std::move(file)), window_(file_->Map(offset, bytes)), bytes_(bytes) {
-  window_.Touch();
+void ResidentRange::Load() {
+  if (compressed_ != nullptr) compressed_->Read(begin_, bytes_, decoded_.get(), *tensor_);
 }
 
 void ResidentRange::CheckUnchanged() const {
+  if (compressed_ != nullptr) return compressed_->file().CheckUnchanged();
   file_->CheckUnchanged();
   CheckGuard();
 }
 
+TensorReader::TensorReader(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {
+  DecodingSizes sizes;
+  for (const Shard& shard : checkpoint.shards)
+    if (shard.compressed != nullptr) sizes.Cover(*shard.compressed);
+  sizes.decoders = static_cast<uint32_t>(WindowsInFlight()), sizes.kept = sizes.decoders + 1;
+  if (sizes.most_content > 0) frames_ = std::make_unique<DecodedFrames>(sizes);
+}
+
 ResidentRange TensorReader::Read(const CheckpointTensor& tensor, uint64_t begin, uint64_t bytes) {
-  if (file_ == nullptr || shard_ != tensor.shard) {
+  if ((file_ == nullptr && compressed_ == nullptr) || shard_ != tensor.shard) {
     const Shard& shard = checkpoint_.shards[tensor.shard];
-    file_ = std::make_shared<const MappedFile>(shard.path, shard.identity);
+    file_.reset(), compressed_.reset();
+    if (shard.compressed != nullptr)
+      compressed_ = std::make_shared<CompressedFile>(shard.compressed, shard.identity, false, frames_.get());
+    else file_ = std::make_shared<const MappedFile>(shard.path, shard.identity);
     shard_ = tensor.shard;
   }
-  return {file_, tensor.info.offset + begin, bytes};
+  ResidentRange range;
+  range.bytes_ = bytes;
+  if (compressed_ != nullptr) {
+    range.compressed_ = compressed_;
+    range.decoded_ = TakeBuffer();
+    range.begin_ = tensor.info.offset + begin;
+    range.tensor_ = &tensor.info.name;
+  } else {
+    range.file_ = file_;
+    range.window_ = file_->Map(tensor.info.offset + begin, bytes);
+    range.window_.Touch();
+  }
+  return range;
+}
+
+std::shared_ptr<std::byte> TensorReader::TakeBuffer() {
+  HugePages* const memory = buffers_.Take(kWindowBytes);
+  return {memory->data(), [this, memory](std::byte*) { buffers_.Give(memory); }};
 }
 
 size_t WindowsInFlight() {

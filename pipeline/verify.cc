@@ -16,6 +16,7 @@
 #include "io/checksum.h"
 #include "io/error.h"
 #include "io/model_directory.h"
+#include "io/shard_frames.h"
 #include "pipeline/manifest.h"
 #include "pipeline/tensor_reader.h"
 
@@ -28,13 +29,10 @@ bool IsAnswer(const Error& error) {
          error.code() == ErrorCode::kIncompatible;
 }
 
-bool IsSingleFile(const std::string& out) { return out.ends_with(".safetensors"); }
-
 void AddShard(const std::string& path, const std::string& name, Checkpoint* checkpoint) {
-  Shard shard{.path = path, .name = name, .identity = {}, .data_offset = 0};
-  const Fd fd = OpenForReading(path, &shard.identity);
-  SafetensorsHeader header = ReadSafetensorsHeader(fd.get(), shard.identity.size, path);
-  shard.data_offset = header.data_offset;
+  Shard shard;
+  shard.path = path, shard.name = name;
+  SafetensorsHeader header = ReadShard(&shard);
   const auto number = static_cast<uint32_t>(checkpoint->shards.size());
   for (TensorInfo& tensor : header.tensors) checkpoint->tensors.push_back({std::move(tensor), number});
   checkpoint->shards.push_back(std::move(shard));
@@ -51,8 +49,9 @@ Checkpoint SalvageShards(const std::string& out, const Manifest& manifest, std::
     try {
       if (!IsPlainFileName(name, ".safetensors"))
         throw Error(ErrorCode::kBadInput, "the manifest names something that is no shard");
-      if (!directory.Has(name)) throw Error(ErrorCode::kBadInput, "the file is missing");
-      AddShard(directory.FilePath(name), name, &checkpoint);
+      const std::string file = FileOfShard(directory, name, nullptr);
+      if (file.empty()) throw Error(ErrorCode::kBadInput, "the file is missing");
+      AddShard(directory.FilePath(file), name, &checkpoint);
     } catch (const Error& error) {
       if (!IsAnswer(error)) throw;
       faults->push_back({name, error.tensor(), fmt::format("{} (the merge wrote {} tensor{} to this file)",
@@ -126,12 +125,9 @@ class Catalogue {
 void CheckHeaders(const Checkpoint& checkpoint, const std::string& out, const Manifest& manifest,
                   std::vector<VerifyFault>* faults) {
   for (const Shard& shard : checkpoint.shards) {
-    const auto expected = manifest.headers.find(IsSingleFile(out) ? "" : shard.name);
+    const auto expected = manifest.headers.find(IsShardFile(out) ? "" : shard.name);
     if (expected == manifest.headers.end()) continue;  // a file that is not in the manifest is a fault already
-    std::string header(shard.data_offset, '\0');
-    const Fd fd = OpenForReading(shard.path);
-    ReadExactly(fd.get(), header.data(), header.size(), 0, shard.path);
-    if (HeaderSum(std::move(header)) != expected->second)
+    if (HeaderSum(ReadHeaderBytes(shard)) != expected->second)
       faults->push_back({shard.name, "", "its header is not the one the merge wrote"});
   }
 }
@@ -142,6 +138,7 @@ struct Window {
   uint32_t tensor = 0;
   bool last = false;
   std::optional<ResidentRange> range;  // none: the tensor has no bytes
+  std::string fault;                   // why it could not be decoded
 };
 using WindowPtr = std::shared_ptr<Window>;
 
@@ -178,13 +175,18 @@ class Hasher {
       : checkpoint_(checkpoint), manifest_(manifest), report_(*report) {}
 
   void Add(const Window& window) {
-    if (window.range) checksum_.Add(window.range->data(), window.range->bytes());
+    if (fault_.empty()) fault_ = window.fault;
+    if (window.range && fault_.empty()) checksum_.Add(window.range->data(), window.range->bytes());
     if (!window.last) return;
     if (window.range) window.range->CheckUnchanged();
     const CheckpointTensor& tensor = checkpoint_.tensors[window.tensor];
     const std::string sum = SumText(checksum_.Take());
     ++report_.checked;
     report_.bytes += tensor.info.bytes;
+    if (const std::string fault = std::exchange(fault_, ""); !fault.empty()) {
+      report_.faults.push_back({checkpoint_.shards[tensor.shard].name, tensor.info.name, fault});
+      return;
+    }
     if (sum == manifest_.tensors.at(tensor.info.name).sum) return;
     report_.faults.push_back({checkpoint_.shards[tensor.shard].name, tensor.info.name,
                               fmt::format("its bytes are not those the merge wrote (XXH3-128 {}, not {})", sum,
@@ -196,10 +198,21 @@ class Hasher {
   const Manifest& manifest_;
   VerifyReport& report_;
   Checksum checksum_;
+  std::string fault_;   // of the tensor whose windows are coming in
 };
 
+// Decodes a compressed window. A frame that is damaged is a fault, and the others are looked at too.
+void Load(Window* window) {
+  try {
+    if (window->range) window->range->Load();
+  } catch (const Error& error) {
+    if (!IsAnswer(error)) throw;
+    window->fault = error.message();
+  }
+}
+
 // One core reads in file order while the other hashes: XXH3 keeps up with any disk, and shards that several
-// threads fault in out of order come 40 % slower.
+// threads fault in out of order come 40 % slower. Compressed frames are decoded by as many as there are.
 void CheckSums(const Checkpoint& checkpoint, const Manifest& manifest, const std::vector<uint32_t>& tensors,
                VerifyReport* report) {
   Source source(checkpoint, tensors);
@@ -209,9 +222,14 @@ void CheckSums(const Checkpoint& checkpoint, const Manifest& manifest, const std
     if (window == nullptr) control.stop();
     return window;
   };
+  const auto load = [](WindowPtr window) {
+    Load(window.get());
+    return window;
+  };
   const auto hash = [&](const WindowPtr& window) { hasher.Add(*window); };
   tbb::parallel_pipeline(WindowsInFlight(),
                          tbb::make_filter<void, WindowPtr>(tbb::filter_mode::serial_in_order, read) &
+                             tbb::make_filter<WindowPtr, WindowPtr>(tbb::filter_mode::parallel, load) &
                              tbb::make_filter<WindowPtr, void>(tbb::filter_mode::serial_in_order, hash));
 }
 
@@ -219,14 +237,14 @@ void CheckSums(const Checkpoint& checkpoint, const Manifest& manifest, const std
 std::optional<Manifest> ReadManifestOf(const std::string& out, std::vector<VerifyFault>* faults) {
   if (!FileExists(out))
     throw Error(ErrorCode::kUsage, "there is no such file or directory").Path(out).Hint("give the output of a merge");
-  if (!IsSingleFile(out) && !FileExists(out + "/" + kManifestName)) return ReadManifest(out);  // says so
+  if (!IsShardFile(out) && !FileExists(out + "/" + kManifestName)) return ReadManifest(out);  // says so
   try {
     // The manifest of a single file is in its header, so that comes first: a damaged header is not a missing manifest.
-    if (IsSingleFile(out)) (void)OpenCheckpointForReading(out);
+    if (IsShardFile(out)) (void)OpenCheckpointForReading(out);
     else return ReadManifest(out);
   } catch (const Error& error) {
     if (!IsAnswer(error)) throw;
-    faults->push_back({IsSingleFile(out) ? "" : kManifestName, error.tensor(), error.message()});
+    faults->push_back({IsShardFile(out) ? "" : kManifestName, error.tensor(), error.message()});
     return std::nullopt;
   }
   return ReadManifest(out);

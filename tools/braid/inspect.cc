@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 
+#include "io/compressed_shard.h"
 #include "io/error.h"
 #include "io/json.h"
 #include "pipeline/budget.h"
@@ -70,10 +71,13 @@ Json ToJson(const Inspection& found, const std::vector<TensorStatistics>& statis
   for (const DTypeTotal& t : found.by_dtype)
     out["dtypes"][std::string(DTypeName(t.dtype))] = {
         {"tensors", t.tensors}, {"elements", t.elements}, {"bytes", t.bytes}};
-  for (size_t i = 0; i < checkpoint.shards.size(); ++i)
-    out["files"].push_back({{"name", checkpoint.shards[i].name},
-                            {"bytes", checkpoint.shards[i].identity.size},
-                            {"metadata", found.metadata[i]}});
+  for (size_t i = 0; i < checkpoint.shards.size(); ++i) {
+    const Shard& shard = checkpoint.shards[i];
+    Json file = {{"name", shard.name}, {"bytes", shard.bytes()}, {"metadata", found.metadata[i]}};
+    if (shard.compressed != nullptr)
+      file["compression"] = CompressionName(shard.compressed->compression()), file["compressed_bytes"] = shard.identity.size;
+    out["files"].push_back(std::move(file));
+  }
   for (size_t i = 0; i < checkpoint.tensors.size(); ++i)
     out["tensors"].push_back(TensorToJson(checkpoint, i, statistics));
   return out;
@@ -139,6 +143,10 @@ void PrintSummary(const Inspection& found) {
   Line("total", fmt::format("{} tensors, {} parameters ({:.3f} billion), {} in {} file{}", checkpoint.tensors.size(),
                             found.elements, static_cast<double>(found.elements) / 1e9, SizeText(found.bytes),
                             checkpoint.shards.size(), checkpoint.shards.size() == 1 ? "" : "s"));
+  uint64_t stored = 0;
+  size_t compressed = 0;
+  for (const Shard& shard : checkpoint.shards) stored += shard.identity.size, compressed += shard.compressed != nullptr;
+  if (compressed > 0) Line("on disk", fmt::format("{}, {} file{} compressed", SizeText(stored), compressed, compressed == 1 ? "" : "s"));
   for (const std::string& warning : checkpoint.warnings) Line("warning", Printable(warning));
 }
 

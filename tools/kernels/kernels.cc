@@ -7,6 +7,7 @@
 // or more. Kernels are called as a merge calls them, block by block; what a merge keeps in scratch (decoded
 // lanes, bins, keys) stays in one block here too. Names: kernel / what it works on / target / setting.
 //
+// Frame/... are compression (frames.h): `bytes` of plain weights per second, and what is left of them in percent.
 // Memory/read and Memory/copy are the bandwidth to compare with; copy counts bytes as read and as written.
 #include <benchmark/benchmark.h>
 #include <hwy/targets.h>
@@ -26,6 +27,7 @@
 #include "ops/row_ranks.h"
 #include "ops/sparsify.h"
 #include "tools/kernels/data.h"
+#include "tools/kernels/frames.h"
 
 namespace braid::bench {
 namespace {
@@ -370,6 +372,7 @@ void Register() {
 
 int main(int argc, char** argv) {
   braid::bench::Register();
+  braid::bench::RegisterFrames();
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
   benchmark::RunSpecifiedBenchmarks();

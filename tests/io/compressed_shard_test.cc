@@ -1,0 +1,276 @@
+// Compressed shards that are not what they claim: truncated, flipped, with tables that lie. Every one is an error that
+// names the file, and none is read as something else.
+#include "io/compressed_shard.h"
+
+#include <gtest/gtest.h>
+#include <zstd.h>
+
+#include <random>
+#include <thread>
+
+#include "io/checkpoint.h"
+#include "io/compressed_file.h"
+#include "tests/io/compressed_fixtures.h"
+#include "tests/io/model_fixtures.h"
+
+namespace braid {
+namespace {
+
+using fixture::Compressed;
+using fixture::CompressedBytes;
+
+struct Piece {
+  std::string name;
+  DType type;
+  uint64_t elements;
+};
+
+// A shard of these tensors, noise that compresses a little.
+std::string ShardOf(const std::vector<Piece>& pieces, uint64_t seed = 1) {
+  std::vector<TensorInfo> infos;
+  uint64_t bytes = 0;
+  for (const Piece& piece : pieces) {
+    const uint64_t size = piece.elements * static_cast<uint64_t>(DTypeBits(piece.type)) / 8;
+    infos.push_back({piece.name, piece.type, {piece.elements}, piece.elements, 0, size});
+    bytes += size;
+  }
+  std::string shard = MakeSafetensorsHeader(infos, {{"format", "pt"}});
+  std::mt19937_64 random(seed);
+  for (uint64_t i = 0; i < bytes; ++i) shard += static_cast<char>(random() & random() & 0xff);
+  return shard;
+}
+
+const std::vector<Piece>& Pieces() {
+  static const std::vector<Piece> pieces = {
+      {"a", DType::kBF16, 1'500'001}, {"b", DType::kBF16, 3},  {"c", DType::kF32, 700'003}, {"d", DType::kI64, 17},
+      {"e", DType::kU8, 3'000'001},   {"f", DType::kF16, 999}, {"g", DType::kF64, 5},       {"h", DType::kBool, 1}};
+  return pieces;
+}
+
+class CompressedShardTest : public testing::TestWithParam<Compression> {
+ protected:
+  std::string Write(const std::string& bytes) {
+    return place_.Write("x.safetensors" + std::string(CompressionSuffix(GetParam())), bytes);
+  }
+  // The whole shard as it is read from a file of these bytes, in ranges of many sizes.
+  std::string Read(const std::string& bytes, bool direct = false) {
+    Shard shard;
+    shard.path = Write(bytes);
+    ReadShard(&shard);
+    DecodingSizes sizes{.decoders = 1, .kept = 2};
+    sizes.Cover(*shard.compressed);
+    DecodedFrames frames(sizes);
+    CompressedFile file(shard.compressed, shard.identity, direct, &frames);
+    std::string plain = ReadHeaderBytes(shard);
+    const uint64_t header = plain.size();
+    plain.resize(shard.bytes());
+    std::mt19937_64 random(7);
+    for (uint64_t at = header; at < plain.size();) {
+      const uint64_t here = std::min<uint64_t>(plain.size() - at, random() % 3 == 0 ? random() % 5'000'000 : random() % 9000);
+      file.Read(at, here, reinterpret_cast<std::byte*>(plain.data() + at), "some tensor");
+      at += here;
+    }
+    return plain;
+  }
+  Error ErrorOf(const std::string& bytes) {
+    const Error error = fixture::ErrorOf([&] { Read(bytes); });
+    EXPECT_EQ(error.code(), ErrorCode::kBadInput) << error.what();
+    EXPECT_NE(error.path().find("x.safetensors"), std::string::npos) << error.what();
+    return error;
+  }
+
+  fixture::TemporaryDirectory place_;
+};
+
+INSTANTIATE_TEST_SUITE_P(Both, CompressedShardTest, testing::Values(Compression::kZstd, Compression::kPlanes),
+                         [](const auto& info) { return std::string(CompressionName(info.param)); });
+
+TEST_P(CompressedShardTest, ComesBackInAnyRanges) {
+  const std::string shard = ShardOf(Pieces());
+  const std::string file = Compressed(shard, GetParam()).file();
+  EXPECT_TRUE(Read(file) == shard);
+  EXPECT_TRUE(Read(file, true) == shard);
+  EXPECT_EQ(file, Compressed(shard, GetParam()).file());
+  for (const auto& pieces : std::vector<std::vector<Piece>>{{}, {{"empty", DType::kF32, 0}}, {{"one", DType::kU8, 1}}}) {
+    const std::string small = ShardOf(pieces);
+    EXPECT_TRUE(Read(Compressed(small, GetParam()).file()) == small);
+  }
+}
+
+TEST_P(CompressedShardTest, SeveralThreadsShareFrames) {
+  const std::string plain = ShardOf(Pieces());
+  Shard shard;
+  shard.path = Write(Compressed(plain, GetParam()).file());
+  ReadShard(&shard);
+  DecodingSizes sizes{.decoders = 2, .kept = 3};
+  sizes.Cover(*shard.compressed);
+  DecodedFrames frames(sizes);
+  CompressedFile file(shard.compressed, shard.identity, false, &frames);
+  std::vector<std::jthread> threads;
+  for (uint64_t t = 0; t < 6; ++t)
+    threads.emplace_back([&, t] {
+      std::mt19937_64 random(t);
+      std::string got;
+      for (int i = 0; i < 200; ++i) {
+        const uint64_t begin = shard.data_offset + random() % (plain.size() - shard.data_offset);
+        got.resize(std::min<uint64_t>(plain.size() - begin, random() % 100'000));
+        file.Read(begin, got.size(), reinterpret_cast<std::byte*>(got.data()), "t");
+        if (plain.compare(begin, got.size(), got) != 0) ADD_FAILURE() << begin << " + " << got.size();
+      }
+    });
+}
+
+TEST_P(CompressedShardTest, TruncatedAnywhere) {
+  const CompressedBytes bytes = Compressed(ShardOf(Pieces()), GetParam());
+  const std::string file = bytes.file();
+  size_t at = 0;
+  std::vector<size_t> ends = {file.size() - 1, file.size() - 9, bytes.frames.size()};
+  for (const SeekEntry& entry : bytes.entries) ends.push_back(at), ends.push_back(at + entry.compressed / 2), at += entry.compressed;
+  for (const size_t end : ends) ErrorOf(file.substr(0, end));
+  // Frames that are missing, with a table of those that are there.
+  for (size_t keep = 0; keep + 1 < bytes.entries.size(); ++keep) {
+    CompressedBytes cut;
+    for (size_t i = 0; i < keep; ++i) cut.entries.push_back(bytes.entries[i]);
+    size_t size = 0;
+    for (const SeekEntry& entry : cut.entries) size += entry.compressed;
+    cut.frames = bytes.frames.substr(0, size);
+    ErrorOf(cut.file());
+  }
+}
+
+TEST_P(CompressedShardTest, FlippedBits) {
+  const std::string shard = ShardOf({{"a", DType::kBF16, 3000}, {"b", DType::kI64, 100}, {"c", DType::kF32, 500}});
+  const std::string file = Compressed(shard, GetParam()).file();
+  std::mt19937_64 random(std::random_device{}());
+  for (int i = 0; i < 3000; ++i) {
+    std::string bad = file;
+    const size_t at = random() % bad.size();
+    const char bit = static_cast<char>(1 << random() % 8);
+    bad[at] = static_cast<char>(bad[at] ^ bit);
+    try {
+      EXPECT_TRUE(Read(bad) == shard) << "byte " << at << ", bit " << static_cast<int>(bit);   // some bits mean nothing
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kBadInput) << error.what();
+      EXPECT_FALSE(error.path().empty());
+    }
+  }
+}
+
+TEST_P(CompressedShardTest, TrailingData) {
+  const CompressedBytes bytes = Compressed(ShardOf(Pieces()), GetParam());
+  ErrorOf(bytes.file() + "x");                                                       // hides the table
+  ErrorOf(bytes.frames + "x" + SeekTableBytes(bytes.entries));                       // behind the last frame
+  const CompressedBytes twice{bytes.frames + bytes.frames, [&] {
+                                auto entries = bytes.entries;
+                                entries.insert(entries.end(), bytes.entries.begin(), bytes.entries.end());
+                                return entries;
+                              }()};
+  ErrorOf(twice.file());
+}
+
+TEST_P(CompressedShardTest, TablesThatLie) {
+  const CompressedBytes bytes = Compressed(ShardOf(Pieces()), GetParam());
+  for (size_t i = 0; i < bytes.entries.size(); ++i) {
+    for (const int64_t more : {-1, 1, 1000}) {   // of the content
+      CompressedBytes bad = bytes;
+      bad.entries[i].content = static_cast<uint32_t>(bad.entries[i].content + more);
+      ErrorOf(bad.file());
+    }
+    if (i + 1 == bytes.entries.size()) continue;
+    CompressedBytes bad = bytes;   // the border between two frames is elsewhere
+    ++bad.entries[i].compressed, --bad.entries[i + 1].compressed;
+    const Error error = ErrorOf(bad.file());
+    EXPECT_NE(error.message().find("frame "), std::string::npos) << error.what();
+    if (bytes.entries[i].content == bytes.entries[i + 1].content) continue;
+    bad = bytes;                   // contents change places: the sum is right
+    std::swap(bad.entries[i].content, bad.entries[i + 1].content);
+    ErrorOf(bad.file());
+  }
+}
+
+TEST_P(CompressedShardTest, Bombs) {
+  const CompressedBytes bytes = Compressed(ShardOf(Pieces()), GetParam());
+  // A frame that says little and holds much; one whose table and header agree on more than may be decoded.
+  std::string zeros(64 << 20, '\0'), frame(ZSTD_compressBound(zeros.size()), '\0');
+  frame.resize(ZSTD_compress(frame.data(), frame.size(), zeros.data(), zeros.size(), 1));
+  CompressedBytes bad = bytes;
+  bad.frames.resize(bad.frames.size() - bad.entries.back().compressed);
+  bad.frames += frame;
+  bad.entries.back().compressed = static_cast<uint32_t>(frame.size());
+  ErrorOf(bad.file());
+  bad.entries.back().content = static_cast<uint32_t>(zeros.size());
+  ErrorOf(bad.file());
+  bad.entries.back().content = 0xffffffff;
+  ErrorOf(bad.file());
+  // A header that would be endless.
+  CompressedBytes header;
+  for (int i = 0; i < 3; ++i) header.frames += frame, header.entries.push_back({static_cast<uint32_t>(frame.size()), 64 << 20});
+  ErrorOf(header.file());
+  header.entries = {{0, 0xffffffff}, {static_cast<uint32_t>(header.frames.size()), 100}};
+  ErrorOf(header.file());
+}
+
+// Files of other programs: frames of any size, none as we would cut them, the header in two of them.
+TEST(CompressedShard, FramesOfOthers) {
+  const std::string shard = ShardOf(Pieces());
+  for (const size_t step : {100, 70'001, 3'000'000}) {
+    if (shard.size() / step > 100'000) continue;
+    CompressedBytes bytes;
+    for (size_t at = 0; at < shard.size(); at += step) {
+      const size_t size = std::min(step, shard.size() - at);
+      std::string frame(ZSTD_compressBound(size), '\0');
+      frame.resize(ZSTD_compress(frame.data(), frame.size(), shard.data() + at, size, 1));
+      bytes.frames += frame;
+      bytes.entries.push_back({static_cast<uint32_t>(frame.size()), static_cast<uint32_t>(size)});
+    }
+    const fixture::TemporaryDirectory place;
+    Shard opened;
+    opened.path = place.Write("x.safetensors.zst", bytes.file());
+    EXPECT_EQ(ReadShard(&opened).tensors.size(), Pieces().size());
+    DecodingSizes sizes{.decoders = 1, .kept = 1};
+    sizes.Cover(*opened.compressed);
+    DecodedFrames frames(sizes);
+    std::string plain(shard.size() - opened.data_offset, '\0');
+    CompressedFile(opened.compressed, opened.identity, false, &frames)
+        .Read(opened.data_offset, plain.size(), reinterpret_cast<std::byte*>(plain.data()), "t");
+    EXPECT_TRUE(shard.compare(opened.data_offset, std::string::npos, plain) == 0) << step;
+  }
+}
+
+TEST(CompressedShard, NoSeekTableIsSaid) {
+  const std::string shard = ShardOf(Pieces());
+  std::string frame(ZSTD_compressBound(shard.size()), '\0');
+  frame.resize(ZSTD_compress(frame.data(), frame.size(), shard.data(), shard.size(), 1));
+  const fixture::TemporaryDirectory place;
+  const std::string path = place.Write("x.safetensors.zst", frame);
+  const Fd fd = OpenForReading(path);
+  EXPECT_FALSE(CompressedShard::Open(fd.get(), frame.size(), path));
+}
+
+// --- checkpoints ------------------------------------------------------------------------------------------
+
+TEST(CompressedCheckpoint, KeepsPlainNames) {
+  const fixture::TemporaryDirectory place;
+  const std::string one = ShardOf({{"a", DType::kBF16, 30}}), two = ShardOf({{"b", DType::kF32, 3}});
+  place.Write("m/model-1.safetensors.zst", Compressed(one, Compression::kZstd).file());
+  place.Write("m/model-2.safetensors.planes.zst", Compressed(two, Compression::kPlanes).file());
+  place.Write("m/other.safetensors.zst", "not looked at");
+  place.Write("m/model.safetensors.index.json",
+              R"({"metadata": {}, "weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}})");
+  const Checkpoint checkpoint = OpenCheckpoint(place / "m");
+  ASSERT_EQ(checkpoint.shards.size(), 2u);
+  EXPECT_EQ(checkpoint.shards[0].name, "model-1.safetensors");
+  EXPECT_EQ(checkpoint.shards[1].name, "model-2.safetensors");
+  EXPECT_EQ(checkpoint.shards[1].compressed->compression(), Compression::kPlanes);
+  EXPECT_EQ(checkpoint.shards[0].bytes(), one.size());
+  EXPECT_EQ(checkpoint.shards[1].bytes(), two.size());
+  ASSERT_EQ(checkpoint.warnings.size(), 1u);
+  EXPECT_NE(checkpoint.warnings[0].find("other.safetensors.zst"), std::string::npos);
+
+  const Checkpoint single = OpenCheckpoint(place / "m/model-1.safetensors.zst");
+  EXPECT_EQ(single.shards.at(0).name, "model-1.safetensors");
+  EXPECT_EQ(single.tensors.at(0).info.name, "a");
+}
+
+}  // namespace
+}  // namespace braid
