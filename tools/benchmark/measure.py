@@ -4,7 +4,7 @@ import math
 import shutil
 from contextlib import ExitStack
 
-from benchmark import families
+from benchmark import families, routes
 from benchmark.cgroup import MemoryCgroup
 from benchmark.families import recipe_text, total_size, weight_files
 from benchmark.fits import check
@@ -12,7 +12,7 @@ from benchmark.limit import Limit
 from benchmark.outputs import OutputCheck
 from benchmark.page_cache import enter_state, memory
 from benchmark.process import Failed, run_measured
-from benchmark.rows import MIB, PlanRow
+from benchmark.rows import MIB, PlanRow, RouteRow
 from benchmark.skipped import Skipped
 
 RUNS = 3
@@ -28,6 +28,8 @@ def describe(row):
     if isinstance(row, PlanRow):
         return {"name": row.name, "kind": "plan", "method": row.method, "tensors": row.tensors, "shards": row.shards,
                 "finetunes": row.finetunes}
+    if isinstance(row, RouteRow):
+        return routes.describe(row)
     return {"name": row.name, "kind": "merge", "method": row.method, "parameters": row.parameters,
             "model": row.family.arch, "dtype": row.family.dtype, "finetunes": row.finetunes, "memory": row.memory,
             "state": row.state, "cgroup": row.cgroup, "planned": row.planned, "cached": row.cached,
@@ -49,7 +51,8 @@ class Bench:
         self.say(f"{row.name}:")
         entry = describe(row)
         try:
-            entry.update(self._plan(row, still_needed) if isinstance(row, PlanRow) else self._merge(row, still_needed))
+            kinds = {PlanRow: self._plan, RouteRow: self._route}
+            entry.update(kinds.get(type(row), self._merge)(row, still_needed))
         except Skipped as skipped:
             entry["skipped"] = str(skipped)
             self.say(f"  skipped: {skipped}")
@@ -112,6 +115,18 @@ class Bench:
         if "peers" in entry and "seconds" in entry["peers"].get("mergekit", {}):
             faster = entry["peers"]["mergekit"]["seconds"] / entry["seconds"]
             yield check("x faster than mergekit", faster, row.peer_target, faster >= row.peer_target)
+
+    # --- routes ----------------------------------------------------------------------------------------------
+
+    def _route(self, row, still_needed):
+        models = self.families.obtain(row.family, [*still_needed, row.family])[:row.finetunes + 1]
+        # Compressed models, a checkpoint in float32 between two merges, and the output.
+        self.families.need_space(row.family.bytes_per_model * (row.finetunes + 3), [*still_needed, row.family])
+        route = routes.ROUTES[row.route](self, row, models)
+        try:
+            return route.measure()
+        finally:
+            route.clean()
 
     # --- plans -----------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@ import os
 import subprocess
 from pathlib import Path
 
+from benchmark import routes
 from benchmark.page_cache import memory
 from benchmark.rows import MIB
 
@@ -43,7 +44,7 @@ def machine(directory, root):
 
 
 def markdown(result):
-    parts = [merges_table(result), plans_table(result), series_table(result), peers_table(result), footnote(result)]
+    parts = [merges_table(result), routes_table(result), plans_table(result), series_table(result), peers_table(result), footnote(result)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -103,6 +104,17 @@ def disk_bytes(entry):
 
 def missing(entry):
     return f"skipped: {entry['skipped']}" if "skipped" in entry else f"**failed**: {entry['failed'].splitlines()[0]}"
+
+
+def routes_table(result):
+    rows = []
+    for entry in result["rows"]:
+        if entry["kind"] == "route":
+            models = f"{entry['model']} {entry['dtype']}, base + {entry['finetunes']}"
+            told = routes.table_row(entry) if "seconds" in entry else [missing(entry)]
+            rows.append([entry["name"], models, entry["state"], *told])
+    return table(["another way", "models", "cache", "braid s", "beside", "s", "ratio", "GB/s of plain bytes per core",
+                  "stored", "peak MiB (--memory)"], rows)
 
 
 def plans_table(result):

@@ -55,6 +55,18 @@ class PlanRow:
 
 
 @dataclass(frozen=True)
+class RouteRow:
+    """The same data another way: see routes.py."""
+    name: str
+    family: Family
+    route: str
+    codec: str = None
+    finetunes: int = 3
+    state: str = "cold"
+    memory: str = "1GiB"
+
+
+@dataclass(frozen=True)
 class Series:
     """Rows that differ in one thing; time must be a line over the bytes they read and write."""
     name: str
@@ -126,6 +138,10 @@ ROWS += [Row(f"{method} cold", B124, method, "cold", target, parameters, finetun
     ("metagpt", MORE_ROUNDS, 3, {}),
 ]]
 
+ROWS += [RouteRow(f"{route} {codec}", B124, route, codec) for codec in ("zstd", "planes")
+         for route in ("compress", "decompress", "from compressed")]
+ROWS += [RouteRow("chain of two", B124, "chain", finetunes=4), RouteRow("ranks 2", B124, "ranks")]
+
 SERIES = [
     Series("size", 0.3, 0.10, 16),
     Series("fine-tunes", None, 0.10, None),
@@ -148,4 +164,7 @@ QUICK_ROWS = [
     Row("small cgroup", SMALL, **{**QUICK, "state": "cold"}, planned=True, cgroup=128 * MIB),
     PlanRow("plan 1000 tensors", 1000, 4, 1),
 ]
+QUICK_ROWS += [RouteRow(f"small {route}", SMALL, route, codec, finetunes=2, state="warm", memory="64MiB")
+               for route, codec in [("compress", "planes"), ("decompress", "planes"), ("from compressed", "zstd"),
+                                    ("chain", None), ("ranks", None)]]
 QUICK_SERIES = [Series("fine-tunes")]
