@@ -160,6 +160,7 @@ struct PlannedStage {
   size_t num_models = 0;             // that one tensor is merged from
   uint64_t used = 0;                 // the stages whose results it reads, directly or not, as bits
   std::optional<DType> type;         // which its result is rounded to, where the recipe says so
+  uint32_t rounds = 0;               // of statistics, before it can be merged
   // With scope = "model", what decides the statistics.
   Coefficients shared;
   uint64_t elements = 0;

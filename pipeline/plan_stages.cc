@@ -58,7 +58,8 @@ class ChainPlanner {
   ChainPlanner(std::vector<Plan>* plans, std::map<int32_t, uint32_t> results)
       : plans_(*plans), last_(plans->back()), results_(std::move(results)) {}
 
-  void Run() {
+  // Counts each stage's rounds, too.
+  void Run(std::vector<PlannedStage>* stages) {
     for (const Plan& plan : plans_) {
       first_coefficients_.push_back(chain_.coefficients.size());
       chain_.coefficients.insert(chain_.coefficients.end(), plan.coefficients.begin(), plan.coefficients.end());
@@ -68,6 +69,8 @@ class ChainPlanner {
     for (PlannedTensor& tensor : last_.tensors) ResolveTensor(&tensor);
     last_.coefficients.clear();
     for (size_t t = 0; t < chain_.trees.size(); ++t) last_.coefficients.push_back(chain_.CoefficientsOfTree(t));
+    for (const auto& [step, rounds] : rounds_)
+      (*stages)[step.first].rounds = std::max((*stages)[step.first].rounds, rounds);
     last_.chain = std::move(chain_);
     last_.most_models = most_models_;
     last_.relative = false;
@@ -180,9 +183,18 @@ class ChainPlanner {
       throw Error(ErrorCode::kIncompatible, fmt::format("more than {} merges make it", ChainTree::kMostSteps))
           .Tensor(tensor.name);
     step.merger = index;
+    CountRounds(step);
     building->tree.steps.push_back(std::move(step));
     building->steps.emplace(made, index);
     return index;
+  }
+
+  void CountRounds(const ChainStep& step) {
+    const auto [rounds, is_new] = rounds_.try_emplace({step.stage, step.coefficients}, 0);
+    if (!is_new) return;
+    const MethodInfo& method = *plans_[step.stage].method;
+    rounds->second = static_cast<uint32_t>(
+        method.make(method, chain_.coefficients[step.coefficients], step.tensor, Approach::kPlain)->statistics_rounds());
   }
 
   void SetUnits(const PlannedTensor& tensor, ChainTree* tree) const {
@@ -211,6 +223,7 @@ class ChainPlanner {
   std::map<int32_t, uint32_t> results_;
   Chain chain_;
   std::vector<size_t> first_coefficients_;
+  std::map<std::pair<uint32_t, uint32_t>, uint32_t> rounds_;   // by stage and coefficients
   size_t most_models_ = 0;
 };
 
@@ -248,6 +261,9 @@ void PlanStages(Plan* plan, Recipe recipe, const PlanOptions& options) {
     PlanOneMerge(&next, own, options);
     if (next.measured)
       throw RecipeError(own, own.method_where, "in a chain of stages, layer_scale needs an alpha");
+    if (next.model_scope)
+      throw RecipeError(own, own.method_where, "statistics of whole models are not chained yet")
+          .Hint("merge in separate runs, with dtype = \"float32\" in all recipes but the last");
     stages.push_back(StageOf(next, last ? recipe : recipe.stages[s]));
     for (const auto& [result, by] : results) {
       const auto index = static_cast<uint32_t>(result);
@@ -263,7 +279,7 @@ void PlanStages(Plan* plan, Recipe recipe, const PlanOptions& options) {
     }
     plans.push_back(std::move(next));
   }
-  ChainPlanner(&plans, results).Run();
+  ChainPlanner(&plans, results).Run(&stages);
   const uint64_t budget = plan->memory.budget;
   *plan = std::move(plans.back());
   plan->memory.budget = budget;
