@@ -235,6 +235,7 @@ class TomlReader {
     } else if (entry.key == "layer_scale") {
       recipe_.layer_scale = reader_.ReadLayerScale(value);
     } else if (entry.key == "output") {
+      if (is_stage_) reader_.Fail(entry.where, "only the result is written: 'output' stands outside of the stages");
       recipe_.output = ReadOutput(reader_, value);
     } else if (std::find(known.begin(), known.end(), entry.key) == known.end()) {
       reader_.FailUnknownKey(entry, is_stage_ ? "a stage" : "the recipe", known);
@@ -355,17 +356,18 @@ class TomlReader {
   bool is_stage_;
 };
 
-// A file of [[stages]] holds nothing else.
+// A file of [[stages]] holds nothing else but what becomes of the result.
 void ReadTomlStages(const RecipeNode& root, const RecipeNode& stages, Recipe* recipe) {
   const RecipeReader reader(recipe);
   reader.RequireList(stages, "stages");
   for (const RecipeEntry& entry : root.entries)
-    if (entry.key != "stages")
+    if (entry.key != "stages" && entry.key != "output")
       reader.Fail(entry.where, fmt::format("{} stands outside of the stages", Quoted(entry.key)),
                   "write it in the stage that it is for");
   ReadStages(stages.items, recipe, [](const RecipeNode& table, const StageNames& names, Recipe* stage) {
     TomlReader(stage, &names).Read(table);
   });
+  if (const RecipeNode* output = root.Find("output")) recipe->output = ReadOutput(reader, *output);
 }
 
 }  // namespace

@@ -354,6 +354,13 @@ std::string WriteRecipe(const Recipe& recipe, Syntax syntax, std::vector<std::st
   }
   if (recipe.stages.empty()) return text + FormatToml(tables.front());
   RecipeNode root = TableNode(), list = ListNode();
+  std::vector<RecipeEntry>& result = tables.back().entries;
+  const auto output =
+      std::find_if(result.begin(), result.end(), [](const RecipeEntry& entry) { return entry.key == "output"; });
+  if (output != result.end()) {
+    root.entries.push_back(std::move(*output));
+    result.erase(output);
+  }
   list.items = std::move(tables);
   Add(&root, "stages", std::move(list));
   return text + FormatToml(root);
