@@ -223,6 +223,7 @@ void BreadcrumbsMerger::CountClaims(const Coefficients&, const LaneTile& tile, S
 
 // The index behind the last of so many entries equal to `key`, 0 when none is granted.
 uint64_t BreadcrumbsMerger::CutIndex(const LaneTile& tile, size_t m, uint32_t key, uint64_t granted, Scratch& scratch) const {
+  if (granted == kNoQuota) return UINT64_MAX;
   for (size_t start = 0; granted > 0 && start < tile.count; start += kBlockLanes) {
     const size_t n = std::min(kBlockLanes, tile.count - start);
     const float* const d = TaskVectorAt(tile, m, start, n, scratch);

@@ -218,7 +218,8 @@ class Merger {
   // Adds to claims[i] the entries of this tile that are equal to that threshold.
   virtual void CountClaims(const Coefficients& coefficients, const LaneTile& tile, Scratch& scratch,
                            uint64_t* claims) const;
-  // How many of claim i may be granted over the whole scope. kNoQuota: it has none to count.
+  // How many of claim i may be granted over the whole scope. kNoQuota: it has none to count; as a grant: all that the tile
+  // claims.
   static constexpr uint64_t kNoQuota = UINT64_MAX;
   virtual uint64_t Quota(size_t claim) const;
 

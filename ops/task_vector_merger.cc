@@ -124,8 +124,8 @@ void TaskVectorMerger::FindCuts(const LaneTile& tile, const uint64_t* grants, Sc
     const Trim& trim = trims_[m];
     if (trim.quota == kNoQuota) continue;
     uint64_t& cut = scratch.cuts[m].index;
-    cut = 0;
-    if (tile.models[m].bytes == nullptr) continue;
+    cut = grants[m] == kNoQuota ? UINT64_MAX : 0;
+    if (cut > 0 || tile.models[m].bytes == nullptr) continue;
     uint64_t left = grants[m];
     for (size_t start = 0; left > 0 && start < tile.count; start += kBlockLanes) {
       const size_t n = std::min(kBlockLanes, tile.count - start);

@@ -95,6 +95,10 @@ std::string ManifestText(const Plan& plan, const std::string& fingerprint, const
   std::string text = fmt::format("{{\n \"format\": 1,\n \"method\": {},\n \"fingerprint\": {},\n",
                                  JsonString(plan.method->name), JsonString(fingerprint));
   if (alpha) text += fmt::format(" \"layer_scale_alpha\": {},\n", *alpha);
+  for (const PlannedStage& stage : plan.stages)
+    text += fmt::format("{}{{\"name\": {}, \"method\": {}}}{}", &stage == &plan.stages.front() ? " \"stages\": [" : ", ",
+                        JsonString(stage.name), JsonString(stage.method->name),
+                        &stage == &plan.stages.back() ? "],\n" : "");
   text += " \"headers\": {";
   const auto out = std::back_inserter(text);
   for (size_t i = 0; i < plan.shards.size(); ++i)

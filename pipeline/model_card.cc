@@ -55,11 +55,18 @@ std::string NameOf(const Checkpoint& checkpoint) {
   return checkpoint.cache_id.empty() ? Printable(checkpoint.reference) : checkpoint.cache_id;
 }
 
+void AddSeeds(const Recipe& recipe, std::string* remarks) {
+  for (const Recipe& stage : recipe.stages) AddSeeds(stage, remarks);
+  if (const auto seed = recipe.settings.find("seed"); seed != recipe.settings.end())
+    *remarks += fmt::format("\nThe random choices{} were made with the seed {}.\n",
+                            recipe.name.empty() ? "" : fmt::format(" of `{}`", Printable(recipe.name)),
+                            seed->second.front().values.front());
+}
+
 // What a reader cannot see from the recipe's own text.
 std::string RemarksOf(const Plan& plan) {
   std::string remarks;
-  if (const auto seed = plan.recipe.settings.find("seed"); seed != plan.recipe.settings.end())
-    remarks += fmt::format("\nThe random choices were made with the seed {}.\n", seed->second.front().values.front());
+  AddSeeds(plan.recipe, &remarks);
   const auto excluded = std::count_if(plan.tensors.begin(), plan.tensors.end(), [](const PlannedTensor& tensor) {
     return tensor.action == TensorAction::kExclude;
   });
@@ -67,6 +74,41 @@ std::string RemarksOf(const Plan& plan) {
     remarks += fmt::format("\n{} of {} tensors were left out of the merge and are those of the {}.\n", excluded,
                            plan.tensors.size(), plan.base >= 0 ? "base" : "first model");
   return remarks;
+}
+
+std::string ModelText(const Checkpoint& checkpoint) {
+  const std::string name = NameOf(checkpoint);
+  return checkpoint.cache_id.empty()
+             ? fmt::format("- `{}`\n", name)
+             : fmt::format("- [{0}](https://huggingface.co/{0}) at `{1}`\n", name, checkpoint.revision);
+}
+
+std::string MethodText(const Plan& plan) {
+  std::string text =
+      fmt::format("## Method\n\n`{}`: {} ({}).", plan.method->name, plan.method->summary, plan.method->source);
+  if (plan.base >= 0)
+    text += fmt::format(" The base is `{}`.", NameOf(plan.checkpoints[static_cast<size_t>(plan.base)]));
+  text += "\n\n## Models\n\n";
+  for (uint32_t model : plan.models) text += ModelText(plan.checkpoints[model]);
+  return text;
+}
+
+std::string StagesText(const Plan& plan) {
+  const auto name_of = [&](uint32_t c) { return fmt::format("`{}`", NameOf(plan.checkpoints[c])); };
+  std::string text = "## Method\n\nSeveral merges, one after the other:\n\n";
+  for (const PlannedStage& stage : plan.stages) {
+    std::string of;
+    for (uint32_t model : stage.models) of += (of.empty() ? "" : ", ") + name_of(model);
+    text += fmt::format("1. {}`{}` of {}{}: {} ({}).\n",
+                        stage.name.empty() ? "" : fmt::format("`stage:{}` is ", Printable(stage.name)),
+                        stage.method->name, of,
+                        stage.base >= 0 ? ", the base being " + name_of(static_cast<uint32_t>(stage.base)) : "",
+                        stage.method->summary, stage.method->source);
+  }
+  text += "\n## Models\n\n";
+  for (const Checkpoint& checkpoint : plan.checkpoints)
+    if (!checkpoint.shards.empty()) text += ModelText(checkpoint);
+  return text;
 }
 
 }  // namespace
@@ -84,17 +126,7 @@ std::string ModelCard(const Plan& plan, const std::string& title) {
   card += "tags:\n- mergekit\n- merge\n- braid\n---\n";
   card +=
       fmt::format("# {}\n\nThis checkpoint is a merge of pre-trained models, made with Braid.\n\n", Printable(title));
-  card += fmt::format("## Method\n\n`{}`: {} ({}).", plan.method->name, plan.method->summary, plan.method->source);
-  if (plan.base >= 0)
-    card += fmt::format(" The base is `{}`.", NameOf(plan.checkpoints[static_cast<size_t>(plan.base)]));
-  card += "\n\n## Models\n\n";
-  for (uint32_t model : plan.models) {
-    const Checkpoint& checkpoint = plan.checkpoints[model];
-    const std::string name = NameOf(checkpoint);
-    card += checkpoint.cache_id.empty()
-                ? fmt::format("- `{}`\n", name)
-                : fmt::format("- [{0}](https://huggingface.co/{0}) at `{1}`\n", name, checkpoint.revision);
-  }
+  card += plan.stages.empty() ? MethodText(plan) : StagesText(plan);
   card += RemarksOf(plan);
   const std::string fence = FenceFor(plan.recipe.text);
   card += fmt::format("\n## Recipe\n\n{}{}\n{}{}{}\n", fence, plan.recipe.syntax == Syntax::kYaml ? "yaml" : "toml",

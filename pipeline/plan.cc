@@ -15,37 +15,40 @@
 
 namespace braid {
 
-Plan MakePlan(Recipe recipe, const PlanOptions& options) {
-  Plan plan;
-  plan.method = FindMethod(recipe.method);
-  plan.recipe = std::move(recipe);
-  plan.relative =
-      plan.method->base == BaseUse::kRequired || (plan.method->base == BaseUse::kOptional && plan.recipe.base);
-
-  plan.memory.budget = options.memory > 0 ? options.memory : DefaultMemory();
-
-  const auto before_opening = std::chrono::system_clock::now();
-  OpenSources(&plan);
+void PlanOneMerge(Plan* plan, Recipe recipe, const PlanOptions& options) {
+  plan->method = FindMethod(recipe.method);
+  plan->recipe = std::move(recipe);
+  plan->relative = plan->method->base == BaseUse::kRequired ||
+                   (plan->method->base == BaseUse::kOptional && plan->recipe.base);
+  OpenSources(plan);
   // The checkpoints are open; every header has been checked.
-  for (const Checkpoint& checkpoint : plan.checkpoints)
-    plan.reading.push_back(
-        ChooseReadBackend(options.read, FileSystemOf(checkpoint.shards.front().path), RunningKernel()));
-  if (std::unique_ptr<const Vocabulary> vocabulary = Vocabulary::Make(&plan)) {
-    PlanTensors(&plan, vocabulary.get());
-    plan.memory.planning = vocabulary->MemoryBytes();
+  for (size_t c = plan->reading.size(); c < plan->checkpoints.size(); ++c)
+    plan->reading.push_back(
+        ChooseReadBackend(options.read, FileSystemOf(plan->checkpoints[c].shards.front().path), RunningKernel()));
+  if (std::unique_ptr<const Vocabulary> vocabulary = Vocabulary::Make(plan)) {
+    PlanTensors(plan, vocabulary.get());
+    plan->memory.planning = vocabulary->MemoryBytes();
     vocabulary.reset();
     ReturnFreedMemory();
   } else {
-    PlanTensors(&plan, nullptr);
+    PlanTensors(plan, nullptr);
   }
-  PlanLayerScale(&plan);
+  PlanLayerScale(plan);
   // Each output tensor knows its sources, coefficients and type.
-  MarkUnchanged(&plan);
+  MarkUnchanged(plan);
   // What is left is read because it may change.
+}
+
+Plan MakePlan(Recipe recipe, const PlanOptions& options) {
+  Plan plan;
+  plan.memory.budget = options.memory > 0 ? options.memory : DefaultMemory();
+  const auto before_opening = std::chrono::system_clock::now();
+  if (recipe.stages.empty()) PlanOneMerge(&plan, std::move(recipe), options);
+  else PlanStages(&plan, std::move(recipe), options);
   PlanLayout(&plan, options);
   // Every output byte has its place.
   PlanScopes(&plan);
-  if (!options.cache.empty()) LoadStatistics(&plan, options.cache, before_opening);
+  if (!options.cache.empty() && plan.stages.empty()) LoadStatistics(&plan, options.cache, before_opening);
   // What earlier merges found out needs no rounds.
   PlanMemory(&plan, options);
   // The rounds and their memory are known.
@@ -62,6 +65,7 @@ TensorFacts PlannedTensor::Facts() const {
 
 uint64_t Plan::TileUnit(const PlannedTensor& tensor) const {
   if (tensor.action != TensorAction::kMerge) return 0;   // elements may be half a byte
+  if (!stages.empty()) return chain.TreeOf(coefficients[tensor.coefficients]).unit;
   return method->TileUnit(coefficients[tensor.coefficients], tensor.Facts());
 }
 
@@ -71,25 +75,33 @@ uint64_t Plan::TileElements(const PlannedTensor& tensor, uint64_t wanted) const 
 }
 
 uint64_t Plan::SumBlocks(const PlannedTensor& tensor) const {
+  if (!stages.empty() && tensor.action == TensorAction::kMerge)
+    return chain.TreeOf(coefficients[tensor.coefficients]).sum_blocks;
   const uint64_t unit = TileUnit(tensor), block = unit == 0 ? kReductionBlock : unit;
   return (tensor.elements + block - 1) / block;
 }
 
-std::unique_ptr<Merger> Plan::MakeMerger(const PlannedScope& scope, Approach approach) const {
-  Coefficients shared = coefficients[tensors[scope.tensors.front()].coefficients];
-  if (model_scope) {
-    // A model's are those of a tensor that it is merged in. Its weight may differ from tensor to tensor; statistics
-    // only ask whether it is zero everywhere.
-    const int weight = method->IndexOf("weight");
-    for (size_t m = 0; m < shared.model.size(); ++m) {
-      const auto merges_it = [&](uint32_t t) {
-        if (weight < 0) return tensors[t].models[m].present();
-        return coefficients[tensors[t].coefficients].model[m][static_cast<size_t>(weight)] != 0;
-      };
-      const auto merged = std::find_if(scope.tensors.begin(), scope.tensors.end(), merges_it);
-      if (merged != scope.tensors.end()) shared.model[m] = coefficients[tensors[*merged].coefficients].model[m];
-    }
+// A model's are those of a tensor that it is merged in. Its weight may differ from tensor to tensor; statistics only ask
+// whether it is zero everywhere.
+Coefficients SharedCoefficients(const Plan& plan, const std::vector<uint32_t>& tensors) {
+  const auto of = [&](uint32_t t) -> const Coefficients& { return plan.coefficients[plan.tensors[t].coefficients]; };
+  Coefficients shared = of(tensors.front());
+  const int weight = plan.method->IndexOf("weight");
+  for (size_t m = 0; m < shared.model.size(); ++m) {
+    const auto merges_it = [&](uint32_t t) {
+      if (weight < 0) return plan.tensors[t].models[m].present();
+      return of(t).model[m][static_cast<size_t>(weight)] != 0;
+    };
+    const auto merged = std::find_if(tensors.begin(), tensors.end(), merges_it);
+    if (merged != tensors.end()) shared.model[m] = of(*merged).model[m];
   }
+  return shared;
+}
+
+std::unique_ptr<Merger> Plan::MakeMerger(const PlannedScope& scope, Approach approach) const {
+  if (!stages.empty()) return MakeChainMerger(*this, scope);
+  const Coefficients shared = model_scope ? SharedCoefficients(*this, scope.tensors)
+                                          : coefficients[tensors[scope.tensors.front()].coefficients];
   TensorFacts facts{.elements = scope.elements};
   if (!model_scope) facts = tensors[scope.tensors.front()].Facts();
   if (measured && approach == Approach::kDraft) approach = Approach::kPlain;   // merged only when all is measured

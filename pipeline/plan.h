@@ -17,6 +17,7 @@
 #include "io/checkpoint.h"
 #include "io/compressed_shard.h"
 #include "io/json.h"
+#include "ops/chain_merger.h"
 #include "ops/merger.h"
 #include "ops/method.h"
 #include "pipeline/read_backend.h"
@@ -150,6 +151,21 @@ struct StatisticsPlace {
   std::vector<std::vector<std::optional<XXH128_hash_t>>> files;
 };
 
+// One of several merges that are one (plan_stages.cc).
+struct PlannedStage {
+  std::string name;                  // empty: none, or that of the result
+  const MethodInfo* method = nullptr;
+  int32_t base = -1;                 // as in Plan; a stage's result is a checkpoint without files
+  std::vector<uint32_t> models;
+  size_t num_models = 0;             // that one tensor is merged from
+  uint64_t used = 0;                 // the stages whose results it reads, directly or not, as bits
+  std::optional<DType> type;         // which its result is rounded to, where the recipe says so
+  uint32_t rounds = 0;               // of statistics, before it can be merged
+  // With scope = "model", what decides the statistics.
+  Coefficients shared;
+  uint64_t elements = 0;
+};
+
 struct Plan {
   Recipe recipe;
   const MethodInfo* method = nullptr;
@@ -167,6 +183,11 @@ struct Plan {
   bool model_scope = false;
   bool measured = false;                  // every scope is measured before one is merged (layer_scale.h)
   bool single_file = false;
+  // Of a chain; otherwise empty. Its merged tensors are planned as if merged, in one step, from all the files that any
+  // stage reads for them: their coefficients name a tree of the chain. What is said of the plan's own method, base and
+  // models is that of the last stage.
+  std::vector<PlannedStage> stages;
+  Chain chain;
   std::vector<Coefficients> coefficients; // without duplicates
   std::vector<PlannedTensor> tensors;     // in output order
   std::vector<PlannedShard> shards;

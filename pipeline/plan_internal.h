@@ -7,6 +7,16 @@ namespace braid {
 
 class Vocabulary;
 
+// plan.cc: all that is known of a merge before its output has a layout: sources, coefficients, actions. The plan may have
+// opened checkpoints before; the options' budget is its own.
+void PlanOneMerge(Plan* plan, Recipe recipe, const PlanOptions& options);
+
+// plan_stages.cc: the same for a recipe with stages.
+void PlanStages(Plan* plan, Recipe recipe, const PlanOptions& options);
+std::unique_ptr<Merger> MakeChainMerger(const Plan& plan, const PlannedScope& scope);
+// With scope = "model", the coefficients that a whole-model merger of these tensors is made with.
+Coefficients SharedCoefficients(const Plan& plan, const std::vector<uint32_t>& tensors);
+
 // plan_sources.cc: opens the checkpoints, decides which tensors come out, and finds each one's sources.
 void OpenSources(Plan* plan);
 void PlanTensors(Plan* plan, const Vocabulary* vocabulary);  // null: the sources' vocabularies must agree

@@ -53,8 +53,16 @@ Json LayoutToJson(const Plan& plan) {
       source["files"].push_back({{"name", shard.name}, {"bytes", shard.bytes()}});
     out["sources"].push_back(source);
   }
-  for (const Coefficients& c : plan.coefficients)
-    out["coefficients"].push_back(CoefficientsToJson(*plan.method, c, plan.measured));
+  if (plan.stages.empty())
+    for (const Coefficients& c : plan.coefficients)
+      out["coefficients"].push_back(CoefficientsToJson(*plan.method, c, plan.measured));
+  for (const PlannedStage& stage : plan.stages) {
+    out["stages"].push_back({{"name", stage.name}, {"method", stage.method->name}, {"base", stage.base},
+                             {"models", stage.models}, {"rounds", stage.rounds},
+                             {"dtype", stage.type ? Json(DTypeName(*stage.type)) : Json()}});
+  }
+  for (const Coefficients& c : plan.chain.coefficients)
+    out["coefficients"].push_back({{"shared", c.shared}, {"model", c.model}});
   if (plan.measured) out["layer_scale"] = {{"alpha", nullptr}, {"beta", plan.recipe.layer_scale->beta}};
   for (const PlannedShard& shard : plan.shards) out["shards"].push_back({{"name", shard.name}, {"bytes", shard.bytes}});
   return out;
@@ -65,6 +73,23 @@ std::string SourceText(const Plan& plan, const TensorSource& source) {
   const Checkpoint& checkpoint = plan.checkpoints[static_cast<size_t>(source.checkpoint)];
   const CheckpointTensor& from = checkpoint.tensors[source.tensor];
   return fmt::format("[{},{},{},\"{}\"]", source.checkpoint, from.shard, from.info.offset, DTypeName(from.info.dtype));
+}
+
+// How a tensor is made of its sources: "f1" is the second of them, "s0" the first step.
+std::string StepsText(const ChainTree& tree) {
+  const auto input = [](const ChainInput& from) -> std::string {
+    if (from.kind == ChainInput::Kind::kNone) return "null";
+    return fmt::format("\"{}{}\"", from.kind == ChainInput::Kind::kSource ? 'f' : 's', from.index);
+  };
+  std::vector<std::string> steps;
+  for (const ChainStep& step : tree.steps) {
+    std::vector<std::string> models;
+    for (const ChainInput& model : step.models) models.push_back(input(model));
+    steps.push_back(fmt::format(
+        R"({{"stage":{},"coefficients":{},"key":"{:016x}","dtype":"{}","base":{},"models":[{}]}})", step.stage,
+        step.coefficients, step.tensor.key, DTypeName(step.type), input(step.base), fmt::join(models, ",")));
+  }
+  return fmt::format("[{}]", fmt::join(steps, ","));
 }
 
 std::string TensorText(const Plan& plan, const PlannedTensor& tensor) {
@@ -79,6 +104,8 @@ std::string TensorText(const Plan& plan, const PlannedTensor& tensor) {
   for (const MappedRows& mapped : tensor.rows)
     rows.push_back(mapped.map == nullptr ? "null" : fmt::format("\"{}\"", SumText(mapped.map->Sum())));
   if (!rows.empty()) text += fmt::format(",\"rows\":[{}]", fmt::join(rows, ","));
+  if (!plan.stages.empty() && tensor.action == TensorAction::kMerge)
+    text += ",\"steps\":" + StepsText(plan.chain.TreeOf(plan.coefficients[tensor.coefficients]));
   return fmt::format("{},\"sources\":[{}]}}", text, fmt::join(sources, ","));
 }
 
@@ -115,7 +142,7 @@ void WritePlanJson(const Plan& plan, const Json& more, const Write& write) {
                    {"waiting", m.waiting}};
   out["warnings"] = plan.warnings;
   const Json layout = LayoutToJson(plan);
-  for (const char* key : {"sources", "shards", "coefficients", "layer_scale"})
+  for (const char* key : {"sources", "shards", "stages", "coefficients", "layer_scale"})
     if (layout.contains(key)) out[key] = layout[key];
   for (size_t i = 0; i < plan.checkpoints.size(); ++i) {
     out["sources"][i]["reference"] = plan.checkpoints[i].reference;

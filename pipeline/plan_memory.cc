@@ -46,6 +46,7 @@ uint64_t CatalogueBytes(const Plan& plan) {
   for (const PlannedTensor& tensor : plan.tensors)
     for (const MappedRows& rows : tensor.rows)
       bytes += sizeof(MappedRows) + (rows.map != nullptr ? rows.map->MemoryBytes() : 0);
+  bytes += plan.chain.MemoryBytes();
   bytes += plan.tokenizer.MemoryBytes() + RowReader::MemoryBytes(plan);
   return bytes + plan.tensors.size() * per_tensor + plan.recipe.text.size() * 4;
 }

@@ -206,8 +206,9 @@ void TensorPlanner::RearrangeConfig(const SlicedModel& sliced) {
 
 bool TensorPlanner::IsTiedEverywhere(std::string_view name) {
   if (!IsOutputHead(name)) return false;
-  for (const Checkpoint& checkpoint : plan_.checkpoints)
-    if (HasOwnHead(checkpoint, name)) return false;
+  if (plan_.base >= 0 && HasOwnHead(plan_.checkpoints[static_cast<size_t>(plan_.base)], name)) return false;
+  for (uint32_t model : plan_.models)
+    if (HasOwnHead(plan_.checkpoints[model], name)) return false;
   plan_.warnings.push_back(fmt::format(
       "{} is not written: every config.json ties it to the embedding, which is merged once", Printable(name)));
   return true;

@@ -137,6 +137,9 @@ struct Recipe {
   std::string text;  // the file, byte for byte; goes into the model card
   Syntax syntax = Syntax::kToml;
 
+  std::string name;    // of a stage, which others know it by; empty: none
+  Location name_where;
+
   std::string method;  // the name of one of Methods()
   Location method_where;
   std::optional<std::string> base;  // always there when the method needs one
@@ -161,6 +164,10 @@ struct Recipe {
   std::optional<ChatTemplate> chat_template;
   RecipeOutput output;
   std::vector<RecipeWarning> warnings;
+
+  // The merges whose results this one or another of them takes for a model, by StageReference (recipe_stages.h): each
+  // behind those that it uses, all of them used. They have no stages of their own, this recipe's path and no text.
+  std::vector<Recipe> stages = {};
 };
 
 // `.yml` and `.yaml` are mergekit's, everything else is TOML.

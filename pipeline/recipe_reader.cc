@@ -25,10 +25,6 @@ std::string_view Lookup(const std::array<Pair, n>& table, std::string_view key) 
   return {};
 }
 
-constexpr std::array<Pair, 1> kNotSupportedKeys = {{
-    {"name", "write one recipe file per merge"},
-}};
-
 // What a key is called in the other syntax.
 constexpr std::array<Pair, 4> kTomlNames = {{{"merge_method", "method"},
                                              {"base_model", "base"},
@@ -99,12 +95,6 @@ void RecipeReader::Warn(Location where, std::string message) {
   recipe_.warnings.push_back({std::move(message), where});
 }
 
-void RecipeReader::RefuseUnsupportedKey(const RecipeEntry& entry) const {
-  const std::string_view instead = Lookup(kNotSupportedKeys, entry.key);
-  if (!instead.empty())
-    Fail(entry.where, fmt::format("'{}' is not supported yet", entry.key), std::string(instead));
-}
-
 void RecipeReader::FailUnknownKey(const RecipeEntry& entry, std::string_view place,
                                   const std::vector<std::string_view>& known) const {
   const bool toml = recipe_.syntax == Syntax::kToml;
@@ -141,7 +131,21 @@ std::string RecipeReader::ReadText(const RecipeNode& node, std::string_view name
 }
 
 std::string RecipeReader::ReadReference(const RecipeNode& node, std::string_view name) const {
-  return ExpandHome(ReadText(node, name));
+  std::string reference = ExpandHome(ReadText(node, name));
+  if (const std::string stage(StageNameOf(reference)); !stage.empty())
+    Fail(node.where, fmt::format("{} is how Braid calls a stage", Quoted(reference)),
+         recipe_.syntax == Syntax::kToml ? fmt::format("write {{ stage = \"{0}\" }}, or ./stage:{0} for a path", stage)
+                                         : fmt::format("write {0} alone, or ./stage:{0} for a path", stage));
+  return reference;
+}
+
+std::string RecipeReader::ReadStage(const RecipeNode& node) const {
+  const std::string name = ReadText(node, "stage");
+  if (IsStage(name)) return StageReference(name);
+  std::vector<std::string_view> names;
+  if (stages_ != nullptr) names.assign(stages_->begin(), stages_->end());
+  Fail(node.where, fmt::format("no stage is called {}", Quoted(name)),
+       names.empty() ? "stages with names are written as [[stages]]" : DidYouMean(name, names));
 }
 
 DType RecipeReader::ReadType(const RecipeNode& node, std::string_view name) const {
@@ -185,13 +189,15 @@ LayerScale RecipeReader::ReadLayerScale(const RecipeNode& node) const {
   return {.alpha = number("alpha"), .beta = *beta, .where = node.where};
 }
 
-void RecipeReader::ReadMethod(const RecipeNode* node, std::string_view name) {
+void RecipeReader::ReadMethod(const RecipeNode& table, std::string_view key) {
   std::vector<std::string_view> names;
   for (const MethodInfo& method : Methods()) names.push_back(method.name);
+  const RecipeNode* const node = table.Find(key);
   if (node == nullptr)
-    Fail({1, 1}, fmt::format("no '{}'", name), fmt::format("name one of {}", fmt::join(names, ", ")));
+    Fail(stages_ == nullptr ? Location{1, 1} : table.where, fmt::format("no '{}'", key),
+         fmt::format("name one of {}", fmt::join(names, ", ")));
 
-  recipe_.method = ReadText(*node, name);
+  recipe_.method = ReadText(*node, key);
   recipe_.method_where = node->where;
   method_ = FindMethod(recipe_.method);
   if (method_ != nullptr) return;

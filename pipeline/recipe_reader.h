@@ -10,6 +10,7 @@
 #include "ops/method.h"
 #include "pipeline/recipe.h"
 #include "pipeline/recipe_node.h"
+#include "pipeline/recipe_stages.h"
 
 namespace braid {
 
@@ -18,17 +19,14 @@ enum class ParameterHolder { kAllModels, kOneSlice, kOneModel };
 
 class RecipeReader {
  public:
-  // `recipe` must outlive the reader.
-  explicit RecipeReader(Recipe* recipe) : recipe_(*recipe) {}
+  // `recipe` must outlive the reader, and so must `stages`: those of the same file.
+  explicit RecipeReader(Recipe* recipe, const StageNames* stages = nullptr) : recipe_(*recipe), stages_(stages) {}
 
   Recipe& recipe() { return recipe_; }
   const MethodInfo& method() const { return *method_; }  // after ReadMethod
 
   [[noreturn]] void Fail(Location where, std::string message, std::string hint = "") const;
   void Warn(Location where, std::string message);
-
-  // Fails for a top-level key that mergekit has and Braid has not yet, saying what to use instead.
-  void RefuseUnsupportedKey(const RecipeEntry& entry) const;
 
   // An unknown key of `place`: fails with the nearest of `known`, or with what the key is called in this
   // syntax.
@@ -40,13 +38,15 @@ class RecipeReader {
   void RequireList(const RecipeNode& node, std::string_view name) const;
   std::string ReadText(const RecipeNode& node, std::string_view name) const;       // not empty
   std::string ReadReference(const RecipeNode& node, std::string_view name) const;  // "~/" expanded
+  std::string ReadStage(const RecipeNode& node) const;                             // a name; gives a StageReference
+  bool IsStage(std::string_view name) const { return stages_ != nullptr && stages_->contains(name); }
   DType ReadType(const RecipeNode& node, std::string_view name) const;
   OnMissing ReadOnMissing(const RecipeNode& node) const;
   std::vector<NameFilter> ReadGlobs(const RecipeNode& node, std::string_view name) const;  // one or a list
   LayerScale ReadLayerScale(const RecipeNode& node) const;  // after ReadMethod
 
-  // Sets the recipe's method. `node` is nullptr when the key is missing.
-  void ReadMethod(const RecipeNode* node, std::string_view name);
+  // Sets the recipe's method, the value of this key of its table.
+  void ReadMethod(const RecipeNode& table, std::string_view key);
 
   // The method's parameter of that name. nullptr, after a warning, when it has no effect there.
   const ParameterSpec* FindParameter(const RecipeEntry& entry, ParameterHolder holder);
@@ -62,6 +62,7 @@ class RecipeReader {
   std::string Describe(const RecipeNode& node) const;
 
   Recipe& recipe_;
+  const StageNames* stages_;
   const MethodInfo* method_ = nullptr;
 };
 

@@ -24,6 +24,7 @@ void CheckKeys(const RecipeReader& reader, const RecipeNode& table, std::string_
 
 // path[@revision]
 std::string ReadTextReference(const RecipeReader& reader, const RecipeNode& node, std::string_view name) {
+  if (reader.IsStage(node.text)) return reader.ReadStage(node);
   std::string text = reader.ReadReference(node, name);
   const auto adapters = std::count(text.begin(), text.end(), '+');
   if (adapters > 1) reader.Fail(node.where, fmt::format("more than one '+' in the model {}", Quoted(text)));
@@ -48,8 +49,9 @@ std::string ReadPath(const RecipeReader& reader, const RecipeNode& node, std::st
   CheckKeys(reader, node, fmt::format("'{}'", name), {"path", "revision"});
   const RecipeNode* path = node.Find("path");
   if (!IsGiven(path)) reader.Fail(node.where, fmt::format("'{}' without a 'path'", name));
-  std::string reference = reader.ReadReference(*path, "path");
   const RecipeNode* revision = node.Find("revision");
+  if (!IsGiven(revision) && reader.IsStage(path->text)) return reader.ReadStage(*path);
+  std::string reference = reader.ReadReference(*path, "path");
   if (!IsGiven(revision)) return reference;
   if (reference.find('@') != std::string::npos)
     reader.Fail(path->where, fmt::format("the path {} with a '@', and a 'revision' beside it", Quoted(reference)),
@@ -73,6 +75,7 @@ std::string ReadYamlReference(RecipeReader* reader, const RecipeNode& node, std:
 }
 
 RecipeNode YamlReferenceNode(const std::string& reference) {
+  if (const std::string_view stage = StageNameOf(reference); !stage.empty()) return TextNode(std::string(stage));
   const bool plain = reference.find('+') == std::string::npos &&
                      std::count(reference.begin(), reference.end(), '@') <= 1 && !reference.starts_with('@') &&
                      !reference.ends_with('@');

@@ -182,10 +182,12 @@ class TomlTree {
 
 class TomlReader {
  public:
-  explicit TomlReader(Recipe* recipe) : reader_(recipe), recipe_(*recipe) {}
+  explicit TomlReader(Recipe* recipe, const StageNames* stages = nullptr)
+      : reader_(recipe, stages), recipe_(*recipe), is_stage_(stages != nullptr) {}
 
   void Read(const RecipeNode& root) {
-    reader_.ReadMethod(root.Find("method"), "method");
+    if (is_stage_) reader_.RequireTable(root, "stages");
+    reader_.ReadMethod(root, "method");
     CheckOneOfModelsSlicesModules(reader_, root, "the recipe");
     for (const RecipeEntry& entry : root.entries) ReadTopLevel(entry);
     // Overrides come first in the order of precedence, wherever they stand in the file.
@@ -208,8 +210,11 @@ class TomlReader {
                                                         "chat_template", "only", "exclude",
                                                         "output"};
     const RecipeNode& value = entry.value;
-    if (entry.key == "base") {
-      recipe_.base = reader_.ReadReference(value, entry.key);
+    if (entry.key == "name" && is_stage_) {
+      recipe_.name = reader_.ReadText(value, entry.key);
+      recipe_.name_where = value.where;
+    } else if (entry.key == "base") {
+      recipe_.base = ReadBase(value, entry.key);
       recipe_.base_where = value.where;
     } else if (entry.key == "dtype") {
       recipe_.dtype = reader_.ReadType(value, entry.key);
@@ -230,11 +235,21 @@ class TomlReader {
     } else if (entry.key == "layer_scale") {
       recipe_.layer_scale = reader_.ReadLayerScale(value);
     } else if (entry.key == "output") {
+      if (is_stage_) reader_.Fail(entry.where, "only the result is written: 'output' stands outside of the stages");
       recipe_.output = ReadOutput(reader_, value);
     } else if (std::find(known.begin(), known.end(), entry.key) == known.end()) {
-      reader_.RefuseUnsupportedKey(entry);
-      reader_.FailUnknownKey(entry, "the recipe", known);
+      reader_.FailUnknownKey(entry, is_stage_ ? "a stage" : "the recipe", known);
     }
+  }
+
+  // Text, or { stage = "..." }.
+  std::string ReadBase(const RecipeNode& node, std::string_view name) const {
+    if (node.kind != RecipeNode::Kind::kTable) return reader_.ReadReference(node, name);
+    for (const RecipeEntry& entry : node.entries)
+      if (entry.key != "stage") reader_.FailUnknownKey(entry, fmt::format("'{}'", name), {"stage"});
+    const RecipeNode* stage = node.Find("stage");
+    if (stage == nullptr) reader_.Fail(node.where, fmt::format("'{}' is a table without a 'stage'", name));
+    return reader_.ReadStage(*stage);
   }
 
   void ReadParameters(const RecipeNode& node) {
@@ -253,8 +268,7 @@ class TomlReader {
     return {
         .base_key = "base",
         .read_model = [this](const RecipeNode& node, bool has_layers) { return ReadModel(node, has_layers); },
-        .read_reference = [this](const RecipeNode& node,
-                                 std::string_view name) { return reader_.ReadReference(node, name); },
+        .read_reference = [this](const RecipeNode& node, std::string_view name) { return ReadBase(node, name); },
         .read_parameters =
             [this](const RecipeNode& node, std::string_view place, const std::vector<std::string_view>& keys,
                    Settings* settings) { ReadParametersOf(node, place, keys, ParameterHolder::kOneSlice, settings); }};
@@ -262,10 +276,13 @@ class TomlReader {
 
   RecipeModel ReadModel(const RecipeNode& node, bool has_layers) {
     reader_.RequireTable(node, has_layers ? "sources" : "models");
-    const RecipeNode* path = node.Find("path");
-    if (path == nullptr) reader_.Fail(node.where, "a model without a 'path'");
-    RecipeModel model{.reference = reader_.ReadReference(*path, "path"), .where = path->where, .settings = {}};
-    std::vector<std::string_view> keys = {"path"};
+    const RecipeNode *path = node.Find("path"), *stage = node.Find("stage");
+    if (path == nullptr && stage == nullptr) reader_.Fail(node.where, "a model without a 'path'");
+    if (path != nullptr && stage != nullptr) reader_.Fail(stage->where, "a model with both a 'path' and a 'stage'");
+    RecipeModel model;
+    model.reference = stage != nullptr ? reader_.ReadStage(*stage) : reader_.ReadReference(*path, "path");
+    model.where = (stage != nullptr ? stage : path)->where;
+    std::vector<std::string_view> keys = {"path", "stage"};
     if (has_layers) {
       const RecipeNode* layers = node.Find("layer_range");
       if (layers == nullptr)
@@ -336,14 +353,30 @@ class TomlReader {
 
   RecipeReader reader_;
   Recipe& recipe_;
+  bool is_stage_;
 };
+
+// A file of [[stages]] holds nothing else but what becomes of the result.
+void ReadTomlStages(const RecipeNode& root, const RecipeNode& stages, Recipe* recipe) {
+  const RecipeReader reader(recipe);
+  reader.RequireList(stages, "stages");
+  for (const RecipeEntry& entry : root.entries)
+    if (entry.key != "stages" && entry.key != "output")
+      reader.Fail(entry.where, fmt::format("{} stands outside of the stages", Quoted(entry.key)),
+                  "write it in the stage that it is for");
+  ReadStages(stages.items, recipe, [](const RecipeNode& table, const StageNames& names, Recipe* stage) {
+    TomlReader(stage, &names).Read(table);
+  });
+  if (const RecipeNode* output = root.Find("output")) recipe->output = ReadOutput(reader, *output);
+}
 
 }  // namespace
 
 Recipe ParseTomlRecipe(std::string text, const std::string& path) {
   Recipe recipe = StartRecipe(std::move(text), path, Syntax::kToml);
   const RecipeNode root = TomlTree(recipe).Parse();
-  TomlReader(&recipe).Read(root);
+  if (const RecipeNode* stages = root.Find("stages")) ReadTomlStages(root, *stages, &recipe);
+  else TomlReader(&recipe).Read(root);
   return recipe;
 }
 

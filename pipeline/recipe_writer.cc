@@ -11,6 +11,7 @@
 #include "pipeline/recipe_format.h"
 #include "pipeline/recipe_output.h"
 #include "pipeline/recipe_reference.h"
+#include "pipeline/recipe_stages.h"
 
 namespace braid {
 namespace {
@@ -35,11 +36,14 @@ Setting Unfiltered(double value) {
 
 class RecipeWriter {
  public:
-  RecipeWriter(const Recipe& recipe, Syntax syntax, std::vector<std::string>* notes)
-      : recipe_(recipe), method_(*FindMethod(recipe.method)), yaml_(syntax == Syntax::kYaml), notes_(notes) {}
+  // `names`: of the stages in the file.
+  RecipeWriter(const Recipe& recipe, Syntax syntax, const StageNames& names, std::vector<std::string>* notes)
+      : recipe_(recipe), method_(*FindMethod(recipe.method)), yaml_(syntax == Syntax::kYaml), names_(names),
+        notes_(notes) {}
 
   RecipeNode Write() {
     RecipeNode root = TableNode();
+    if (!recipe_.name.empty()) Add(&root, "name", TextNode(recipe_.name));
     Add(&root, yaml_ ? "merge_method" : "method", TextNode(recipe_.method));
     if (recipe_.base) Add(&root, yaml_ ? "base_model" : "base", Reference(*recipe_.base));
     if (recipe_.dtype) Add(&root, "dtype", TextNode(std::string(TorchName(*recipe_.dtype))));
@@ -96,7 +100,9 @@ class RecipeWriter {
 
   RecipeNode Model(const RecipeModel& model) {
     RecipeNode table = TableNode();
-    Add(&table, yaml_ ? "model" : "path", Reference(model.reference));
+    const std::string stage(StageNameOf(model.reference));
+    if (!yaml_ && !stage.empty()) Add(&table, "stage", TextNode(stage));
+    else Add(&table, yaml_ ? "model" : "path", Reference(model.reference));
     if (model.layers) {
       RecipeNode range = ListNode();
       for (uint64_t layer : {model.layers->begin, model.layers->end})
@@ -116,7 +122,16 @@ class RecipeWriter {
   }
 
   RecipeNode Reference(const std::string& reference) const {
-    return yaml_ ? YamlReferenceNode(reference) : TextNode(reference);
+    if (yaml_ && names_.contains(reference))
+      throw RecipeError(recipe_, recipe_.method_where,
+                        fmt::format("in YAML {} would be the stage of that name, not a path", Quoted(reference)))
+          .Hint("give the stage another name");
+    if (yaml_) return YamlReferenceNode(reference);
+    const std::string stage(StageNameOf(reference));
+    if (stage.empty()) return TextNode(reference);
+    RecipeNode table = TableNode();
+    Add(&table, "stage", TextNode(stage));
+    return table;
   }
 
   void AddTokenizer(RecipeNode* root) const {
@@ -306,6 +321,7 @@ class RecipeWriter {
   const Recipe& recipe_;
   const MethodInfo& method_;
   const bool yaml_;
+  const StageNames& names_;
   std::vector<std::string>* notes_;
   std::vector<std::string> ours_;  // keys that mergekit does not know
 };
@@ -326,8 +342,28 @@ std::string LeadingComment(std::string_view text) {
 }  // namespace
 
 std::string WriteRecipe(const Recipe& recipe, Syntax syntax, std::vector<std::string>* notes) {
-  const RecipeNode root = RecipeWriter(recipe, syntax, notes).Write();
-  return LeadingComment(recipe.text) + (syntax == Syntax::kYaml ? FormatYaml(root) : FormatToml(root));
+  StageNames names;
+  for (const Recipe& stage : recipe.stages) names.insert(stage.name);
+  std::vector<RecipeNode> tables;
+  for (const Recipe& stage : recipe.stages) tables.push_back(RecipeWriter(stage, syntax, names, notes).Write());
+  tables.push_back(RecipeWriter(recipe, syntax, names, notes).Write());
+  std::string text = LeadingComment(recipe.text);
+  if (syntax == Syntax::kYaml) {
+    for (const RecipeNode& table : tables) text += (&table == &tables.front() ? "" : "---\n") + FormatYaml(table);
+    return text;
+  }
+  if (recipe.stages.empty()) return text + FormatToml(tables.front());
+  RecipeNode root = TableNode(), list = ListNode();
+  std::vector<RecipeEntry>& result = tables.back().entries;
+  const auto output =
+      std::find_if(result.begin(), result.end(), [](const RecipeEntry& entry) { return entry.key == "output"; });
+  if (output != result.end()) {
+    root.entries.push_back(std::move(*output));
+    result.erase(output);
+  }
+  list.items = std::move(tables);
+  Add(&root, "stages", std::move(list));
+  return text + FormatToml(root);
 }
 
 std::optional<std::string> TryWriteRecipe(const Recipe& recipe, Syntax syntax) {
@@ -340,8 +376,10 @@ std::optional<std::string> TryWriteRecipe(const Recipe& recipe, Syntax syntax) {
 }
 
 bool SetSeed(Recipe* recipe, double seed) {
+  bool used = false;
+  for (Recipe& stage : recipe->stages) used |= SetSeed(&stage, seed);
   const ParameterSpec* spec = FindMethod(recipe->method)->Find("seed");
-  if (spec == nullptr) return false;
+  if (spec == nullptr) return used;
   if (!(seed >= spec->min && seed <= spec->max))
     throw RecipeError(*recipe, recipe->method_where,
                       fmt::format("the seed must be between {} and {}, not {}", spec->min, spec->max, seed));
@@ -350,8 +388,9 @@ bool SetSeed(Recipe* recipe, double seed) {
 }
 
 void RecordSeed(Recipe* recipe) {
+  for (Recipe& stage : recipe->stages) RecordSeed(&stage);
   const ParameterSpec* spec = FindMethod(recipe->method)->Find("seed");
-  if (spec != nullptr && !recipe->settings.contains("seed")) SetSeed(recipe, spec->default_value);
+  if (spec != nullptr && !recipe->settings.contains("seed")) recipe->settings["seed"] = {Unfiltered(spec->default_value)};
 }
 
 }  // namespace braid

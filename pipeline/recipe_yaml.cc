@@ -21,23 +21,30 @@ namespace {
 // --- text -> tree ---------------------------------------------------------------------------------------
 
 // Builds the tree from yaml-cpp's events rather than from its nodes: the limits then hold while the text is
-// read, aliases are copied one by one and counted (a small file can stand for an exponential tree), and no
-// more than one document is asked for (YAML::LoadAll of 0.7 never ends where a closing bracket stands alone).
+// read, aliases are copied one by one and counted (a small file can stand for an exponential tree), and a document
+// that does not begin with "---" is asked for only once (YAML::LoadAll of 0.7 never ends where a closing bracket stands
+// alone).
 class YamlTree : private YAML::EventHandler {
  public:
   explicit YamlTree(const Recipe& recipe) : recipe_(recipe) {}
 
-  RecipeNode Parse() {
+  // The documents of the file; at least one, which may be empty.
+  std::vector<RecipeNode> Parse() {
     std::istringstream stream(recipe_.text);
+    std::vector<RecipeNode> documents;
     try {
       YAML::Parser parser(stream);
-      parser.HandleNextDocument(*this);
-      in_first_document_ = false;
-      parser.HandleNextDocument(*this);
+      do {
+        root_ = {};
+        anchors_.clear();
+        if (!parser.HandleNextDocument(*this) && !documents.empty()) break;
+        documents.push_back(std::move(root_));
+        in_first_document_ = false;
+      } while (true);
     } catch (const YAML::Exception& error) {
       throw RecipeError(recipe_, At(error.mark), error.msg);
     }
-    return std::move(root_);
+    return documents;
   }
 
  private:
@@ -60,8 +67,6 @@ class YamlTree : private YAML::EventHandler {
         !std::string_view(recipe_.text).substr(static_cast<size_t>(mark.pos)).starts_with("---"))
       throw RecipeError(recipe_, At(mark), "text behind the end of the recipe")
           .Hint("look for a bracket too many, or a wrong indentation");
-    throw RecipeError(recipe_, At(mark), "a file with several YAML documents ('---') is not supported yet")
-        .Hint("write one recipe file per merge");
   }
   void OnDocumentEnd() override {}
 
@@ -199,13 +204,13 @@ bool IsNothing(const RecipeNode& node) { return node.kind == RecipeNode::Kind::k
 
 class YamlReader {
  public:
-  explicit YamlReader(Recipe* recipe) : reader_(recipe), recipe_(*recipe) {}
+  explicit YamlReader(Recipe* recipe, const StageNames* stages = nullptr) : reader_(recipe, stages), recipe_(*recipe) {}
 
   void Read(const RecipeNode& root) {
-    if (IsNothing(root)) reader_.Fail({1, 1}, "an empty recipe");
+    if (IsNothing(root)) reader_.Fail(root.where.line > 0 ? root.where : Location{1, 1}, "an empty recipe");
     if (root.kind != RecipeNode::Kind::kTable)
       reader_.Fail(root.where, "a recipe is a table of keys and values");
-    reader_.ReadMethod(root.Find("merge_method"), "merge_method");
+    reader_.ReadMethod(root, "merge_method");
     CheckOneOfModelsSlicesModules(reader_, root, "the recipe");
     for (const RecipeEntry& entry : root.entries) ReadTopLevel(entry);
     CompleteRecipe(reader_.method(), &recipe_);
@@ -218,14 +223,18 @@ class YamlReader {
                                                         "modules",       "base_model",  "parameters",
                                                         "dtype",         "out_dtype",   "tokenizer_source",
                                                         "on_missing",    "layer_scale", "tokenizer",
-                                                        "chat_template", "only",        "exclude"};
+                                                        "chat_template", "only",        "exclude",
+                                                        "name"};
     const auto reference = [this](const RecipeNode& node, std::string_view name) {
       return ReadYamlReference(&reader_, node, name);
     };
     const RecipeNode& value = entry.value;
     const bool is_known = std::find(known.begin(), known.end(), entry.key) != known.end();
     if (is_known && IsNothing(value)) return;  // `dtype:` alone is as good as no dtype
-    if (entry.key == "models") {
+    if (entry.key == "name") {
+      recipe_.name = reader_.ReadText(value, entry.key);
+      recipe_.name_where = value.where;
+    } else if (entry.key == "models") {
       ReadModels(value);
     } else if (entry.key == "slices") {
       ReadSlices(&reader_, value, SyntaxOfSlices());
@@ -255,7 +264,6 @@ class YamlReader {
     } else if (entry.key == "residual_weight") {
       WarnOfResidualWeight(entry);
     } else if (!is_known) {
-      reader_.RefuseUnsupportedKey(entry);
       reader_.FailUnknownKey(entry, "the recipe", known);
     }
   }
@@ -386,8 +394,14 @@ class YamlReader {
 
 Recipe ParseYamlRecipe(std::string text, const std::string& path) {
   Recipe recipe = StartRecipe(std::move(text), path, Syntax::kYaml);
-  const RecipeNode root = YamlTree(recipe).Parse();
-  YamlReader(&recipe).Read(root);
+  const std::vector<RecipeNode> documents = YamlTree(recipe).Parse();
+  if (documents.size() > 1) {
+    ReadStages(documents, &recipe, [](const RecipeNode& document, const StageNames& names, Recipe* stage) {
+      YamlReader(stage, &names).Read(document);
+    });
+  } else {
+    YamlReader(&recipe).Read(documents.front());
+  }
   return recipe;
 }
 

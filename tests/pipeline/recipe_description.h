@@ -36,6 +36,8 @@ inline std::string Describe(const std::optional<RecipeTokenizer>& tokenizer) {
 }
 
 inline std::string Describe(const Recipe& recipe) {
+  std::string stages;
+  for (const Recipe& stage : recipe.stages) stages += fmt::format("stage {}: ", stage.name) + Describe(stage);
   std::string out = fmt::format("{} base {} tokenizer {} on_missing {} dtype {} out_dtype {}\n", recipe.method,
                                 recipe.base.value_or("-"), Describe(recipe.tokenizer),
                                 static_cast<int>(recipe.on_missing), recipe.dtype ? TorchName(*recipe.dtype) : "-",
@@ -59,7 +61,7 @@ inline std::string Describe(const Recipe& recipe) {
       for (const RecipeModel& model : slice.models) out += Describe(model);
     }
   }
-  return out;
+  return stages + recipe.name + out;
 }
 
 }  // namespace braid::fixture

@@ -35,6 +35,7 @@ Recipe Convert(const Recipe& recipe, Syntax syntax) {
 std::string Values(const Recipe& recipe) {
   const MethodInfo& method = *FindMethod(recipe.method);
   std::string out;
+  for (const Recipe& stage : recipe.stages) out += Values(stage);
   for (const char* tensor :
        {"model.layers.1.mlp.up_proj.weight", "model.layers.2.self_attn.q_proj.weight", "lm_head.weight", "a*b\\c"})
     for (double t : {0.0, 0.3, 1.0})

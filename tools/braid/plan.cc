@@ -15,10 +15,19 @@
 namespace braid {
 namespace {
 
+void PrintLine(std::string_view label, const std::string& text) { fmt::print("{:<11}{}\n", label, text); }
+
+void PrintModel(const Checkpoint& checkpoint) {
+  PrintLine("model",
+            fmt::format("{}  ({} in {} file{})", Printable(checkpoint.reference), SizeText(checkpoint.TotalBytes()),
+                        checkpoint.shards.size(), checkpoint.shards.size() == 1 ? "" : "s"));
+}
+
 // "direct (NFS): models/base, models/math", one line per backend and reason.
 std::vector<std::string> ReadingTexts(const Plan& plan) {
   std::map<std::string, std::string> sources;
   for (size_t i = 0; i < plan.checkpoints.size(); ++i) {
+    if (plan.checkpoints[i].shards.empty()) continue;   // a stage's result
     std::string& names = sources[fmt::format("{} ({})", ReadBackendName(plan.reading[i].backend), plan.reading[i].why)];
     names += (names.empty() ? "" : ", ") + Printable(plan.checkpoints[i].reference);
   }
@@ -27,16 +36,32 @@ std::vector<std::string> ReadingTexts(const Plan& plan) {
   return texts;
 }
 
-void PrintPlan(const Plan& plan) {
-  const auto line = [](std::string_view label, const std::string& text) { fmt::print("{:<11}{}\n", label, text); };
-  line("method", fmt::format("{}: {}", plan.method->name, plan.method->summary));
-  if (plan.base >= 0) line("base", Printable(plan.checkpoints[static_cast<size_t>(plan.base)].reference));
-  for (uint32_t model : plan.models) {
-    const Checkpoint& checkpoint = plan.checkpoints[model];
-    line("model",
-         fmt::format("{}  ({} in {} file{})", Printable(checkpoint.reference), SizeText(checkpoint.TotalBytes()),
-                     checkpoint.shards.size(), checkpoint.shards.size() == 1 ? "" : "s"));
+// What is merged, and how.
+void PrintMerge(const Plan& plan) {
+  PrintLine("method", fmt::format("{}: {}", plan.method->name, plan.method->summary));
+  if (plan.base >= 0) PrintLine("base", Printable(plan.checkpoints[static_cast<size_t>(plan.base)].reference));
+  for (uint32_t model : plan.models) PrintModel(plan.checkpoints[model]);
+}
+
+void PrintStages(const Plan& plan) {
+  const auto name_of = [&](uint32_t c) { return Printable(plan.checkpoints[c].reference); };
+  for (const PlannedStage& stage : plan.stages) {
+    std::string models;
+    for (uint32_t model : stage.models) models += (models.empty() ? "" : ", ") + name_of(model);
+    const std::string base = stage.base < 0 ? "" : ", base " + name_of(static_cast<uint32_t>(stage.base));
+    const std::string type = stage.type ? fmt::format(", as {}", TorchName(*stage.type)) : "";
+    PrintLine("stage", fmt::format("{}{} of {}{}{}; {} of statistics",
+                                   stage.name.empty() ? "" : Printable(stage.name) + ": ", stage.method->name, models,
+                                   base, type, stage.rounds == 1 ? "1 round" : fmt::format("{} rounds", stage.rounds)));
   }
+  for (const Checkpoint& checkpoint : plan.checkpoints)
+    if (!checkpoint.shards.empty()) PrintModel(checkpoint);
+}
+
+void PrintPlan(const Plan& plan) {
+  const auto line = PrintLine;
+  if (plan.stages.empty()) PrintMerge(plan);
+  else PrintStages(plan);
   for (const std::string& text : ReadingTexts(plan)) line("io", text);
   const PlanTotals& totals = plan.totals;
   line("tensors", fmt::format("{} merged, {} copied, {} unchanged, {:.3f} billion parameters", totals.merged,

@@ -33,18 +33,23 @@ void Check(const RecipeArguments& arguments) {
   if (JsonWanted()) {
     Json models = Json::array();
     for (const RecipeModel& model : recipe.models) models.push_back(model.reference);
+    Json stages = Json::array();
+    for (const Recipe& stage : recipe.stages) stages.push_back({{"name", stage.name}, {"method", stage.method}});
     const Json out = {{"status", "ok"},
                       {"recipe", recipe.path},
                       {"syntax", recipe.syntax == Syntax::kYaml ? "yaml" : "toml"},
                       {"method", recipe.method},
                       {"base", recipe.base ? Json(*recipe.base) : Json()},
                       {"models", models},
+                      {"stages", stages},
                       {"warnings", warnings}};
     return fmt::print("{}\n", out.dump(-1, ' ', false, Json::error_handler_t::replace));
   }
-  fmt::print("{}: a sound recipe: {} of {} model{}{}\n", Printable(recipe.path), recipe.method, recipe.models.size(),
+  fmt::print("{}: a sound recipe: {} of {} model{}{}{}\n", Printable(recipe.path), recipe.method, recipe.models.size(),
              recipe.models.size() == 1 ? "" : "s",
-             recipe.base ? fmt::format(", base {}", Printable(*recipe.base)) : "");
+             recipe.base ? fmt::format(", base {}", Printable(*recipe.base)) : "",
+             recipe.stages.empty() ? "" : fmt::format(", behind {} other stage{}", recipe.stages.size(),
+                                                      recipe.stages.size() == 1 ? "" : "s"));
 }
 
 void Convert(const RecipeArguments& arguments) {
