@@ -136,7 +136,7 @@ void WritePlanJson(const Plan& plan, const Json& more, const Write& write) {
   out["bytes_written"] = plan.totals.bytes_written;
   const MemoryPlan& m = plan.memory;
   out["memory"] = {{"budget", m.budget}, {"least", m.least}, {"threads", m.threads}, {"catalogue", m.catalogue},
-                   {"scratch", m.scratch}, {"decoding", m.decoding.MemoryBytes()},
+                   {"scratch", m.scratch}, {"decoding", m.decoding.MemoryBytes()}, {"ordering", m.ordering},
                    {"tile_elements", m.tile_elements}, {"buffers", m.buffers}, {"buffer_bytes", m.buffer_bytes},
                    {"accumulators", m.accumulators}, {"drafts", m.drafts}, {"open", m.open}, {"pool", m.pool},
                    {"waiting", m.waiting}};
