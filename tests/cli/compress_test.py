@@ -44,6 +44,8 @@ class Compressed(CliTest):
         self.assertEqual(glob.glob(self.path("out", "*.safetensors")), [])
         index = json.loads(read_text(self.path("out", "model.safetensors.index.json")))
         self.assertTrue(all(name.endswith(".safetensors") for name in index["weight_map"].values()))
+        self.assert_ok(self.run_braid("verify", "out"))
+        self.assert_ok(self.run_braid("diff", "out", "plain"))
         restored = self.restored("out")
         for name in ("braid_recipe.toml", "braid.json", "README.md"):  # which say that it was compressed
             self.assertIn(name, restored)
