@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <linux/fs.h>
+#include <poll.h>
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -64,6 +65,13 @@ int Os::Rename(const char* from, const char* to, unsigned flags) {
 }
 int Os::Unlink(const char* path) { return ::unlink(path); }
 int Os::Rmdir(const char* path) { return ::rmdir(path); }
+ssize_t Os::Write(int fd, const void* buffer, size_t bytes) {
+  return Retry([&] { return ::write(fd, buffer, bytes); });
+}
+int Os::WaitToWrite(int fd, int milliseconds) {
+  pollfd waited{.fd = fd, .events = POLLOUT, .revents = 0};
+  return ::poll(&waited, 1, milliseconds);
+}
 
 Os& TheOs() {
   static Os real;

@@ -42,6 +42,8 @@ class Os {
   virtual int Rename(const char* from, const char* to, unsigned renameat2_flags);
   virtual int Unlink(const char* path);
   virtual int Rmdir(const char* path);
+  virtual ssize_t Write(int fd, const void* buffer, size_t bytes);
+  virtual int WaitToWrite(int fd, int milliseconds);  // until it takes bytes, or is broken; no longer than that
 };
 
 // The system in use: the real one unless a test has set another.

@@ -14,6 +14,7 @@
 #include <regex>
 
 #include "io/error.h"
+#include "io/shard_frames.h"
 #include "io/shard_writer.h"
 
 namespace braid {
@@ -54,7 +55,7 @@ bool IsMountPoint(const std::string& path) {
 bool BelongsToACheckpoint(const std::string& name, bool is_directory) {
   static const std::regex directories(R"(\d+_\w+|additional_chat_templates|\.cache)");
   static const std::regex files(
-      R"((.+\.(safetensors|json|jinja|model|tiktoken|txt|md|yml|toml|py)|pytorch_model.*\.bin|)"
+      R"((.+\.(safetensors|safetensors(\.planes)?\.zst|json|jinja|model|tiktoken|txt|md|yml|toml|py)|pytorch_model.*\.bin|)"
       R"((LICENSE|LICENCE|NOTICE|USE_POLICY).*|\.gitattributes|\.gitignore))",
       std::regex::icase);
   return std::regex_match(name, is_directory ? directories : files);
@@ -82,7 +83,7 @@ std::string AlienIn(const fs::path& directory, const std::string& prefix = "") {
 bool HoldsWeights(const std::string& directory) {
   for (const auto& entry : fs::directory_iterator(directory)) {
     const std::string name = entry.path().filename().string();
-    if (name.ends_with(".safetensors") || name.ends_with(".bin")) return true;
+    if (IsShardFile(name) || name.ends_with(".bin")) return true;
   }
   return false;
 }
@@ -149,7 +150,7 @@ struct Target {
 };
 
 Target Examine(const std::string& given, bool force, const std::vector<std::string>& inputs) {
-  Target target{Resolve(given), given.ends_with(".safetensors"), false, false};
+  Target target{Resolve(given), IsShardFile(given), false, false};
   struct stat status;
   if (TheOs().Stat(target.out.c_str(), &status) < 0) {
     if (errno != ENOENT && errno != ENOTDIR) throw SystemError(errno, "look at it", target.out);

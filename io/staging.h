@@ -1,7 +1,7 @@
 // An output that appears all at once. Files are written to OUT.partial beside OUT, under a lock; Publish makes them
 // durable and renames. A crash at any moment leaves at most OUT.partial, never something that looks finished.
 //
-// OUT is a directory, or one file when it ends in `.safetensors`. Where OUT is an empty mount point, which cannot
+// OUT is a directory, or one file when it ends in `.safetensors` (and perhaps what compressed ones end in). Where OUT is an empty mount point, which cannot
 // be replaced, files are staged inside it as OUT/.partial and moved out at the end, the index (or the only shard)
 // last.
 //

@@ -61,6 +61,7 @@ class GraphRun {
   void ReadAll(Read::gateway_type& gateway);
   bool MeasureAll(Read::gateway_type& gateway);
   bool ReadScope(const PlannedScope& scope, bool anew, Read::gateway_type& gateway);
+  bool ReadFailedDrafts(Read::gateway_type& gateway);
   bool ReadRounds(ScopeRun* run, Read::gateway_type& gateway);
   std::shared_ptr<ScopeRun> StartScope(const PlannedScope& scope, bool anew);
   bool ReadRound(ScopeRun* run, Read::gateway_type& gateway);
@@ -238,7 +239,8 @@ GraphResult GraphRun::Run(const std::string& fingerprint, const std::atomic<int>
   if (error_) std::rethrow_exception(error_);
   files_.CheckUnchanged();
   writer_.Finish(fingerprint, interrupt);
-  return {writer_.sums(), counts_, entries_, kept_, alpha_};
+  return {writer_.sums(), counts_, entries_, kept_, alpha_, writer_.output().bytes_written(),
+          writer_.output().bytes_spilled()};
 }
 
 void GraphRun::Fail(std::exception_ptr error) {
@@ -262,6 +264,7 @@ void GraphRun::ReadAll(Read::gateway_type& gateway) {
   if (plan_.measured && !MeasureAll(gateway)) return;
   for (const PlannedScope& scope : plan_.scopes) {
     if (scope.elements == 0) continue;
+    if (plan_.in_order && !ReadFailedDrafts(gateway)) return;
     if (measured_.empty() || &measured_.front()->scope() != &scope) {
       if (share_.Any(scope) && !ReadScope(scope, false, gateway)) return;
       continue;
@@ -278,6 +281,18 @@ void GraphRun::ReadAll(Read::gateway_type& gateway) {
       if (run->WaitForDraft()) continue;
     }
     if (failed_ || !ReadScope(run->scope(), true, gateway)) return;
+  }
+}
+
+// Where bytes leave in order: as soon as it is known that a draft did not come out, since all behind it waits on disk.
+bool GraphRun::ReadFailedDrafts(Read::gateway_type& gateway) {
+  for (;;) {
+    const auto failed =
+        std::find_if(drafted_.begin(), drafted_.end(), [](const auto& run) { return run->DraftStartsAnew(); });
+    if (failed == drafted_.end()) return true;
+    const std::shared_ptr<ScopeRun> run = *failed;
+    drafted_.erase(failed);
+    if (!ReadScope(run->scope(), true, gateway)) return false;
   }
 }
 

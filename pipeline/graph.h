@@ -48,9 +48,12 @@ struct GraphResult {
   MergeCounts counts;
   uint64_t entries = 0, kept = 0;    // of all trimmed task vectors
   std::optional<double> alpha = {};  // of layer_scale, where the recipe leaves it open
+  uint64_t bytes_written = 0;        // as they are stored
+  uint64_t bytes_spilled = 0;        // of them, those that came before their turn, before they were compressed
 };
 
-// Runs the share of a plan into the shard files at `shard_paths`, which are created here and durable afterwards.
+// Runs the share of a plan into the shard files at `shard_paths`, which are created here and durable afterwards, or to
+// standard output ("-").
 // `interrupt`: when it becomes non-zero the run ends within a tile, with Error(kInterrupted). `quiet`: no progress on
 // stderr. `keeper` gets the statistics of every scope. `unit_done` is called with each unit of the share when it is
 // durable, on several threads. Throws Error; then the files are incomplete, but for those units.

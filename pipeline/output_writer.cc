@@ -3,9 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "io/error.h"
-#include "pipeline/interrupt.h"
-#include "pipeline/manifest.h"
+#include "io/shard_writer.h"
 #include "pipeline/scope_run.h"
 
 namespace braid {
@@ -17,29 +15,18 @@ constexpr size_t kWriters = 2;
 
 OutputWriter::OutputWriter(const Plan& plan, const Share& share, const std::vector<std::string>& shard_paths,
                            Progress* progress)
-    : plan_(plan), share_(share), progress_(*progress), sums_(plan.tensors.size(), XXH3_128bits(nullptr, 0)),
+    : plan_(plan), share_(share), progress_(*progress),
+      output_(MakeShardOutput(plan, share, shard_paths, progress, &abandoned_)),
+      sums_(plan.tensors.size(), XXH3_128bits(nullptr, 0)),
       memory_(plan.memory.buffer_bytes * (plan.memory.buffers + plan.memory.drafts)),
       tiles_(plan.memory.buffers + plan.memory.drafts) {
   for (size_t i = 0; i < tiles_.size(); ++i) {
     tiles_[i].buffer = memory_.data() + i * plan.memory.buffer_bytes;
     tiles_[i].draft = i >= plan.memory.buffers;
   }
-  // All shards at once: a disk that is too small shows now.
-  for (uint32_t i = 0; i < plan.shards.size(); ++i) {
-    const auto ranges = share.Written(i);
-    if (share.everything()) shards_.push_back(std::make_unique<ShardWriter>(shard_paths[i], plan.shards[i].bytes));
-    else if (ranges.empty()) shards_.push_back(nullptr);
-    else shards_.push_back(std::make_unique<ShardWriter>(shard_paths[i], plan.shards[i].bytes, ranges));
-  }
   for (const OutputUnit& unit : share.units()) unit_missing_.push_back(unit.bytes());
-  for (uint32_t i = 0; i < plan.shards.size() && !share.everything(); ++i) {
-    const std::string& header = plan.shards[i].header;
-    const auto ranges = share.Written(i);
-    if (ranges.empty() || ranges.front().begin > header.size()) continue;
-    // Others see what they need to know from marks of their own, so a header makes nothing look finished here.
-    if (ranges.front().begin == 0) shards_[i]->Write(0, header.data(), header.size());
-    CountUnits(i, 0, header.size());
-  }
+  // Of a share, the headers are there already.
+  for (uint32_t i = 0; i < plan.shards.size() && !share.everything(); ++i) CountUnits(i, 0, plan.shards[i].header.size());
 }
 
 OutputWriter::~OutputWriter() { Stop(); }
@@ -89,17 +76,7 @@ void OutputWriter::Finish(const std::string& fingerprint, const std::atomic<int>
     std::unique_lock lock(order_mutex_);
     FinishUnits(&lock);   // those without a byte of a tensor
   }
-  for (size_t i = 0; i < shards_.size(); ++i) {
-    if (shards_[i] == nullptr) continue;
-    ThrowIfInterrupted(interrupt);
-    std::string header = plan_.shards[i].header;
-    if (plan_.single_file) header = FillChecksums(std::move(header), fingerprint, sums_);
-    if (share_.everything()) shards_[i]->Write(0, header.data(), header.size());
-    progress_.of(Stage::kWrite).bytes += header.size();
-    if (!shards_[i]->complete())
-      throw Error(ErrorCode::kInternal, "a shard was left incomplete").Path(plan_.shards[i].name);
-    shards_[i]->Finish();
-  }
+  output_->Finish(fingerprint, sums_, interrupt);
 }
 
 void OutputWriter::Loop() {
@@ -117,7 +94,8 @@ void OutputWriter::Loop() {
     OutputTile* const tile = submitted.tile;
     bool written = false;
     try {
-      if (tile->scope != nullptr) WriteTile(*tile), written = true;
+      if (tile->scope != nullptr && output_->any_order()) WriteTile(*tile);
+      written = tile->scope != nullptr;
       if (written) AddInOrder(std::move(submitted));
     } catch (...) {
       fail_(std::current_exception());  // abandons
@@ -151,7 +129,7 @@ void OutputWriter::WriteTile(const OutputTile& tile) {
   StageTimer timer(progress_.of(Stage::kWrite));
   ForEachOwn(tensor, tile, [&](uint64_t begin, uint64_t end) {
     const std::byte* const from = tile.data + (begin - tensor.offset - tile.begin);
-    shards_[tensor.shard]->Write(begin, from, end - begin);
+    output_->Write(tensor.shard, begin, from, end - begin);
     progress_.of(Stage::kWrite).bytes += end - begin;
   });
 }
@@ -166,7 +144,7 @@ void OutputWriter::ForEachOwn(const PlannedTensor& tensor, const OutputTile& til
     visit(std::max(begin, range->begin), std::min(end, range->end));
 }
 
-// Takes over a tile that is written; it is handed back once its bytes are in the checksum.
+// Takes over a tile; it is handed back once it is written and its bytes are in the checksum.
 void OutputWriter::AddInOrder(Submitted submitted) {
   std::unique_lock lock(order_mutex_);
   if (abandoned_) return submitted.done(submitted.tile);  // the others have been handed back, or will be
@@ -175,6 +153,7 @@ void OutputWriter::AddInOrder(Submitted submitted) {
   sequence.early.emplace(submitted.tile->order, std::move(submitted));
   while (!sequence.early.empty() && sequence.early.begin()->first == sequence.next) {
     Submitted& next = sequence.early.begin()->second;
+    if (!output_->any_order()) WriteTile(*next.tile);
     AddToChecksum(*next.tile);
     next.done(next.tile);
     sequence.early.erase(sequence.early.begin());
@@ -225,7 +204,7 @@ void OutputWriter::FinishUnits(std::unique_lock<std::mutex>* lock) {
   lock->unlock();
   for (uint32_t index : finished) {
     const OutputUnit& unit = share_.units()[index];
-    shards_[unit.shard]->Sync();
+    output_->Sync(unit.shard);
     unit_done_({.unit = unit, .sums = std::exchange(sums, {})});
   }
 }

@@ -1,7 +1,7 @@
 // The writer threads: take merged tiles in any order, write them where they belong, and keep each tensor's checksum,
 // for which they put a scope's tiles back into order. There are two, so that the disk has its next write while one of
 // them adds up a checksum. Of a plan that several ranks share, they write what their share has, and say which units of
-// it are done.
+// it are done. An output whose bytes leave in order gets a scope's tiles in order, too.
 #pragma once
 
 #include <atomic>
@@ -19,9 +19,9 @@
 
 #include "io/checksum.h"
 #include "io/huge_pages.h"
-#include "io/shard_writer.h"
 #include "pipeline/plan.h"
 #include "pipeline/progress.h"
+#include "pipeline/shard_output.h"
 #include "pipeline/share.h"
 
 namespace braid {
@@ -42,7 +42,7 @@ struct OutputTile {
 
 class OutputWriter {
  public:
-  // Creates the shard files that the share has, and reserves their space. Throws Error.
+  // As MakeShardOutput. Throws Error.
   OutputWriter(const Plan& plan, const Share& share, const std::vector<std::string>& shard_paths, Progress* progress);
   ~OutputWriter();
 
@@ -64,12 +64,11 @@ class OutputWriter {
 
   void Stop();  // joins the threads; everything submitted has been handed back
 
-  // Writes the headers, last, because a single file's header holds the checksums, and because a file without one
-  // cannot be mistaken for a checkpoint. Every shard is complete and durable then. Of a share, the headers are there
-  // already, but for that of a single file. Throws Error.
+  // Every shard that the share has is complete and durable then. Throws Error.
   void Finish(const std::string& fingerprint, const std::atomic<int>& interrupt);
 
   const std::vector<XXH128_hash_t>& sums() const { return sums_; }
+  const ShardOutput& output() const { return *output_; }
 
  private:
   struct Submitted {
@@ -95,7 +94,8 @@ class OutputWriter {
   const Plan& plan_;
   const Share& share_;
   Progress& progress_;
-  std::vector<std::unique_ptr<ShardWriter>> shards_;
+  std::atomic<bool> abandoned_{false};
+  std::unique_ptr<ShardOutput> output_;
   std::vector<XXH128_hash_t> sums_;
   HugePages memory_;
   std::vector<OutputTile> tiles_;
@@ -107,7 +107,6 @@ class OutputWriter {
   std::condition_variable changed_;
   std::deque<Submitted> inbox_;
   bool stop_ = false;
-  std::atomic<bool> abandoned_{false};
   std::vector<std::thread> threads_;
 
   std::mutex order_mutex_;  // guards what follows

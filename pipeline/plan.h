@@ -31,6 +31,7 @@ struct PlanOptions {
   int threads = 0;                            // 0: one per core
   uint64_t shard_bytes = 5'000'000'000;       // decimal, as the Hub counts
   bool single_file = false;                   // one shard, whatever its size
+  bool pipe = false;                          // the same, to standard output
   std::string cache = {};                     // directory of the statistics cache; empty: none
   uint64_t tile_elements = 0;                 // 0: chosen from the budget; for tests
   ReadMode read = ReadMode::kAuto;
@@ -127,6 +128,8 @@ struct MemoryPlan {
   DecodingSizes decoding;           // of compressed shards
   uint64_t scratch = 0;             // lane buffers and workspaces of all workers
   uint64_t tile_elements = 0;
+  uint64_t ordering = 0;            // of an output that leaves in order: to read back what came too early, to compress
+  uint32_t encoders = 0;            // threads that compress it
   uint32_t buffers = 0;             // output tiles in flight
   uint64_t buffer_bytes = 0;        // of one
   uint32_t accumulators = 1;        // per scope in progress
@@ -139,7 +142,8 @@ struct MemoryPlan {
 struct PlanTotals {
   std::vector<uint64_t> read_per_round;  // bytes touched in each round; later ones may come from the page cache
   uint64_t bytes_read = 0;               // sum of the rounds that map anew
-  uint64_t bytes_written = 0;
+  uint64_t bytes_written = 0;            // before they are compressed
+  uint64_t bytes_spilled = 0;            // of an output that leaves in order: what comes before its turn
   uint64_t merged_elements = 0, parameters = 0;
   uint32_t merged = 0, copied = 0, unchanged = 0;  // tensors, by their action
 };
@@ -183,6 +187,7 @@ struct Plan {
   bool model_scope = false;
   bool measured = false;                  // every scope is measured before one is merged (layer_scale.h)
   bool single_file = false;
+  bool in_order = false;                  // bytes leave in the order of the files: a pipe, or compressed shards
   // Of a chain; otherwise empty. Its merged tensors are planned as if merged, in one step, from all the files that any
   // stage reads for them: their coefficients name a tree of the chain. What is said of the plan's own method, base and
   // models is that of the last stage.

@@ -45,7 +45,9 @@ std::string_view ActionName(TensorAction action) {
 Json LayoutToJson(const Plan& plan) {
   Json out;
   out["method"] = plan.method->name;
-  out["single_file"] = plan.single_file;  // its header holds the checksums
+  out["single_file"] = plan.single_file;  // its header holds the checksums, unless it leaves in order
+  if (plan.recipe.output.compress != Compression::kNone)
+    out["compress"] = CompressionName(plan.recipe.output.compress);
   out["on_missing"] = static_cast<int>(plan.recipe.on_missing);
   for (const Checkpoint& checkpoint : plan.checkpoints) {
     Json source;
@@ -134,9 +136,10 @@ void WritePlanJson(const Plan& plan, const Json& more, const Write& write) {
   out["read_per_round"] = plan.totals.read_per_round;
   out["bytes_read"] = plan.totals.bytes_read;
   out["bytes_written"] = plan.totals.bytes_written;
+  if (plan.in_order) out["bytes_spilled"] = plan.totals.bytes_spilled;
   const MemoryPlan& m = plan.memory;
   out["memory"] = {{"budget", m.budget}, {"least", m.least}, {"threads", m.threads}, {"catalogue", m.catalogue},
-                   {"scratch", m.scratch}, {"decoding", m.decoding.MemoryBytes()},
+                   {"scratch", m.scratch}, {"decoding", m.decoding.MemoryBytes()}, {"ordering", m.ordering},
                    {"tile_elements", m.tile_elements}, {"buffers", m.buffers}, {"buffer_bytes", m.buffer_bytes},
                    {"accumulators", m.accumulators}, {"drafts", m.drafts}, {"open", m.open}, {"pool", m.pool},
                    {"waiting", m.waiting}};

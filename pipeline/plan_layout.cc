@@ -16,14 +16,14 @@ namespace braid {
 
 namespace {
 
-PlannedShard MakeShard(std::span<const PlannedTensor> tensors, std::string name, bool single_file) {
+PlannedShard MakeShard(std::span<const PlannedTensor> tensors, std::string name, bool with_checksums) {
   std::vector<TensorInfo> infos;
   infos.reserve(tensors.size());
   for (const PlannedTensor& tensor : tensors)
     infos.push_back({.name = tensor.name, .dtype = tensor.type, .shape = tensor.shape, .elements = tensor.elements,
                      .bytes = tensor.bytes});
   std::map<std::string, std::string> metadata = {{"format", "pt"}};
-  if (single_file) AddChecksumRoom(&metadata, infos.size());
+  if (with_checksums) AddChecksumRoom(&metadata, infos.size());
   // The data begins with a page: most tensors of most models are whole pages, and those need no page cache then.
   PlannedShard shard{.name = std::move(name), .header = MakeSafetensorsHeader(infos, metadata, ShardWriter::kPage)};
   shard.bytes = shard.header.size();
@@ -34,12 +34,13 @@ PlannedShard MakeShard(std::span<const PlannedTensor> tensors, std::string name,
 }  // namespace
 
 void PlanLayout(Plan* plan, const PlanOptions& options) {
-  plan->single_file = options.single_file;
+  plan->single_file = options.single_file || options.pipe;
+  plan->in_order = options.pipe || plan->recipe.output.compress != Compression::kNone;
   std::vector<size_t> begins = {0};  // the first tensor of each shard
   uint64_t filled = 0;
   for (size_t t = 0; t < plan->tensors.size(); ++t) {
     PlannedTensor& tensor = plan->tensors[t];
-    if (!options.single_file && filled > 0 &&
+    if (!plan->single_file && filled > 0 &&
         tensor.bytes > options.shard_bytes - std::min(filled, options.shard_bytes)) {
       begins.push_back(t);
       filled = 0;
@@ -54,8 +55,9 @@ void PlanLayout(Plan* plan, const PlanOptions& options) {
     const std::span tensors(plan->tensors.begin() + static_cast<ptrdiff_t>(begins[i]), begins[i + 1] - begins[i]);
     std::string name = shards == 1 ? "model.safetensors"
                                    : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards);
-    plan->shards.push_back(MakeShard(tensors, std::move(name), options.single_file));
+    plan->shards.push_back(MakeShard(tensors, std::move(name), plan->single_file && !plan->in_order));
     for (PlannedTensor& tensor : tensors) tensor.offset += plan->shards.back().header.size();
+    plan->totals.bytes_written += plan->shards.back().bytes;
   }
 }
 

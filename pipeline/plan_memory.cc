@@ -15,6 +15,7 @@
 #include "pipeline/budget.h"
 #include "pipeline/plan_internal.h"
 #include "pipeline/row_reader.h"
+#include "pipeline/shard_output.h"
 #include "pipeline/statistics_cache.h"
 
 namespace braid {
@@ -236,11 +237,21 @@ void ChooseWhatIsKept(Plan* plan) {
   }
 }
 
+// One thread that compresses for each that merges, within a quarter of the budget.
+void ChooseEncoders(Plan* plan) {
+  MemoryPlan& m = plan->memory;
+  if (!plan->in_order) return;
+  const bool compressed = plan->recipe.output.compress != Compression::kNone;
+  m.encoders = compressed ? static_cast<uint32_t>(m.threads) : 0;
+  while (m.encoders > 1 && OrderingBytes(*plan, m.encoders) > m.budget / 4) --m.encoders;
+  m.ordering = OrderingBytes(*plan, m.encoders);
+}
+
 // Bytes that each round maps, counted from the merge back. A resident scope maps its bytes once, counted to the merge;
 // one that is measured first, twice.
 void CountBytes(Plan* plan) {
   PlanTotals& totals = plan->totals;
-  for (const PlannedShard& shard : plan->shards) totals.bytes_written += shard.bytes;
+  if (plan->in_order) totals.bytes_spilled = BytesThatComeEarly(*plan);
   for (const PlannedScope& scope : plan->scopes) {
     const PlannedTensor& first = plan->tensors[scope.tensors.front()];
     const bool copy = first.action != TensorAction::kMerge;
@@ -345,7 +356,8 @@ void PlanMemory(Plan* plan, const PlanOptions& options) {
   for (const Checkpoint& checkpoint : plan->checkpoints)
     for (const Shard& shard : checkpoint.shards)
       if (shard.compressed != nullptr) m.decoding.decoders = m.decoding.kept = 1, m.decoding.Cover(*shard.compressed);
-  uint64_t fixed = m.catalogue + m.scratch + m.decoding.MemoryBytes();
+  ChooseEncoders(plan);
+  uint64_t fixed = m.catalogue + m.scratch + m.ordering + m.decoding.MemoryBytes();
   const uint64_t smallest_tile = LargestTileCost(*plan, kReductionBlock);
   m.least = fixed + 2 * BufferBytes(*plan, kReductionBlock) + accumulator + sums + 2 * smallest_tile;
   m.least = std::max(m.least, m.planning - std::min(m.planning, kPlanningAllowance));

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "io/error.h"
+#include "io/shard_frames.h"
 #include "ops/dtype.h"
 #include "ops/parameters.h"
 
@@ -119,12 +120,11 @@ enum class OnMissing { kError, kBase, kSkip };
 
 // What is written, and how.
 struct RecipeOutput {
-  enum class Compress { kNone, kZstd, kPlanes };    // planes: of floats byte by byte, each plane on its own
-  enum class Content { kCheckpoint, kDelta };       // kDelta: the merged task vector
-  Compress compress = Compress::kNone;
+  enum class Content { kCheckpoint, kDelta };   // kDelta: the merged task vector
+  Compression compress = Compression::kNone;
   Content content = Content::kCheckpoint;
-  std::optional<DType> delta_dtype = {};            // only of a kDelta: float32 or bfloat16
-  Location where = {};                              // of the table
+  std::optional<DType> delta_dtype = {};        // only of a kDelta: float32 or bfloat16
+  Location where = {};                          // of the table
 };
 
 struct RecipeWarning {

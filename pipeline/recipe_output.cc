@@ -8,7 +8,9 @@ namespace braid {
 namespace {
 
 // In the order of the enumerators.
-const std::vector<std::string_view> kCompress = {"none", "zstd", "planes"};
+const std::vector<std::string_view> kCompress = {CompressionName(Compression::kNone),
+                                                 CompressionName(Compression::kZstd),
+                                                 CompressionName(Compression::kPlanes)};
 const std::vector<std::string_view> kContent = {"checkpoint", "delta"};
 const std::vector<std::string_view> kDeltaTypes = {"float32", "bfloat16"};
 
@@ -33,8 +35,7 @@ RecipeOutput ReadOutput(const RecipeReader& reader, const RecipeNode& node) {
   reader.RequireTable(node, "output");
   for (const RecipeEntry& entry : node.entries) {
     if (entry.key == "compress")
-      output.compress =
-          static_cast<RecipeOutput::Compress>(ReadChoice(reader, entry.key, kCompress, entry.value));
+      output.compress = static_cast<Compression>(ReadChoice(reader, entry.key, kCompress, entry.value));
     else if (entry.key == "content")
       read_content(entry.value, entry.key);
     else if (entry.key == "delta_dtype")
@@ -52,20 +53,18 @@ RecipeOutput ReadOutput(const RecipeReader& reader, const RecipeNode& node) {
 std::optional<RecipeNode> OutputNode(const RecipeOutput& output) {
   RecipeNode table = TableNode();
   const bool delta = output.content == RecipeOutput::Content::kDelta;
-  if (output.compress != RecipeOutput::Compress::kNone)
-    Add(&table, "compress", TextNode(std::string(CompressName(output.compress))));
+  if (output.compress != Compression::kNone)
+    Add(&table, "compress", TextNode(std::string(CompressionName(output.compress))));
   if (delta) Add(&table, "content", TextNode("delta"));
   if (output.delta_dtype) Add(&table, "delta_dtype", TextNode(std::string(TorchName(*output.delta_dtype))));
   if (table.entries.empty()) return std::nullopt;
   return table;
 }
 
-std::optional<RecipeOutput::Compress> ParseCompress(std::string_view name) {
+std::optional<Compression> ParseCompression(std::string_view name) {
   const auto found = std::find(kCompress.begin(), kCompress.end(), name);
   if (found == kCompress.end()) return std::nullopt;
-  return static_cast<RecipeOutput::Compress>(found - kCompress.begin());
+  return static_cast<Compression>(found - kCompress.begin());
 }
-
-std::string_view CompressName(RecipeOutput::Compress compress) { return kCompress.at(static_cast<size_t>(compress)); }
 
 }  // namespace braid

@@ -21,8 +21,7 @@ RecipeOutput ReadOutput(const RecipeReader& reader, const RecipeNode& node);
 // The node that ReadOutput reads as `output`; nothing where all of it is the default.
 std::optional<RecipeNode> OutputNode(const RecipeOutput& output);
 
-// Of "none", "zstd", "planes"; nothing for anything else.
-std::optional<RecipeOutput::Compress> ParseCompress(std::string_view name);
-std::string_view CompressName(RecipeOutput::Compress compress);
+// By CompressionName; nothing for anything else.
+std::optional<Compression> ParseCompression(std::string_view name);
 
 }  // namespace braid

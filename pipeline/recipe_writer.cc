@@ -192,7 +192,7 @@ class RecipeWriter {
           .Hint("keep it in TOML");
     if (notes_ != nullptr)
       notes_->push_back(fmt::format("YAML has no form for [output]: write 'braid merge --compress {}' instead",
-                                    CompressName(recipe_.output.compress)));
+                                    CompressionName(recipe_.output.compress)));
   }
 
   void AddGlobs(const char* key, const std::vector<NameFilter>& filters, RecipeNode* root) {

@@ -8,7 +8,9 @@
 #include <csignal>
 #include <filesystem>
 #include <iterator>
+#include <optional>
 
+#include "io/byte_stream.h"
 #include "io/error.h"
 #include "io/model_files.h"
 #include "io/shard_writer.h"
@@ -19,6 +21,7 @@
 #include "pipeline/model_card.h"
 #include "pipeline/recipe_writer.h"
 #include "pipeline/run_internal.h"
+#include "pipeline/shard_output.h"
 #include "pipeline/tokenizer_files.h"
 
 namespace braid {
@@ -51,6 +54,31 @@ void WriteRecipes(const Recipe& recipe, Staging* staging) {
     const char* name = syntax == Syntax::kYaml ? "mergekit_config.yml" : "braid_recipe.toml";
     if (text) WriteDurably(staging->PathFor(name), *text);
   }
+}
+
+std::string FileOf(const Plan& plan, const PlannedShard& shard) {
+  return shard.name + std::string(CompressionSuffix(plan.recipe.output.compress));
+}
+
+// What the name of OUT says: how many files, and how they are compressed.
+void ReadOutputName(const std::string& out, Recipe* recipe, PlanOptions* options) {
+  options->pipe = out == kStandardOutput;
+  options->single_file = IsShardFile(out);
+  if (!options->single_file) return;
+  const Compression named = CompressionOf(out);
+  Compression& wanted = recipe->output.compress;
+  if (wanted == Compression::kNone) wanted = named;
+  if (wanted == named) return;
+  const std::string plain = out.substr(0, out.size() - CompressionSuffix(named).size());
+  throw Error(ErrorCode::kUsage, fmt::format("compressed ({}), the output needs another name", CompressionName(wanted)))
+      .Path(out)
+      .Hint(fmt::format("call it {}{}", plain, CompressionSuffix(wanted)));
+}
+
+std::vector<std::string> SpaceWarnings(const Plan& plan, const std::string& out) {
+  if (!plan.in_order || out == kStandardOutput || plan.totals.bytes_written <= FreeSpace(out)) return {};
+  return {fmt::format("the disk has {} free: the output, {} before it is compressed, may not fit",
+                      SizeText(FreeSpace(out)), SizeText(plan.totals.bytes_written))};
 }
 
 // One descriptor per shard of every source and of the output; the usual soft limit of 1024 is too low for large
@@ -92,7 +120,7 @@ void WriteSideFiles(const Plan& plan, const MergeOptions& options, const GraphRe
 }
 
 std::string LastFile(const Plan& plan) {
-  return plan.shards.size() > 1 ? kIndexName : plan.shards.front().name;
+  return plan.shards.size() > 1 ? kIndexName : FileOf(plan, plan.shards.front());
 }
 
 std::vector<std::string> WarningTexts(const Plan& plan) {
@@ -103,15 +131,24 @@ std::vector<std::string> WarningTexts(const Plan& plan) {
 
 void CheckOutput(const Plan& plan, const MergeOptions& options) {
   const RecipeOutput& output = plan.recipe.output;
-  if (output.content == RecipeOutput::Content::kDelta || output.compress != RecipeOutput::Compress::kNone)
-    throw RecipeError(plan.recipe, output.where, "an output of this kind is not supported yet");
-  CheckOutputPath(options.out, options.force, InputsOf(plan));
-  const uint64_t needed = plan.totals.bytes_written, free = FreeSpace(options.out);
-  if (needed > free)
-    throw Error(ErrorCode::kIo,
-                fmt::format("the merged checkpoint needs {}, the disk has {} free", SizeText(needed), SizeText(free)))
-        .Path(options.out)
-        .Hint("free some space or choose an output on another disk");
+  if (output.content == RecipeOutput::Content::kDelta)
+    throw RecipeError(plan.recipe, output.where, "writing a delta is not supported yet");
+  const bool pipe = options.out == kStandardOutput;
+  if (pipe) CheckStandardOutput(InputsOf(plan));
+  else CheckOutputPath(options.out, options.force, InputsOf(plan));
+  // How small compressed shards become is known when they are.
+  uint64_t needed = plan.totals.bytes_spilled;
+  if (!plan.in_order) needed += plan.totals.bytes_written;
+  const std::string place = pipe ? SpillDirectory({options.out}) : options.out;
+  const uint64_t free = FreeSpace(place);
+  if (needed <= free) return;
+  throw Error(ErrorCode::kIo,
+              fmt::format("{} needs {}, the disk has {} free",
+                          plan.in_order ? "what is merged before its turn" : "the merged checkpoint", SizeText(needed),
+                          SizeText(free)))
+      .Path(place)
+      .Hint(pipe ? "free some space or set TMPDIR to a directory on another disk"
+                 : "free some space or choose an output on another disk");
 }
 
 MergeReport RunMerge(const std::string& recipe_path, const MergeOptions& options, const std::atomic<int>& interrupt,
@@ -130,7 +167,7 @@ MergeReport RunMerge(Recipe recipe, const MergeOptions& options, const std::atom
 
   // Headers read and checked; every output byte has its place; the budget suffices.
   PlanOptions plan_options = options.plan;
-  plan_options.single_file = options.out.ends_with(".safetensors");
+  ReadOutputName(options.out, &recipe, &plan_options);
   const Plan plan = MakePlan(std::move(recipe), plan_options);
   const std::string fingerprint = PlanFingerprint(plan);
 
@@ -147,21 +184,24 @@ MergeReport RunMerge(Recipe recipe, const MergeOptions& options, const std::atom
 
   // OUT may be written and fits the disk.
   CheckOutput(plan, options);
-  Staging staging(options.out, options.force, InputsOf(plan));
-  warnings.insert(warnings.end(), staging.notes().begin(), staging.notes().end());
+  std::optional<Staging> staging;   // a pipe has none
+  if (!plan_options.pipe) staging.emplace(options.out, options.force, InputsOf(plan));
+  if (staging) warnings.insert(warnings.end(), staging->notes().begin(), staging->notes().end());
+  for (const std::string& warning : SpaceWarnings(plan, options.out)) warnings.push_back(warning);
   std::for_each(warnings.begin(), warnings.end(), print);
 
   StatisticsKeeper keeper(plan);
-  // The weights: complete and durable in OUT.partial.
+  // The weights: complete and durable in OUT.partial, or gone through the pipe.
   std::vector<std::string> paths;
-  for (const PlannedShard& shard : plan.shards) paths.push_back(staging.PathFor(shard.name));
+  for (const PlannedShard& shard : plan.shards)
+    paths.push_back(staging ? staging->PathFor(FileOf(plan, shard)) : options.out);
   GraphResult result =
       RunGraph(plan, Share(plan), fingerprint, paths, interrupt, options.quiet, progress, &keeper);
 
   // Everything else, then the one moment in which OUT appears.
-  if (!staging.single_file()) WriteSideFiles(plan, options, result, fingerprint, &staging);
+  if (!plan.single_file) WriteSideFiles(plan, options, result, fingerprint, &*staging);
   ThrowIfInterrupted(interrupt);
-  staging.Publish(LastFile(plan));
+  if (staging) staging->Publish(LastFile(plan));
 
   // What was found out on the way, for the next merge.
   keeper.Commit();
@@ -172,7 +212,7 @@ MergeReport RunMerge(Recipe recipe, const MergeOptions& options, const std::atom
   report.output = options.out;
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   report.bytes_read = progress->of(Stage::kRead).bytes;
-  report.bytes_written = progress->of(Stage::kWrite).bytes;
+  report.bytes_written = result.bytes_written;
   report.peak_resident = ReadResidentMemory().peak;
   report.result = std::move(result);
   report.totals = plan.totals;

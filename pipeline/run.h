@@ -20,7 +20,7 @@ struct RankOptions {
 };
 
 struct MergeOptions {
-  std::string out;      // a directory, or one file when it ends in .safetensors
+  std::string out;      // a directory, one file when it ends in .safetensors[.zst], or "-": standard output
   PlanOptions plan;
   bool force = false;   // replace an existing checkpoint
   bool quiet = false;   // nothing on stderr but errors

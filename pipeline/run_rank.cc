@@ -7,6 +7,7 @@
 #include "pipeline/manifest.h"
 #include "pipeline/rank_job.h"
 #include "pipeline/run_internal.h"
+#include "pipeline/shard_output.h"
 
 namespace braid {
 namespace {
@@ -27,7 +28,9 @@ MergeReport RunRank(const Plan& plan, const std::string& fingerprint, const Merg
                     const std::atomic<int>& interrupt, Progress* progress) {
   const auto start = std::chrono::steady_clock::now();
   const RecipeOutput& output = plan.recipe.output;
-  if (output.content == RecipeOutput::Content::kDelta || output.compress != RecipeOutput::Compress::kNone)
+  if (options.out == kStandardOutput)
+    throw Error(ErrorCode::kUsage, "several ranks cannot write one stream").Hint("name a directory as OUT");
+  if (output.content == RecipeOutput::Content::kDelta || output.compress != Compression::kNone)
     throw RecipeError(plan.recipe, output.where, "several ranks cannot write an output of this kind yet");
   MergeReport report;
   report.output = options.out;

@@ -108,6 +108,10 @@ class ScopeRun : public std::enable_shared_from_this<ScopeRun> {
     std::lock_guard lock(mutex_);
     return outcome_ == Outcome::kSettled;
   }
+  bool DraftStartsAnew() {
+    std::lock_guard lock(mutex_);
+    return outcome_ == Outcome::kAnew;
+  }
 
   // Passes tiles on in order: takes one that is ready, calls `emit` for every tile whose turn it is, after handing
   // out its share of the quotas. Serial.

@@ -42,7 +42,7 @@ inline std::string Describe(const Recipe& recipe) {
                                 recipe.base.value_or("-"), Describe(recipe.tokenizer),
                                 static_cast<int>(recipe.on_missing), recipe.dtype ? TorchName(*recipe.dtype) : "-",
                                 recipe.out_dtype ? TorchName(*recipe.out_dtype) : "-");
-  if (const RecipeOutput& output = recipe.output; output.compress != RecipeOutput::Compress::kNone ||
+  if (const RecipeOutput& output = recipe.output; output.compress != Compression::kNone ||
                                                   output.content != RecipeOutput::Content::kCheckpoint)
     out += fmt::format("output {} {} {}\n", static_cast<int>(output.compress), static_cast<int>(output.content),
                        output.delta_dtype ? TorchName(*output.delta_dtype) : "-");

@@ -6,6 +6,7 @@
 
 #include <CLI/CLI.hpp>
 #include <atomic>
+#include <cstdio>
 #include <string>
 
 namespace braid {
@@ -26,6 +27,10 @@ void SetExitStatus(int status);
 // --json, the same for every verb that has it: results as one JSON object on stdout, errors too.
 void AddJsonFlag(CLI::App* command);
 bool JsonWanted();
+
+// Where results go: stdout, unless weights do.
+std::FILE* Results();
+void SendResultsToStderr();
 
 // The signal that asked us to stop, or 0. Set by the handler; a second signal ends the process at once.
 const std::atomic<int>& Interrupt();

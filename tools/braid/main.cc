@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <filesystem>
 
+#include "io/byte_stream.h"
 #include "io/error.h"
 #include "io/json.h"
 #include "tools/braid/command.h"
@@ -18,6 +19,7 @@ namespace {
 
 int g_exit_status = 0;
 bool g_json = false;
+std::FILE* g_results = stdout;
 std::atomic<int> g_interrupt{0};
 
 void OnSignal(int signal) {
@@ -33,7 +35,7 @@ void PrintError(const Error& error) {
   Json out = {{"status", "error"}, {"code", ErrorCodeName(error.code())}, {"message", error.what()}};
   if (!error.path().empty()) out["path"] = error.path();
   if (!error.tensor().empty()) out["tensor"] = error.tensor();
-  std::fputs((out.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n").c_str(), stdout);
+  std::fputs((out.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n").c_str(), g_results);
 }
 
 // The next file that is opened would get the number of a closed stream, and messages would go into weights.
@@ -57,6 +59,14 @@ int ExitCodeOf(const Error& error) {
   return static_cast<int>(error.code());
 }
 
+// Whether a reader of stdout expects weights, even if the command line turns out to be wrong.
+bool WritesToStdout(int argc, char** argv) {
+  const std::string_view verb = argc > 1 ? argv[1] : "";
+  bool dash = false;
+  for (int i = 2; i < argc; ++i) dash |= std::string_view(argv[i]) == "-";
+  return dash && (verb == "merge" || verb == "mergekit-yaml");
+}
+
 constexpr const char* kExamples =
     "Merges model checkpoints that are bigger than memory.\n\n"
     "  braid merge configs/ties.toml merged --memory 2GiB\n"
@@ -78,6 +88,7 @@ int Main(int argc, char** argv) {
   AddMergekitYamlCommand(app);
   // A usage error must be JSON as well, and then CLI11 has not told us yet that --json is there.
   for (int i = 1; i < argc; ++i) g_json |= std::string_view(argv[i]) == "--json";
+  if (WritesToStdout(argc, argv)) SendResultsToStderr();
   try {
     app.parse(argc, argv);
     FlushResults();
@@ -89,6 +100,8 @@ int Main(int argc, char** argv) {
         chosen.empty() ? "braid --help" : fmt::format("braid {} --help", chosen.front()->get_name());
     PrintError(Error(ErrorCode::kUsage, e.what()).Hint("see " + help));
     return 2;
+  } catch (const ReaderGone&) {
+    return 128 + SIGPIPE;
   } catch (const Error& e) {
     PrintError(e);
     return ExitCodeOf(e);
@@ -117,6 +130,8 @@ int Main(int argc, char** argv) {
 void SetExitStatus(int status) { g_exit_status = status; }
 void AddJsonFlag(CLI::App* command) { command->add_flag("--json", g_json, "Print the result as one JSON object"); }
 bool JsonWanted() { return g_json; }
+std::FILE* Results() { return g_results; }
+void SendResultsToStderr() { g_results = stderr; }
 const std::atomic<int>& Interrupt() { return g_interrupt; }
 
 void HandleSignals() {

@@ -10,6 +10,7 @@
 #include "pipeline/recipe_output.h"
 #include "pipeline/recipe_writer.h"
 #include "pipeline/run.h"
+#include "pipeline/shard_output.h"
 #include "tools/braid/command.h"
 #include "tools/braid/merge_options.h"
 
@@ -41,6 +42,7 @@ Json ReportToJson(const MergeReport& report, const Progress& progress, bool stat
               {"nan", report.result.counts.non_finite.nan},
               {"inf", report.result.counts.non_finite.inf},
               {"warnings", report.warnings}};
+  if (report.result.bytes_spilled > 0) out["bytes_spilled"] = report.result.bytes_spilled;
   if (report.result.alpha) out["layer_scale_alpha"] = *report.result.alpha;
   if (report.rank)
     out["rank"] = {{"rank", report.rank->rank}, {"of", report.rank->of}, {"units", report.rank->units},
@@ -58,21 +60,25 @@ Json ReportToJson(const MergeReport& report, const Progress& progress, bool stat
 
 void PrintSummary(const MergeReport& report) {
   const double seconds = std::max(report.seconds, 1e-3);
-  fmt::print("merged {} tensors ({} copied, {} unchanged), {:.2f} billion parameters, in {:.1f} s\n",
+  fmt::print(Results(), "merged {} tensors ({} copied, {} unchanged), {:.2f} billion parameters, in {:.1f} s\n",
              report.totals.merged, report.totals.copied, report.totals.unchanged,
              static_cast<double>(report.totals.parameters) / 1e9, report.seconds);
-  fmt::print("read {} and wrote {} ({:.2f} GB/s), peak memory {} MiB\n", SizeText(report.bytes_read),
+  if (report.bytes_written != report.totals.bytes_written)
+    fmt::print(Results(), "compressed {} to {}\n", SizeText(report.totals.bytes_written),
+               Percent(report.bytes_written, report.totals.bytes_written));
+  fmt::print(Results(), "read {} and wrote {} ({:.2f} GB/s), peak memory {} MiB\n", SizeText(report.bytes_read),
              SizeText(report.bytes_written), Gigabytes(report.bytes_read + report.bytes_written) / seconds,
              report.peak_resident >> 20);
   if (report.result.entries > 0)
-    fmt::print("trimmed {} of the task vectors' entries; signs conflicted at {} of the parameters\n",
+    fmt::print(Results(), "trimmed {} of the task vectors' entries; signs conflicted at {} of the parameters\n",
                Percent(report.result.entries - report.result.kept, report.result.entries),
                Percent(report.result.counts.conflicts, report.totals.merged_elements));
-  if (report.result.alpha) fmt::print("layer_scale: alpha = {:.6g}\n", *report.result.alpha);
+  if (report.result.alpha) fmt::print(Results(), "layer_scale: alpha = {:.6g}\n", *report.result.alpha);
   const NonFinite& bad = report.result.counts.non_finite;
-  if (bad.nan + bad.inf > 0) fmt::print("the output holds {} NaN and {} infinite values\n", bad.nan, bad.inf);
-  else fmt::print("no NaN, no infinite values\n");
-  fmt::print("output: {}   (check it any time: braid verify {})\n", report.output, report.output);
+  if (bad.nan + bad.inf > 0) fmt::print(Results(), "the output holds {} NaN and {} infinite values\n", bad.nan, bad.inf);
+  else fmt::print(Results(), "no NaN, no infinite values\n");
+  if (report.output == kStandardOutput) return fmt::print(Results(), "output: standard output\n");
+  fmt::print(Results(), "output: {}   (check it any time: braid verify {})\n", report.output, report.output);
 }
 
 void PrintRank(const MergeReport& report) {
@@ -87,11 +93,11 @@ void PrintRank(const MergeReport& report) {
 
 // Bytes: of the sources that a stage went through (read: mapped), for write those of the output.
 void PrintStages(const Progress& progress) {
-  fmt::print("{:<12}{:>12}{:>10}{:>10}{:>10}{:>10}\n", "stage", "bytes", "wall s", "cpu s", "stall s", "GB/s");
+  fmt::print(Results(), "{:<12}{:>12}{:>10}{:>10}{:>10}{:>10}\n", "stage", "bytes", "wall s", "cpu s", "stall s", "GB/s");
   for (size_t i = 0; i < progress.stages.size(); ++i) {
     const StageCounters& s = progress.stages[i];
     const double wall = Seconds(s.wall_ns);
-    fmt::print("{:<12}{:>12}{:>10.2f}{:>10.2f}{:>10.2f}{:>10.2f}\n", StageName(static_cast<Stage>(i)),
+    fmt::print(Results(), "{:<12}{:>12}{:>10.2f}{:>10.2f}{:>10.2f}{:>10.2f}\n", StageName(static_cast<Stage>(i)),
                SizeText(s.bytes), wall, Seconds(s.cpu_ns), Seconds(s.stall_ns),
                wall > 0 ? Gigabytes(s.bytes) / wall : 0.0);
   }
@@ -121,7 +127,7 @@ void MergeAndReport(Recipe recipe, const MergeOptions& options, bool stats) {
   Progress progress;
   const MergeReport report = RunMerge(std::move(recipe), options, Interrupt(), &progress);
   if (JsonWanted()) {
-    fmt::print("{}\n", ReportToJson(report, progress, stats).dump(-1, ' ', false, Json::error_handler_t::replace));
+    fmt::print(Results(), "{}\n", ReportToJson(report, progress, stats).dump(-1, ' ', false, Json::error_handler_t::replace));
     return;
   }
   if (!options.quiet) report.rank ? PrintRank(report) : PrintSummary(report);
@@ -154,7 +160,7 @@ void AddPlanOptions(CLI::App* command, MergeArguments* arguments) {
 
 Recipe RecipeFrom(const MergeArguments& arguments) {
   Recipe recipe = ReadRecipe(arguments.recipe);
-  const auto compress = ParseCompress(arguments.compress);
+  const auto compress = ParseCompression(arguments.compress);
   if (!compress || *compress == recipe.output.compress) return recipe;
   recipe.output.compress = *compress;
   if (recipe.syntax == Syntax::kToml) recipe.text = WriteRecipe(recipe, Syntax::kToml);  // what was done stays with it
@@ -174,9 +180,13 @@ PlanOptions PlanOptionsFrom(const MergeArguments& arguments) {
 void AddMergeCommand(CLI::App& app) {
   auto arguments = std::make_shared<MergeArguments>();
   CLI::App* command = app.add_subcommand(
-      "merge", "Merge checkpoints by a recipe\n\n  braid merge configs/ties.toml merged --memory 2GiB\n");
+      "merge", "Merge checkpoints by a recipe\n\n  braid merge configs/ties.toml merged --memory 2GiB\n"
+               "  braid merge configs/ties.toml - | zstd -T0 | ssh host 'cat > merged.safetensors.zst'\n");
   command->add_option("RECIPE", arguments->recipe, "Recipe: our TOML, or mergekit's YAML (.yml, .yaml)")->required();
-  command->add_option("OUT", arguments->out, "Directory to write, or one file if it ends in .safetensors")->required();
+  command->add_option("OUT", arguments->out,
+                      "Directory to write, one file if it ends in .safetensors (or .safetensors.zst), or - for one "
+                      "safetensors stream on standard output")
+      ->required();
   AddPlanOptions(command, arguments.get());
   command->add_flag("--force", arguments->force, "Replace OUT if it is a checkpoint");
   CLI::Option* rank = command

@@ -101,7 +101,7 @@ void AddMergekitYamlCommand(CLI::App& app) {
       "--lazy-unpickle\n");
   MergeArguments& merge = arguments->merge;
   command->add_option("CONFIG", merge.recipe, "mergekit's YAML")->required();
-  command->add_option("OUT", merge.out, "Directory to write")->required();
+  command->add_option("OUT", merge.out, "Directory to write, or - for standard output")->required();
   command->add_option("--out-shard-size", arguments->shard_size,
                       "Largest output shard in bytes, as 500M or 1B. Default: 5B");
   command->add_flag("--copy-tokenizer,!--no-copy-tokenizer", arguments->copy_tokenizer,

@@ -87,6 +87,11 @@ void PrintPlan(const Plan& plan) {
                             SizeText(totals.bytes_read)));
   line("writes", fmt::format("{} in {} shard{}", SizeText(totals.bytes_written), plan.shards.size(),
                              plan.shards.size() == 1 ? "" : "s"));
+  if (const Compression compression = plan.recipe.output.compress; compression != Compression::kNone)
+    line("", fmt::format("compressed ({}) by {} threads: so much is not known yet", CompressionName(compression),
+                         plan.memory.encoders));
+  if (totals.bytes_spilled > 0)
+    line("", fmt::format("{} of it come before their turn and wait in a temporary file", SizeText(totals.bytes_spilled)));
   const MemoryPlan& m = plan.memory;
   line("memory", fmt::format("{} MiB: {} MiB for tiles and statistics, {} MiB output buffers, {} MiB drafts, {} MiB "
                              "catalogue and scratch; {} MiB would do",
