@@ -316,16 +316,16 @@ uint64_t TileCost(const Plan& plan, const PlannedTensor& tensor, uint64_t elemen
   return cost;
 }
 
-// A frame in decoding per core, and one kept per source besides, as far as a quarter of `room` holds them.
+// A frame in decoding per core, and one kept per source besides, as far as half of `room` holds them. Those kept go
+// first: a frame that tiles cut, and that is not kept, is decoded for each of them.
 void PlanDecoding(Plan* plan, uint64_t room) {
   DecodingSizes& d = plan->memory.decoding;
   if (d.decoders == 0) return;
-  const uint64_t least = d.MemoryBytes();
+  const uint64_t most = d.MemoryBytes() + room / 2;
   d.decoders = static_cast<uint32_t>(plan->memory.threads);
   d.kept = d.decoders + static_cast<uint32_t>(plan->most_models) + 1;
-  while (d.MemoryBytes() > least + room / 4)
-    if (d.kept > d.decoders) --d.kept;
-    else --d.kept, --d.decoders;
+  for (; d.decoders > 1 && d.MemoryBytes() > most; --d.decoders) --d.kept;
+  while (d.MemoryBytes() > most) --d.kept;
 }
 
 void PlanScopes(Plan* plan) {
