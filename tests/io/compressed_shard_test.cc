@@ -95,7 +95,7 @@ class CompressedShardTest : public testing::TestWithParam<Compression> {
 };
 
 INSTANTIATE_TEST_SUITE_P(Both, CompressedShardTest, testing::Values(Compression::kZstd, Compression::kPlanes),
-                         [](const auto& info) { return std::string(CompressionName(info.param)); });
+                         [](const auto& tested) { return std::string(CompressionName(tested.param)); });
 
 TEST_P(CompressedShardTest, ComesBackInAnyRanges) {
   const std::string shard = ShardOf(Pieces());
