@@ -16,6 +16,7 @@
 
 #include "io/error.h"
 #include "io/input_file.h"
+#include "io/planes_filter.h"
 #include "io/zstd_filter.h"
 
 namespace braid {
@@ -130,14 +131,18 @@ struct InputStream::Device {
 
 struct InputStream::Chain {
   explicit Chain(InputStream* stream)
-      : filter(stream->name_), decoded(boost::iostreams::compose(filter, Device{stream})) {}
+      : filter(stream->name_), planes(stream->name_),
+        decoded(boost::iostreams::compose(planes, boost::iostreams::compose(filter, Device{stream}))) {}
+  uint64_t Bytes() const { return filter.MemoryBytes() + planes.MemoryBytes(); }
+
   ZstdFilter filter;
-  boost::iostreams::composite<ZstdFilter, Device> decoded;
+  PlanesFilter planes;   // passes on what is none
+  boost::iostreams::composite<PlanesFilter, boost::iostreams::composite<ZstdFilter, Device>> decoded;
 };
 
 InputStream::~InputStream() = default;
 
-uint64_t InputStream::MemoryBytes() const { return chain_ == nullptr ? decoder_bytes_ : chain_->filter.MemoryBytes(); }
+uint64_t InputStream::MemoryBytes() const { return chain_ == nullptr ? decoder_bytes_ : chain_->Bytes(); }
 
 void InputStream::Park() {
   if (!is_file()) return;
