@@ -9,6 +9,7 @@ import unittest
 
 from support import BAD_INPUT, BRAID, MIB, CliTest, main, recipe, synth, tree_of, write_text
 
+CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "configs")
 SUFFIX = {"zstd": ".zst", "planes": ".planes.zst"}
 
 
@@ -105,6 +106,30 @@ class Compressed(CliTest):
                 self.assertEqual(tree_of(self.path("out")), expected)
                 self.assertLessEqual(peaks["VmHWM"], (memory + 64) * MIB)
                 shutil.rmtree(self.path("out"))
+
+    def test_every_recipe_takes_them(self):
+        shutil.copytree(CONFIGS, self.path("configs"))
+        for architecture in ("tiny", "small"):   # recipes that stack layers want more of them
+            synth(self.path(architecture), architecture, "--names", "math,code,chat")
+            shutil.copytree(self.path(architecture), self.path(architecture + "-compressed"))
+            for model in ("base", "math", "code", "chat"):
+                path = self.path(architecture + "-compressed", model, "model.safetensors")
+                write(path + ".zst", seekable(read(path), 3_000_001))
+                os.remove(path)
+        for file in sorted(os.listdir(self.path("configs"))):
+            text = read(self.path("configs", file)).decode()
+            if not file.endswith((".toml", ".yml")) or '"-"' in text:
+                continue
+            trees = []
+            for kind in ("", "-compressed"):
+                models = self.path("models")
+                if os.path.lexists(models):
+                    os.remove(models)
+                os.symlink(self.path(("small" if "slices" in text else "tiny") + kind), models)
+                self.assert_ok(self.merge("--memory", "64MiB", recipe_file=f"configs/{file}"))
+                trees.append(tree_of(self.path("out")))
+                shutil.rmtree(self.path("out"))
+            self.assertEqual(trees[0], trees[1], file)
 
     def test_a_compressed_file_is_a_model_too(self):
         synth(self.dir, "tiny", "--finetunes", "2")
