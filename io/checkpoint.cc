@@ -11,6 +11,8 @@
 #include "io/compressed_shard.h"
 #include "io/error.h"
 #include "io/hf_cache.h"
+#include "io/input_file.h"
+#include "io/input_stream.h"
 #include "io/model_directory.h"
 #include "io/refusals.h"
 #include "io/shard_index.h"
@@ -70,14 +72,30 @@ Place Locate(const std::string& reference) {
   RefuseMissing(reference, path);
 }
 
+void AddShard(Checkpoint* checkpoint, Shard shard, SafetensorsHeader header) {
+  shard.metadata = std::move(header.metadata);
+  uint32_t number = static_cast<uint32_t>(checkpoint->shards.size());
+  for (TensorInfo& tensor : header.tensors) checkpoint->tensors.push_back({std::move(tensor), number});
+  for (const std::string& warning : header.warnings) checkpoint->warnings.push_back(shard.name + ": " + warning);
+  checkpoint->shards.push_back(std::move(shard));
+}
+
 void AddShard(Checkpoint* checkpoint, const std::string& path, const std::string& name) {
   Shard shard;
   shard.path = path, shard.name = name;
   SafetensorsHeader header = ReadShard(&shard);
-  uint32_t number = static_cast<uint32_t>(checkpoint->shards.size());
-  for (TensorInfo& tensor : header.tensors) checkpoint->tensors.push_back({std::move(tensor), number});
-  for (const std::string& warning : header.warnings) checkpoint->warnings.push_back(name + ": " + warning);
-  checkpoint->shards.push_back(std::move(shard));
+  AddShard(checkpoint, std::move(shard), std::move(header));
+}
+
+// A stream from its beginning.
+SafetensorsHeader ReadStream(std::shared_ptr<InputStream> stream, Shard* shard) {
+  SafetensorsHeader header = ReadSafetensorsHeader(stream.get());
+  stream->Park();
+  shard->identity = {.size = header.file_bytes};
+  shard->data_offset = header.data_offset;
+  shard->header_sum = header.sum;
+  shard->stream = std::move(stream);
+  return header;
 }
 
 void IndexByName(Checkpoint* checkpoint) {
@@ -192,22 +210,42 @@ void OpenFile(Checkpoint* checkpoint, const std::string& path) {
   IndexByName(checkpoint);
 }
 
-Checkpoint Open(const std::string& reference, Purpose purpose) {
-  Place place = Locate(reference);
-  Checkpoint checkpoint;
-  checkpoint.reference = reference;
-  if (place.cached) checkpoint.cache_id = place.cached->name, checkpoint.revision = place.commit;
+void OpenStream(Checkpoint* checkpoint, std::shared_ptr<InputStream> stream) {
+  Shard shard;
+  shard.path = stream->name();
+  shard.name = std::filesystem::path(checkpoint->reference).filename().string();
+  SafetensorsHeader header = ReadStream(std::move(stream), &shard);
+  AddShard(checkpoint, std::move(shard), std::move(header));
+  IndexByName(checkpoint);
+}
 
+void OpenPlace(Checkpoint* checkpoint, Purpose purpose) {
+  Place place = Locate(checkpoint->reference);
+  if (place.cached) checkpoint->cache_id = place.cached->name, checkpoint->revision = place.commit;
   struct stat status;
   if (TheOs().Stat(place.path.c_str(), &status) < 0) throw SystemError(errno, "look at it", place.path);
   if (S_ISDIR(status.st_mode))
-    OpenDirectory(&checkpoint, place, purpose);
+    OpenDirectory(checkpoint, place, purpose);
   else
-    OpenFile(&checkpoint, place.path);
+    OpenFile(checkpoint, place.path);
+}
 
+Checkpoint Open(const std::string& reference, Purpose purpose, std::shared_ptr<InputStream> stream) {
+  Checkpoint checkpoint;
+  checkpoint.reference = reference;
+  if (stream != nullptr) OpenStream(&checkpoint, std::move(stream));
+  else OpenPlace(&checkpoint, purpose);
   if (checkpoint.tensors.empty()) checkpoint.warnings.push_back("there are no tensors in this checkpoint");
-  if (purpose == Purpose::kMerge) RefuseQuantised(checkpoint), RefuseAdapter(checkpoint);
+  if (purpose == Purpose::kReading) return checkpoint;
+  for (Shard& shard : checkpoint.shards) shard.metadata.clear();
+  RefuseQuantised(checkpoint), RefuseAdapter(checkpoint);
   return checkpoint;
+}
+
+// Nothing when it is none.
+std::shared_ptr<InputStream> StreamOf(const std::string& reference) {
+  const std::string path = ExpandHome(reference);
+  return InputStream::IsNamedBy(path) ? std::make_shared<InputStream>(path) : nullptr;
 }
 
 }  // namespace
@@ -232,9 +270,7 @@ SafetensorsHeader ReadShard(Shard* shard) {
     header = ReadSafetensorsHeader(fd.get(), shard->identity.size, shard->path);
   } else {
     auto opened = CompressedShard::Open(fd.get(), shard->identity.size, shard->path);
-    if (!opened)
-      throw Error(ErrorCode::kBadInput, "it does not end with a seek table, without which no tensor can be found in it")
-          .Path(shard->path).Hint("it is truncated, or was not written by braid: decompress it with zstd -d");
+    if (!opened) return ReadStream(std::make_shared<InputStream>(shard->path), shard);
     shard->compressed = std::move(opened->shard);
     header = std::move(opened->header);
   }
@@ -244,6 +280,13 @@ SafetensorsHeader ReadShard(Shard* shard) {
 }
 
 std::string ReadHeaderBytes(const Shard& shard) {
+  if (shard.stream != nullptr) {
+    std::string header(shard.data_offset, '\0');
+    InputStream again(shard.path);
+    if (again.Read(reinterpret_cast<std::byte*>(header.data()), header.size()) < header.size())
+      throw InputChanged(shard.path, "it has become shorter than its header");
+    return header;
+  }
   const Fd fd = OpenForReading(shard.path);
   if (shard.compressed != nullptr) return shard.compressed->ReadHeaderBytes(fd.get());
   std::string header(shard.data_offset, '\0');
@@ -279,10 +322,12 @@ uint64_t Checkpoint::MemoryBytes() const {
   return total;
 }
 
-Checkpoint OpenCheckpoint(const std::string& reference) { return Open(reference, Purpose::kMerge); }
+Checkpoint OpenCheckpoint(const std::string& reference, std::shared_ptr<InputStream> stream) {
+  return Open(reference, Purpose::kMerge, stream != nullptr ? std::move(stream) : StreamOf(reference));
+}
 
 Checkpoint OpenCheckpointForReading(const std::string& reference) {
-  return Open(reference, Purpose::kReading);
+  return Open(reference, Purpose::kReading, StreamOf(reference));
 }
 
 }  // namespace braid

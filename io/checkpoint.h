@@ -1,14 +1,15 @@
 // A checkpoint as one catalogue of named tensors, whatever its files: a directory with model.safetensors, a
 // directory with shards and model.safetensors.index.json, one .safetensors file, or a model id
 // `org/name[@rev]` in the local Hugging Face cache. Any shard may be compressed (shard_frames.h): it keeps its plain name
-// in the index, and the file's name has .zst or .planes.zst behind it. Only headers and small JSON files are read.
-// Nothing is ever downloaded.
+// in the index, and the file's name has .zst or .planes.zst behind it. Or a stream of one file: `-`, a FIFO, a
+// descriptor. Only headers and small JSON files are read. Nothing is ever downloaded.
 //
 // Immutable after OpenCheckpoint; any thread may read it. Opened files are closed again; each shard keeps its
 // FileIdentity, so that whoever maps it later can tell whether it is still the same file.
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -22,22 +23,25 @@
 namespace braid {
 
 class CompressedShard;
+class InputStream;
 class ModelDirectory;
 
 // Offsets and sizes are those of the plain shard, but for the identity's size.
 struct Shard {
   std::string path;  // as opened
   std::string name;  // file name within the checkpoint, without what compression adds
-  FileIdentity identity;
+  FileIdentity identity;     // of a stream: the size that its header asks for, and nothing else
   uint64_t data_offset = 0;  // where the header ends
   XXH128_hash_t header_sum{};
-  std::shared_ptr<const CompressedShard> compressed;  // null: the file is the plain shard
+  std::map<std::string, std::string> metadata;        // __metadata__; not of a checkpoint that was opened to be merged
+  std::shared_ptr<const CompressedShard> compressed;  // null: the file is the plain shard, or
+  std::shared_ptr<InputStream> stream;                // it comes once and in order, and was read as far as its header
 
   uint64_t bytes() const;
 };
 
 // Opens the file at shard->path, of whichever kind its name says it is, reads its header, and fills in the rest but for
-// the name. Throws Error.
+// the name. A zstd file without a seek table becomes a stream. Throws Error.
 SafetensorsHeader ReadShard(Shard* shard);
 
 // The file in a directory that holds a shard, plain or compressed; "" when there is none. When there are several, adds a
@@ -77,8 +81,8 @@ struct Checkpoint {
 // Throws Error: kUsage when nothing is there (for an id, the hint is the command that downloads it),
 // kBadInput for files that are not what they claim (a shard missing, an index that disagrees, a weight_map
 // name that leaves the directory), kIncompatible for what cannot be merged: adapters, quantised weights, only
-// .bin files.
-Checkpoint OpenCheckpoint(const std::string& reference);
+// .bin files. `stream`: what the reference names, if it was opened before.
+Checkpoint OpenCheckpoint(const std::string& reference, std::shared_ptr<InputStream> stream = nullptr);
 
 // As OpenCheckpoint, but lets quantised checkpoints and adapters pass: for `inspect`, `diff` and `verify`.
 Checkpoint OpenCheckpointForReading(const std::string& reference);

@@ -36,6 +36,9 @@ int Os::Fstat(int fd, struct stat* out) { return ::fstat(fd, out); }
 int Os::Stat(const char* path, struct stat* out) { return ::stat(path, out); }
 int Os::Lstat(const char* path, struct stat* out) { return ::lstat(path, out); }
 ssize_t Os::Readlink(const char* path, char* buffer, size_t bytes) { return ::readlink(path, buffer, bytes); }
+ssize_t Os::Read(int fd, void* buffer, size_t bytes) {
+  return Retry([&] { return ::read(fd, buffer, bytes); });
+}
 ssize_t Os::Pread(int fd, void* buffer, size_t bytes, off_t offset) {
   return Retry([&] { return ::pread(fd, buffer, bytes, offset); });
 }
@@ -50,6 +53,13 @@ int Os::SyncFileRange(int fd, off_t offset, off_t bytes, unsigned flags) {
   return Retry([&] { return ::sync_file_range(fd, offset, bytes, flags); });
 }
 int Os::SetFlags(int fd, int status_flags) { return ::fcntl(fd, F_SETFL, status_flags); }
+int Os::Duplicate(int fd) { return ::fcntl(fd, F_DUPFD_CLOEXEC, 3); }
+int Os::SetPipeSize(int fd, int bytes) { return ::fcntl(fd, F_SETPIPE_SZ, bytes); }
+int Os::Poll(int fd, int milliseconds) {
+  pollfd one{.fd = fd, .events = POLLIN, .revents = 0};
+  const int ready = ::poll(&one, 1, milliseconds);
+  return ready < 0 && errno == EINTR ? 0 : ready;  // a signal may mean that waiting is over
+}
 int Os::Fadvise(int fd, off_t offset, off_t bytes, int advice) {
   int error_number = ::posix_fadvise(fd, offset, bytes, advice);
   if (error_number == 0) return 0;

@@ -26,6 +26,7 @@ class Os {
   virtual int Stat(const char* path, struct stat* out);
   virtual int Lstat(const char* path, struct stat* out);
   virtual ssize_t Readlink(const char* path, char* buffer, size_t bytes);
+  virtual ssize_t Read(int fd, void* buffer, size_t bytes);
   virtual ssize_t Pread(int fd, void* buffer, size_t bytes, off_t offset);
   virtual ssize_t Pwrite(int fd, const void* buffer, size_t bytes, off_t offset);
   virtual int Fallocate(int fd, off_t bytes);
@@ -34,6 +35,9 @@ class Os {
   virtual int Fsync(int fd);
   virtual int SyncFileRange(int fd, off_t offset, off_t bytes, unsigned flags);
   virtual int SetFlags(int fd, int status_flags);  // F_SETFL
+  virtual int Duplicate(int fd);
+  virtual int SetPipeSize(int fd, int bytes);      // F_SETPIPE_SZ
+  virtual int Poll(int fd, int milliseconds);      // positive: there is something to read, or the end; 0: not yet
   virtual int Fadvise(int fd, off_t offset, off_t bytes, int advice);
   virtual int Madvise(void* address, size_t bytes, int advice);
   virtual int Flock(int fd, int operation);

@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "io/error.h"
+#include "io/input_stream.h"
 #include "io/json.h"
 #include "io/json_events.h"
 #include "io/os.h"
@@ -37,10 +38,11 @@ std::string Quoted(std::string_view text) {
 // the walk is in.
 class HeaderEvents final : public JsonEvents {
  public:
-  HeaderEvents(uint64_t json_bytes, uint64_t file_bytes, const std::string& path)
+  HeaderEvents(uint64_t json_bytes, std::optional<uint64_t> file_bytes, const std::string& path)
       : JsonEvents(path, kLengthBytes),
+        is_stream_(!file_bytes),
         data_offset_(kLengthBytes + json_bytes),
-        data_bytes_(file_bytes - kLengthBytes - json_bytes) {}
+        data_bytes_(file_bytes.value_or(kMaxStreamBytes) - kLengthBytes - json_bytes) {}
 
   SafetensorsHeader header;
   uint64_t tensors_with_extra_fields = 0;
@@ -186,6 +188,9 @@ class HeaderEvents final : public JsonEvents {
     if (end - begin != tensor_.bytes)
       throw Bad(fmt::format("data_offsets [{}, {}] span {} bytes, but {} of shape {} needs {}", begin, end,
                             end - begin, DTypeName(tensor_.dtype), ShapeText(tensor_.shape), tensor_.bytes));
+    if (end > data_bytes_ && is_stream_)
+      throw Bad(fmt::format("its data end at byte {} of the stream; {} are the limit", data_offset_ + end,
+                            kMaxStreamBytes));
     if (end > data_bytes_)
       throw Bad(fmt::format("its data end at byte {} of the file, which has only {} bytes",
                             data_offset_ + end, data_offset_ + data_bytes_))
@@ -233,6 +238,7 @@ class HeaderEvents final : public JsonEvents {
     return Bad(fmt::format("{}; there is {} here", expected(), found));
   }
 
+  bool is_stream_;
   uint64_t data_offset_, data_bytes_;
   In in_ = In::kNothing;
   Field field_ = Field::kDType;
@@ -245,8 +251,8 @@ class HeaderEvents final : public JsonEvents {
 };
 
 // Bytes between tensors would be a place to hide another file, and overlaps a way to claim more than there
-// is.
-void CheckLayout(const SafetensorsHeader& header, uint64_t file_bytes, const std::string& path) {
+// is. Returns where the last tensor ends.
+uint64_t CheckLayout(const SafetensorsHeader& header, std::optional<uint64_t> file_bytes, const std::string& path) {
   uint64_t expected = header.data_offset;
   for (const TensorInfo& tensor : header.tensors) {
     if (tensor.offset != expected)
@@ -260,11 +266,12 @@ void CheckLayout(const SafetensorsHeader& header, uint64_t file_bytes, const std
           .Hint(std::string(kDamaged));
     expected += tensor.bytes;
   }
-  if (expected != file_bytes)
-    throw Error(ErrorCode::kBadInput, fmt::format("{} bytes follow the last tensor", file_bytes - expected))
+  if (file_bytes && expected != *file_bytes)
+    throw Error(ErrorCode::kBadInput, fmt::format("{} bytes follow the last tensor", *file_bytes - expected))
         .Path(path)
         .Offset(expected)
         .Hint(std::string(kDamaged));
+  return expected;
 }
 
 void CheckNames(const std::vector<TensorInfo>& tensors, const std::string& path) {
@@ -287,9 +294,38 @@ std::string_view WhatItIs(std::string_view start) {
   if (start.starts_with("GGUF")) return "this is a GGUF file; use the model's safetensors files";
   if (start.starts_with("PK\x03\x04"))
     return "this is a zip archive, probably a PyTorch checkpoint; use safetensors";
+  if (start.starts_with("braid pl"))
+    return "these are the byte planes of a safetensors file: what `braid cat FILE` makes of them is one";
   if (start.starts_with("<"))
     return "this is a web page, probably saved in place of a download; download it again";
   return kDamaged;
+}
+
+// What the first bytes say. Throws Error.
+uint64_t HeaderLength(const std::array<char, kLengthBytes>& start, const std::string& path) {
+  uint64_t length = 0;
+  for (size_t i = kLengthBytes; i-- > 0;) length = length << 8 | static_cast<unsigned char>(start[i]);
+  if (length <= kMaxHeaderBytes) return length;
+  throw Error(ErrorCode::kBadInput,
+              fmt::format("this is not a safetensors file: its header would have {} bytes, and {} are the limit",
+                          length, kMaxHeaderBytes))
+      .Path(path)
+      .Offset(0)
+      .Hint(std::string(WhatItIs({start.data(), start.size()})));
+}
+
+// Of a stream that goes on, as far as its header says. Throws Error.
+void ReadFully(InputStream* stream, char* to, size_t bytes) {
+  const size_t got = stream->Read(reinterpret_cast<std::byte*>(to), bytes);
+  if (got == bytes) return;
+  if (stream->position() == 0)
+    throw Error(ErrorCode::kBadInput, "nothing comes out of it: it ends before its first byte")
+        .Path(stream->name())
+        .Hint("the program that writes it has failed, or there is none");
+  throw Error(ErrorCode::kBadInput, fmt::format("it ends within its header, {} bytes are missing", bytes - got))
+      .Path(stream->name())
+      .Offset(stream->position())
+      .Hint("the program that writes it has failed, or this is not a safetensors file");
 }
 
 }  // namespace
@@ -298,7 +334,7 @@ std::string ShapeText(const std::vector<uint64_t>& shape) {
   return fmt::format("[{}]", fmt::join(shape, ", "));
 }
 
-SafetensorsHeader ParseSafetensorsHeader(std::string_view json, uint64_t file_bytes,
+SafetensorsHeader ParseSafetensorsHeader(std::string_view json, std::optional<uint64_t> file_bytes,
                                          const std::string& path) {
   auto bad = [&](uint64_t offset, std::string message) {
     Error error(ErrorCode::kBadInput, std::move(message));
@@ -307,8 +343,8 @@ SafetensorsHeader ParseSafetensorsHeader(std::string_view json, uint64_t file_by
   };
   if (json.size() > kMaxHeaderBytes)
     throw bad(0, fmt::format("the header says {} bytes; the format allows {}", json.size(), kMaxHeaderBytes));
-  if (file_bytes < kLengthBytes || json.size() > file_bytes - kLengthBytes)
-    throw bad(0, fmt::format("the header says {} bytes, the file has {}", json.size(), file_bytes));
+  if (file_bytes && (*file_bytes < kLengthBytes || json.size() > *file_bytes - kLengthBytes))
+    throw bad(0, fmt::format("the header says {} bytes, the file has {}", json.size(), *file_bytes));
   if (!json.starts_with('{')) throw bad(kLengthBytes, "the header does not begin with '{'");
   if (size_t nul = json.find('\0'); nul != std::string_view::npos)
     throw bad(kLengthBytes + nul, "there is a NUL byte in the header")
@@ -327,7 +363,7 @@ SafetensorsHeader ParseSafetensorsHeader(std::string_view json, uint64_t file_by
   };
   if (!std::is_sorted(header.tensors.begin(), header.tensors.end(), by_place))
     std::stable_sort(header.tensors.begin(), header.tensors.end(), by_place);
-  CheckLayout(header, file_bytes, path);
+  header.file_bytes = CheckLayout(header, file_bytes, path);
   CheckNames(header.tensors, path);
 
   if (std::string_view padding = json.substr(json.find_last_of('}') + 1); padding.find('\n') != padding.npos)
@@ -347,16 +383,7 @@ SafetensorsHeader ReadSafetensorsHeader(int fd, uint64_t file_bytes, const std::
         .Hint("it is truncated: copy or download it again");
   std::array<char, kLengthBytes> start;
   ReadExactly(fd, start.data(), start.size(), 0, path);
-  uint64_t length = 0;
-  for (size_t i = kLengthBytes; i-- > 0;) length = length << 8 | static_cast<unsigned char>(start[i]);
-  if (length > kMaxHeaderBytes)
-    throw Error(ErrorCode::kBadInput,
-                fmt::format("this is not a safetensors file: its header would have {} bytes, "
-                            "and {} are the limit",
-                            length, kMaxHeaderBytes))
-        .Path(path)
-        .Offset(0)
-        .Hint(std::string(WhatItIs({start.data(), start.size()})));
+  const uint64_t length = HeaderLength(start, path);
   if (length > file_bytes - kLengthBytes)
     throw Error(ErrorCode::kBadInput, fmt::format("the header has {} bytes, the file has {} left", length,
                                                   file_bytes - kLengthBytes))
@@ -366,6 +393,20 @@ SafetensorsHeader ReadSafetensorsHeader(int fd, uint64_t file_bytes, const std::
   std::string json(length, '\0');
   ReadExactly(fd, json.data(), json.size(), kLengthBytes, path);
   return ParseSafetensorsHeader(json, file_bytes, path);
+}
+
+SafetensorsHeader ReadSafetensorsHeader(InputStream* stream) {
+  constexpr size_t kStep = 1 << 20;   // what a length says is believed as it comes true
+  std::array<char, kLengthBytes> start;
+  ReadFully(stream, start.data(), start.size());
+  const uint64_t length = HeaderLength(start, stream->name());
+  std::string json;
+  while (json.size() < length) {
+    const size_t had = json.size(), more = std::min<size_t>(kStep, length - had);
+    json.resize(had + more);
+    ReadFully(stream, json.data() + had, more);
+  }
+  return ParseSafetensorsHeader(json, std::nullopt, stream->name());
 }
 
 std::string MakeSafetensorsHeader(const std::vector<TensorInfo>& tensors,

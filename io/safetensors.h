@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -17,6 +18,8 @@
 #include "ops/dtype.h"
 
 namespace braid {
+
+class InputStream;
 
 struct TensorInfo {
   std::string name;
@@ -31,6 +34,7 @@ std::string ShapeText(const std::vector<uint64_t>& shape);  // "[4096, 1024]"
 
 struct SafetensorsHeader {
   uint64_t data_offset = 0;                     // 8 + header length
+  uint64_t file_bytes = 0;                      // where the last tensor ends
   XXH128_hash_t sum{};                          // XXH3 of its text
   std::vector<TensorInfo> tensors;              // by offset, as they lie in the file
   std::map<std::string, std::string> metadata;  // __metadata__
@@ -39,11 +43,19 @@ struct SafetensorsHeader {
 
 inline constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the reference reader's limit
 
-// Parses the JSON of a header; `file_bytes` is the size of the whole file. Throws Error(kBadInput).
-SafetensorsHeader ParseSafetensorsHeader(std::string_view json, uint64_t file_bytes, const std::string& path);
+// Of a stream, whose end shows only when it comes: more than any file, so little that sums of it do not overflow.
+inline constexpr uint64_t kMaxStreamBytes = uint64_t{1} << 50;
+
+// Parses the JSON of a header; `file_bytes` is the size of the whole file, nothing that of a stream. Throws
+// Error(kBadInput).
+SafetensorsHeader ParseSafetensorsHeader(std::string_view json, std::optional<uint64_t> file_bytes,
+                                         const std::string& path);
 
 // Reads and parses the header of an open file of `file_bytes` bytes. Throws Error.
 SafetensorsHeader ReadSafetensorsHeader(int fd, uint64_t file_bytes, const std::string& path);
+
+// The same of a stream from its beginning, which is read no further. Throws Error.
+SafetensorsHeader ReadSafetensorsHeader(InputStream* stream);
 
 // The first bytes of a file that holds `tensors` back to back in this order (their `bytes` are used, their
 // `offset` is ignored): length, JSON with __metadata__ first, padded with spaces so that the data begins at a

@@ -282,6 +282,7 @@ void GraphRun::ReadAll(Read::gateway_type& gateway) {
     }
     if (failed_ || !ReadScope(run->scope(), true, gateway)) return;
   }
+  files_.FinishStreams();
 }
 
 // Where bytes leave in order: as soon as it is known that a draft did not come out, since all behind it waits on disk.

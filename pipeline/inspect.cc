@@ -181,7 +181,7 @@ Inspection Inspect(const std::string& reference) {
   out.checkpoint = OpenCheckpointForReading(reference);
   out.by_dtype = TotalsByDType(out.checkpoint);
   for (const DTypeTotal& total : out.by_dtype) out.elements += total.elements, out.bytes += total.bytes;
-  for (Shard shard : out.checkpoint.shards) out.metadata.push_back(ReadShard(&shard).metadata);
+  for (const Shard& shard : out.checkpoint.shards) out.metadata.push_back(shard.metadata);
   return out;
 }
 

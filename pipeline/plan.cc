@@ -6,6 +6,7 @@
 #include <chrono>
 
 #include "io/file_system.h"
+#include "io/input_stream.h"
 #include "ops/measured_merger.h"
 #include "pipeline/budget.h"
 #include "pipeline/layer_scale.h"
@@ -14,17 +15,25 @@
 #include "pipeline/vocabulary.h"
 
 namespace braid {
+namespace {
+
+ReadChoice HowToRead(const Checkpoint& checkpoint, ReadMode mode) {
+  const Shard& first = checkpoint.shards.front();
+  if (first.stream != nullptr) return {ReadBackend::kStream, std::string(first.stream->kind())};
+  return ChooseReadBackend(mode, FileSystemOf(first.path), RunningKernel());
+}
+
+}  // namespace
 
 void PlanOneMerge(Plan* plan, Recipe recipe, const PlanOptions& options) {
   plan->method = FindMethod(recipe.method);
   plan->recipe = std::move(recipe);
   plan->relative = plan->method->base == BaseUse::kRequired ||
                    (plan->method->base == BaseUse::kOptional && plan->recipe.base);
-  OpenSources(plan);
+  OpenSources(plan, options.interrupt);
   // The checkpoints are open; every header has been checked.
   for (size_t c = plan->reading.size(); c < plan->checkpoints.size(); ++c)
-    plan->reading.push_back(
-        ChooseReadBackend(options.read, FileSystemOf(plan->checkpoints[c].shards.front().path), RunningKernel()));
+    plan->reading.push_back(HowToRead(plan->checkpoints[c], options.read));
   if (std::unique_ptr<const Vocabulary> vocabulary = Vocabulary::Make(plan)) {
     PlanTensors(plan, vocabulary.get());
     plan->memory.planning = vocabulary->MemoryBytes();
@@ -45,6 +54,7 @@ Plan MakePlan(Recipe recipe, const PlanOptions& options) {
   const auto before_opening = std::chrono::system_clock::now();
   if (recipe.stages.empty()) PlanOneMerge(&plan, std::move(recipe), options);
   else PlanStages(&plan, std::move(recipe), options);
+  FindStreams(&plan);
   PlanLayout(&plan, options);
   // Every output byte has its place.
   PlanScopes(&plan);
@@ -52,6 +62,8 @@ Plan MakePlan(Recipe recipe, const PlanOptions& options) {
   // What earlier merges found out needs no rounds.
   PlanMemory(&plan, options);
   // The rounds and their memory are known.
+  PlanStreams(&plan);
+  // So is what of a stream has to wait on the disk.
   return plan;
 }
 

@@ -5,6 +5,7 @@
 // `plan` prints it, the space check reads it, the graph runs it, `braid.json` carries its fingerprint.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -39,6 +40,7 @@ struct PlanOptions {
   // files costs as much as reading so many bytes of all sources once more.
   uint64_t least_sampled = 1 << 17;
   uint64_t least_spread_sample = 256 << 20;
+  const std::atomic<int>* interrupt = nullptr;   // ends the waiting for streams, also while the plan is run
 };
 
 // One source's elements of a tensor. `checkpoint` < 0: this source takes no part.
@@ -139,10 +141,29 @@ struct MemoryPlan {
   uint64_t waiting = 0;             // of it, for statistics that wait until every scope is measured
 };
 
+// Why bytes of a stream are kept in a temporary file once they have come.
+enum class SpoolReason : uint8_t {
+  kNone,         // they are not: the one tile that wants them takes them as they come
+  kReadAgain,    // a later round reads them again, and they do not stay in memory
+  kOutOfOrder,   // other tensors that come later are needed before
+  kRows,         // their rows go to other places, of another vocabulary
+};
+
+std::string_view SpoolReasonName(SpoolReason reason);   // "read again", "out of order", "rows of another vocabulary"
+
+// A shard that comes once and in order.
+struct PlannedStream {
+  uint32_t checkpoint = 0, shard = 0;
+  uint32_t first = 0;                        // its first tensor in the checkpoint's catalogue
+  std::vector<SpoolReason> tensors = {};     // from there on
+  uint64_t spooled = 0;                      // bytes
+};
+
 struct PlanTotals {
   std::vector<uint64_t> read_per_round;  // bytes touched in each round; later ones may come from the page cache
   uint64_t bytes_read = 0;               // sum of the rounds that map anew
   uint64_t bytes_written = 0;            // before they are compressed
+  uint64_t bytes_spooled = 0;            // of streams that are read, to a temporary file
   uint64_t bytes_spilled = 0;            // of an output that leaves in order: what comes before its turn
   uint64_t merged_elements = 0, parameters = 0;
   uint32_t merged = 0, copied = 0, unchanged = 0;  // tensors, by their action
@@ -197,6 +218,7 @@ struct Plan {
   std::vector<PlannedTensor> tensors;     // in output order
   std::vector<PlannedShard> shards;
   std::vector<PlannedScope> scopes;       // in the order of processing
+  std::vector<PlannedStream> streams;     // in the order of checkpoints and shards
   StatisticsPlace statistics;
   MemoryPlan memory;
   PlanTotals totals;
@@ -207,6 +229,8 @@ struct Plan {
   const TensorInfo& Info(const TensorSource& source) const {
     return checkpoints[static_cast<size_t>(source.checkpoint)].tensors[source.tensor].info;
   }
+  // Index into `streams`, or -1.
+  int32_t StreamOf(const TensorSource& source) const;
   const Shard& ShardOf(const TensorSource& source) const {
     const Checkpoint& checkpoint = checkpoints[static_cast<size_t>(source.checkpoint)];
     return checkpoint.shards[checkpoint.tensors[source.tensor].shard];

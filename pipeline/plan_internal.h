@@ -18,7 +18,7 @@ std::unique_ptr<Merger> MakeChainMerger(const Plan& plan, const PlannedScope& sc
 Coefficients SharedCoefficients(const Plan& plan, const std::vector<uint32_t>& tensors);
 
 // plan_sources.cc: opens the checkpoints, decides which tensors come out, and finds each one's sources.
-void OpenSources(Plan* plan);
+void OpenSources(Plan* plan, const std::atomic<int>* interrupt);
 void PlanTensors(Plan* plan, const Vocabulary* vocabulary);  // null: the sources' vocabularies must agree
 
 // plan_unchanged.cc: finds the tensors that come out as the base has them.
@@ -30,5 +30,11 @@ void PlanLayout(Plan* plan, const PlanOptions& options);
 // plan_memory.cc: scopes; then rounds, totals, and how the budget is spent. Throws Error(kMemory).
 void PlanScopes(Plan* plan);
 void PlanMemory(Plan* plan, const PlanOptions& options);
+
+// plan_streams.cc: which shards are streams; whether any source of a scope's tensors is one. When rounds and what stays
+// in memory are known: which bytes of streams are spooled, with the scopes in the order that spools the fewest.
+void FindStreams(Plan* plan);
+bool ReadsStream(const Plan& plan, const PlannedScope& scope);
+void PlanStreams(Plan* plan);
 
 }  // namespace braid

@@ -111,6 +111,19 @@ std::string TensorText(const Plan& plan, const PlannedTensor& tensor) {
   return fmt::format("{},\"sources\":[{}]}}", text, fmt::join(sources, ","));
 }
 
+Json StreamToJson(const Plan& plan, const PlannedStream& stream) {
+  const Checkpoint& checkpoint = plan.checkpoints[stream.checkpoint];
+  Json out = {{"source", stream.checkpoint}, {"file", stream.shard}, {"bytes_spooled", stream.spooled}};
+  out["spooled"] = Json::array();
+  for (size_t i = 0; i < stream.tensors.size(); ++i) {
+    const TensorInfo& info = checkpoint.tensors[stream.first + i].info;
+    if (stream.tensors[i] != SpoolReason::kNone)
+      out["spooled"].push_back(
+          {{"tensor", info.name}, {"bytes", info.bytes}, {"why", SpoolReasonName(stream.tensors[i])}});
+  }
+  return out;
+}
+
 // The object `head` with the tensors as its last member.
 void WriteWithTensors(const Plan& plan, const Json& head, const Write& write) {
   std::string text = Dump(head);
@@ -136,6 +149,8 @@ void WritePlanJson(const Plan& plan, const Json& more, const Write& write) {
   out["read_per_round"] = plan.totals.read_per_round;
   out["bytes_read"] = plan.totals.bytes_read;
   out["bytes_written"] = plan.totals.bytes_written;
+  out["bytes_spooled"] = plan.totals.bytes_spooled;
+  for (const PlannedStream& stream : plan.streams) out["streams"].push_back(StreamToJson(plan, stream));
   if (plan.in_order) out["bytes_spilled"] = plan.totals.bytes_spilled;
   const MemoryPlan& m = plan.memory;
   out["memory"] = {{"budget", m.budget}, {"least", m.least}, {"threads", m.threads}, {"catalogue", m.catalogue},

@@ -17,6 +17,7 @@
 #include "pipeline/row_reader.h"
 #include "pipeline/shard_output.h"
 #include "pipeline/statistics_cache.h"
+#include "pipeline/stream_reader.h"
 
 namespace braid {
 namespace {
@@ -48,7 +49,7 @@ uint64_t CatalogueBytes(const Plan& plan) {
     for (const MappedRows& rows : tensor.rows)
       bytes += sizeof(MappedRows) + (rows.map != nullptr ? rows.map->MemoryBytes() : 0);
   bytes += plan.chain.MemoryBytes();
-  bytes += plan.tokenizer.MemoryBytes() + RowReader::MemoryBytes(plan);
+  bytes += plan.tokenizer.MemoryBytes() + RowReader::MemoryBytes(plan) + StreamReader::MemoryBytes(plan);
   return bytes + plan.tensors.size() * per_tensor + plan.recipe.text.size() * 4;
 }
 
@@ -134,12 +135,12 @@ uint64_t OpenBytes(const Plan& plan, const PlannedScope& scope) {
   return (elements / OpenChunk::kElements + plan.Tiles(tensor)) * chunk + selected;
 }
 
-// Tensors that could be drafted if there is room.
+// Tensors that could be drafted if there is room. Not of streams: a draft that does not come out is read anew.
 std::vector<PlannedScope*> DraftableScopes(Plan* plan, const PlanOptions& options) {
   std::vector<PlannedScope*> scopes;
   for (PlannedScope& scope : plan->scopes) {
     const bool one = scope.tensors.size() == 1 && scope.rounds > 1;
-    if (!one || (scope.elements > kFewElements && scope.elements < options.least_sampled)) continue;
+    if (!one || ReadsStream(*plan, scope) || (scope.elements > kFewElements && scope.elements < options.least_sampled)) continue;
     const ScopeNeeds needs = NeedsOf(*plan, scope, Approach::kDraft);
     scope.open_share = needs.open_share;
     if (needs.drafts) scopes.push_back(&scope);
@@ -181,10 +182,11 @@ bool FitsThePool(const Plan& plan, const PlannedScope& scope, uint64_t more) {
   return needed <= (m.pool - m.waiting) / 3 * 2;
 }
 
-// Whether short runs of all sources are read for little: of a compressed one a frame has to be decoded for each.
+// Whether short runs of all sources are read for little: of a compressed one a frame has to be decoded for each, and what
+// has not come yet of a stream cannot be read.
 bool HasCheapSpots(const Plan& plan, const PlannedScope& scope) {
   const auto is_plain = [&](const TensorSource& source) {
-    return !source.present() || plan.ShardOf(source).compressed == nullptr;
+    return !source.present() || (plan.ShardOf(source).compressed == nullptr && plan.ShardOf(source).stream == nullptr);
   };
   return std::all_of(scope.tensors.begin(), scope.tensors.end(), [&](uint32_t t) {
     const PlannedTensor& tensor = plan.tensors[t];
@@ -217,8 +219,13 @@ void ChooseApproaches(Plan* plan, const PlanOptions& options, const std::vector<
     const bool model_scope_pays = scope.tensors.size() > 1 && HasCheapSpots(*plan, scope);
     if (model_scope_pays || (scope.tensors.size() == 1 && (resident(scope) || spread_sample_pays(scope)))) use(&scope, Approach::kSampled);
   }
-  for (PlannedScope& scope : plan->scopes)
+  for (PlannedScope& scope : plan->scopes) {
     scope.resident = scope.rounds > 1 && scope.tensors.size() == 1 && resident(scope);
+    // What a sample needs besides may be the last straw; then it would be taken from here and there.
+    if (scope.resident || scope.approach != Approach::kSampled || !ReadsStream(*plan, scope)) continue;
+    scope.approach = Approach::kPlain;
+    scope.rounds = NeedsOf(*plan, scope, Approach::kPlain).rounds;
+  }
 }
 
 // Decisions are kept for the merge where they take little of the pool, and not at the price of reading a tensor twice.
@@ -309,16 +316,16 @@ uint64_t TileCost(const Plan& plan, const PlannedTensor& tensor, uint64_t elemen
   return cost;
 }
 
-// A frame in decoding per core, and one kept per source besides, as far as a quarter of `room` holds them.
+// A frame in decoding per core, and one kept per source besides, as far as half of `room` holds them. Those kept go
+// first: a frame that tiles cut, and that is not kept, is decoded for each of them.
 void PlanDecoding(Plan* plan, uint64_t room) {
   DecodingSizes& d = plan->memory.decoding;
   if (d.decoders == 0) return;
-  const uint64_t least = d.MemoryBytes();
+  const uint64_t most = d.MemoryBytes() + room / 2;
   d.decoders = static_cast<uint32_t>(plan->memory.threads);
   d.kept = d.decoders + static_cast<uint32_t>(plan->most_models) + 1;
-  while (d.MemoryBytes() > least + room / 4)
-    if (d.kept > d.decoders) --d.kept;
-    else --d.kept, --d.decoders;
+  for (; d.decoders > 1 && d.MemoryBytes() > most; --d.decoders) --d.kept;
+  while (d.MemoryBytes() > most) --d.kept;
 }
 
 void PlanScopes(Plan* plan) {

@@ -4,8 +4,11 @@
 
 #include <algorithm>
 #include <array>
+#include <map>
 #include <unordered_map>
 
+#include "io/hf_cache.h"
+#include "io/input_stream.h"
 #include "io/layer_config.h"
 #include "pipeline/plan_internal.h"
 #include "pipeline/plan_slices.h"
@@ -15,35 +18,70 @@
 namespace braid {
 namespace {
 
-// `where`: the first place in the recipe that names it.
-uint32_t OpenOnce(Plan* plan, const std::string& reference, Location where) {
-  for (size_t i = 0; i < plan->checkpoints.size(); ++i)
-    if (plan->checkpoints[i].reference == reference) return static_cast<uint32_t>(i);
-  try {
-    plan->checkpoints.push_back(OpenCheckpoint(reference));
-  } catch (const Error& error) {
-    // A broken file is no fault of the recipe.
-    if (error.code() == ErrorCode::kUsage || error.code() == ErrorCode::kIncompatible)
-      throw AskedForAt(error, plan->recipe, where);
-    throw;
+// Streams are opened before the header of any is read: whoever writes several of them may wait for all to be opened.
+class Opener {
+ public:
+  Opener(Plan* plan, const std::atomic<int>* interrupt) : plan_(*plan) {
+    ForEachSource([&](const std::string& reference, Location where) {
+      const std::string path = ExpandHome(reference);
+      if (!InputStream::IsNamedBy(path) || streams_.contains(reference)) return;
+      Located(where, [&] { streams_[reference] = std::make_shared<InputStream>(path, interrupt); });
+    });
   }
-  for (const std::string& warning : plan->checkpoints.back().warnings) plan->warnings.push_back(warning);
-  return static_cast<uint32_t>(plan->checkpoints.size() - 1);
-}
 
-// Each source once.
-void OpenSourcesOfSlices(Plan* plan) {
-  const auto open = [&](const RecipeModel& model) {
-    const uint32_t opened = OpenOnce(plan, model.reference, model.where);
-    const bool known = std::find(plan->models.begin(), plan->models.end(), opened) != plan->models.end();
-    if (!known && static_cast<int32_t>(opened) != plan->base) plan->models.push_back(opened);
-  };
-  for (const RecipeModule& module : plan->recipe.modules)
-    for (const RecipeSlice& slice : module.slices) {
-      if (slice.base) open(*slice.base);
-      for (const RecipeModel& model : slice.models) open(model);
+  void OpenAll() {
+    const Recipe& recipe = plan_.recipe;
+    if (recipe.base) plan_.base = static_cast<int32_t>(Open(*recipe.base, recipe.base_where));
+    for (const RecipeModel& model : recipe.models) plan_.models.push_back(Open(model.reference, model.where));
+    ForEachSourceOfSlices([&](const RecipeModel& model) {   // each source once
+      const uint32_t opened = Open(model.reference, model.where);
+      const bool known = std::find(plan_.models.begin(), plan_.models.end(), opened) != plan_.models.end();
+      if (!known && static_cast<int32_t>(opened) != plan_.base) plan_.models.push_back(opened);
+    });
+  }
+
+ private:
+  template <typename Visit>
+  void ForEachSource(Visit visit) const {
+    const Recipe& recipe = plan_.recipe;
+    if (recipe.base) visit(*recipe.base, recipe.base_where);
+    for (const RecipeModel& model : recipe.models) visit(model.reference, model.where);
+    ForEachSourceOfSlices([&](const RecipeModel& model) { visit(model.reference, model.where); });
+  }
+  template <typename Visit>
+  void ForEachSourceOfSlices(Visit visit) const {
+    for (const RecipeModule& module : plan_.recipe.modules)
+      for (const RecipeSlice& slice : module.slices) {
+        if (slice.base) visit(*slice.base);
+        for (const RecipeModel& model : slice.models) visit(model);
+      }
+  }
+
+  // `where`: the first place in the recipe that names it.
+  uint32_t Open(const std::string& reference, Location where) {
+    std::vector<Checkpoint>& opened = plan_.checkpoints;
+    for (size_t i = 0; i < opened.size(); ++i)
+      if (opened[i].reference == reference) return static_cast<uint32_t>(i);
+    Located(where, [&] { opened.push_back(OpenCheckpoint(reference, streams_[reference])); });
+    for (const std::string& warning : opened.back().warnings) plan_.warnings.push_back(warning);
+    return static_cast<uint32_t>(opened.size() - 1);
+  }
+
+  // A broken file is no fault of the recipe.
+  template <typename Body>
+  void Located(Location where, Body body) const {
+    try {
+      body();
+    } catch (const Error& error) {
+      if (error.code() == ErrorCode::kUsage || error.code() == ErrorCode::kIncompatible)
+        throw AskedForAt(error, plan_.recipe, where);
+      throw;
     }
-}
+  }
+
+  Plan& plan_;
+  std::map<std::string, std::shared_ptr<InputStream>> streams_;
+};
 
 // --- tied output heads ------------------------------------------------------------------------------------
 
@@ -450,14 +488,25 @@ void TensorPlanner::ChooseConfigType() {
 
 }  // namespace
 
-void OpenSources(Plan* plan) {
-  if (plan->recipe.base) plan->base = static_cast<int32_t>(OpenOnce(plan, *plan->recipe.base, plan->recipe.base_where));
-  for (const RecipeModel& model : plan->recipe.models)
-    plan->models.push_back(OpenOnce(plan, model.reference, model.where));
-  OpenSourcesOfSlices(plan);
-  const Checkpoint& donor = plan->Donor();
-  plan->donor_directory = donor.directory;
-  plan->donor_config = donor.config;
+// Of a donor that is a stream, what is not weights comes from the first other source that has it.
+void ChooseDonorFiles(Plan* plan) {
+  std::vector<const Checkpoint*> candidates = {&plan->Donor()};
+  if (plan->Donor().shards.front().stream != nullptr)
+    for (uint32_t model : plan->models) candidates.push_back(&plan->checkpoints[model]);
+  const auto found = std::find_if(candidates.begin(), candidates.end(),
+                                  [](const Checkpoint* candidate) { return !candidate->directory.empty(); });
+  if (found != candidates.end()) {
+    plan->donor_directory = (*found)->directory;
+    plan->donor_config = (*found)->config;
+  } else if (candidates.size() > 1) {
+    plan->warnings.push_back(
+        "the output has weights alone: no source is a directory that config and tokenizer could come from");
+  }
+}
+
+void OpenSources(Plan* plan, const std::atomic<int>* interrupt) {
+  Opener(plan, interrupt).OpenAll();
+  ChooseDonorFiles(plan);
 }
 
 void PlanTensors(Plan* plan, const Vocabulary* vocabulary) {

@@ -16,7 +16,8 @@ bool SameBytes(const Plan& plan, const TensorSource& a, const TensorSource& b) {
     const Checkpoint& checkpoint = plan.checkpoints[static_cast<size_t>(source.checkpoint)];
     const CheckpointTensor& tensor = checkpoint.tensors[source.tensor];
     const FileIdentity& file = checkpoint.shards[tensor.shard].identity;
-    return std::tuple(file.device, file.inode, tensor.info.offset, tensor.info.bytes, tensor.info.dtype);
+    return std::tuple(checkpoint.shards[tensor.shard].stream.get(), file.device, file.inode, tensor.info.offset,
+                      tensor.info.bytes, tensor.info.dtype);
   };
   return place(a) == place(b);
 }

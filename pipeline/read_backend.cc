@@ -11,7 +11,10 @@ constexpr KernelVersion kMapsWell = {6, 1};
 
 }  // namespace
 
-std::string_view ReadBackendName(ReadBackend backend) { return backend == ReadBackend::kDirect ? "direct" : "mapped"; }
+std::string_view ReadBackendName(ReadBackend backend) {
+  if (backend == ReadBackend::kStream) return "stream";
+  return backend == ReadBackend::kDirect ? "direct" : "mapped";
+}
 
 ReadChoice ChooseReadBackend(ReadMode mode, const FileSystem& file_system, KernelVersion kernel) {
   if (mode == ReadMode::kMapped) return {ReadBackend::kMapped, "--io mapped"};

@@ -12,9 +12,11 @@
 
 #include "io/byte_stream.h"
 #include "io/error.h"
+#include "io/input_stream.h"
 #include "io/model_files.h"
 #include "io/shard_writer.h"
 #include "io/staging.h"
+#include "io/temporary_file.h"
 #include "pipeline/budget.h"
 #include "pipeline/interrupt.h"
 #include "pipeline/manifest.h"
@@ -81,6 +83,17 @@ std::vector<std::string> SpaceWarnings(const Plan& plan, const std::string& out)
                       SizeText(FreeSpace(out)), SizeText(plan.totals.bytes_written))};
 }
 
+void CheckSpool(const Plan& plan) {
+  if (plan.totals.bytes_spooled == 0) return;
+  const std::string directory = TemporaryDirectoryPath();
+  const uint64_t free = FreeSpace(directory);
+  if (plan.totals.bytes_spooled > free)
+    throw Error(ErrorCode::kIo, fmt::format("{} of the streams that are read have to wait here, the disk has {} free",
+                                            SizeText(plan.totals.bytes_spooled), SizeText(free)))
+        .Path(directory)
+        .Hint("set TMPDIR to a directory on another disk, or give a larger --memory; `braid plan` says what waits");
+}
+
 // One descriptor per shard of every source and of the output; the usual soft limit of 1024 is too low for large
 // families, and the hard limit is there to be used.
 void RaiseFileLimit() {
@@ -96,7 +109,8 @@ std::vector<std::string> InputsOf(const Plan& plan) {
   std::vector<std::string> inputs = {plan.recipe.path};
   for (const Checkpoint& checkpoint : plan.checkpoints) {
     if (!checkpoint.directory.empty()) inputs.push_back(checkpoint.directory);
-    for (const Shard& shard : checkpoint.shards) inputs.push_back(shard.path);
+    for (const Shard& shard : checkpoint.shards)
+      if (shard.stream == nullptr || shard.stream->is_file()) inputs.push_back(shard.path);
   }
   if (!plan.donor_directory.empty()) inputs.push_back(plan.donor_directory);
   if (!plan.tokenizer.directory.empty()) inputs.push_back(plan.tokenizer.directory);
@@ -130,6 +144,7 @@ std::vector<std::string> WarningTexts(const Plan& plan) {
 }
 
 void CheckOutput(const Plan& plan, const MergeOptions& options) {
+  CheckSpool(plan);
   const RecipeOutput& output = plan.recipe.output;
   if (output.content == RecipeOutput::Content::kDelta)
     throw RecipeError(plan.recipe, output.where, "writing a delta is not supported yet");
@@ -168,6 +183,7 @@ MergeReport RunMerge(Recipe recipe, const MergeOptions& options, const std::atom
   // Headers read and checked; every output byte has its place; the budget suffices.
   PlanOptions plan_options = options.plan;
   ReadOutputName(options.out, &recipe, &plan_options);
+  plan_options.interrupt = &interrupt;
   const Plan plan = MakePlan(std::move(recipe), plan_options);
   const std::string fingerprint = PlanFingerprint(plan);
 

@@ -32,6 +32,10 @@ MergeReport RunRank(const Plan& plan, const std::string& fingerprint, const Merg
     throw Error(ErrorCode::kUsage, "several ranks cannot write one stream").Hint("name a directory as OUT");
   if (output.content == RecipeOutput::Content::kDelta || output.compress != Compression::kNone)
     throw RecipeError(plan.recipe, output.where, "several ranks cannot write an output of this kind yet");
+  if (!plan.streams.empty())
+    throw Error(ErrorCode::kUsage, "several ranks cannot read one stream")
+        .Path(plan.checkpoints[plan.streams.front().checkpoint].reference)
+        .Hint("save it to a file first");
   MergeReport report;
   report.output = options.out;
   report.fingerprint = fingerprint;

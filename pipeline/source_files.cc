@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <future>
 
 #include "io/direct_file.h"
 
@@ -62,6 +63,39 @@ size_t MostOpenFiles(size_t output_shards) {
   return limit.rlim_cur - output_shards - kOthers;
 }
 
+// Calls `done` when so many parts are done, with the first error of any.
+ReadQueue::Done AfterParts(size_t parts, ReadQueue::Done done) {
+  struct State {
+    std::mutex mutex;
+    size_t left;
+    std::exception_ptr error;
+    ReadQueue::Done done;
+  };
+  if (parts == 1) return done;
+  auto state = std::make_shared<State>();
+  state->left = parts, state->done = std::move(done);
+  return [state](std::exception_ptr error) {
+    {
+      std::lock_guard lock(state->mutex);
+      if (error && !state->error) state->error = error;
+      if (--state->left > 0) return;
+    }
+    state->done(state->error);
+  };
+}
+
+// Waits for what `submit` has done by another thread.
+template <typename Submit>
+void WaitFor(Submit submit) {
+  std::promise<void> promise;
+  std::future<void> future = promise.get_future();
+  submit([&promise](std::exception_ptr error) {
+    if (error) promise.set_exception(error);
+    else promise.set_value();
+  });
+  future.get();
+}
+
 }  // namespace
 
 SourceFiles::SourceFiles(const Plan& plan, Budget* budget, StageCounters* counters)
@@ -72,7 +106,9 @@ SourceFiles::SourceFiles(const Plan& plan, Budget* budget, StageCounters* counte
       decoded_(plan.memory.decoding),
       rows_(plan, [this](const TensorSource& source, uint64_t begin, uint64_t bytes,
                          std::byte* to) { ReadBytes(source, begin, bytes, to); }),
-      most_open_(MostOpenFiles(plan.shards.size())) {
+      most_open_(MostOpenFiles(plan.shards.size() + 2 * plan.streams.size())) {
+  for (const PlannedStream& stream : plan.streams)
+    streams_.push_back(std::make_unique<StreamReader>(plan, stream, counters));
   const auto is_direct = [](const ReadChoice& choice) { return choice.backend == ReadBackend::kDirect; };
   const size_t decoders = plan.memory.decoding.decoders;
   if (decoders > 0 || std::any_of(plan.reading.begin(), plan.reading.end(), is_direct))
@@ -81,11 +117,13 @@ SourceFiles::SourceFiles(const Plan& plan, Budget* budget, StageCounters* counte
     for (const Shard& shard : plan.checkpoints[c].shards) {
       auto file = std::make_unique<File>();
       file->shard = &shard;
-      file->unread = std::vector<std::atomic<int64_t>>(shard.identity.size / MappedFile::kEvictWindow + 1);
+      if (shard.stream == nullptr)
+        file->unread = std::vector<std::atomic<int64_t>>(shard.identity.size / MappedFile::kEvictWindow + 1);
       files_[c].push_back(std::move(file));
     }
   const auto count = [&](const TensorSource& source, uint64_t begin, uint64_t bytes) {
     File& file = FileOf(source);
+    if (file.shard->stream != nullptr) return;
     ForEachWindow(*file.shard, plan.Info(source).offset + begin, bytes,
                   [&](uint64_t window, int64_t here) { file.unread[window] += here; });
   };
@@ -101,12 +139,18 @@ SourceFiles::File& SourceFiles::FileOf(const TensorSource& source) const {
   return *files_[checkpoint][plan_.checkpoints[checkpoint].tensors[source.tensor].shard];
 }
 
+StreamReader* SourceFiles::StreamOf(const TensorSource& source) const {
+  const int32_t stream = plan_.StreamOf(source);
+  return stream < 0 ? nullptr : streams_[static_cast<size_t>(stream)].get();
+}
+
 bool SourceFiles::IsDirect(const TensorSource& source) const {
   return plan_.reading[static_cast<size_t>(source.checkpoint)].backend == ReadBackend::kDirect;
 }
 
 bool SourceFiles::IsMapped(const TensorSource& source) const {
-  return !IsDirect(source) && FileOf(source).shard->compressed == nullptr;
+  const Shard& shard = *FileOf(source).shard;
+  return !IsDirect(source) && shard.compressed == nullptr && shard.stream == nullptr;
 }
 
 void SourceFiles::Open(File* file, bool direct) {
@@ -135,18 +179,22 @@ void SourceFiles::CloseOne() {
 }
 
 void SourceFiles::Read(const std::vector<SourceRange>& ranges, ReadQueue::Done done) {
-  std::vector<QueuedRange> reads;
+  Reads reads;
   try {
     reads = MakeWindows(ranges);
   } catch (...) {
     return done(std::current_exception());
   }
-  if (reads.empty()) return done(nullptr);
-  queue_->Submit(std::move(reads), std::move(done));
+  const size_t parts = reads.streams.size() + (reads.queued.empty() ? 0 : 1);
+  if (parts == 0) return done(nullptr);
+  done = AfterParts(parts, std::move(done));
+  for (const StreamRange& range : reads.streams)
+    range.stream->Read(range.tensor, range.begin, range.bytes, range.to, done);
+  if (!reads.queued.empty()) queue_->Submit(std::move(reads.queued), std::move(done));
 }
 
 // Mapped windows are made resident, rows of another vocabulary gathered; of the others, what is still to be read.
-std::vector<QueuedRange> SourceFiles::MakeWindows(const std::vector<SourceRange>& ranges) {
+SourceFiles::Reads SourceFiles::MakeWindows(const std::vector<SourceRange>& ranges) {
   const auto bytes_of = [&](const SourceRange& range, uint64_t elements) {
     return elements * static_cast<uint64_t>(DTypeBits(plan_.TypeAt(*range.tensor, range.slot))) / 8;
   };
@@ -156,7 +204,7 @@ std::vector<QueuedRange> SourceFiles::MakeWindows(const std::vector<SourceRange>
     if (is_gathered(range) || !IsMapped(range.tensor->SourceAt(range.slot)))
       buffer_bytes += BufferBytes(bytes_of(range, range.count));
   const auto buffer = std::make_shared<ReadBuffer>(buffers_.Take(buffer_bytes));
-  std::vector<QueuedRange> reads;
+  Reads reads;
   for (const SourceRange& range : ranges) {
     const uint64_t bytes = bytes_of(range, range.count);
     std::byte* const to = buffer->data() + taken;
@@ -167,10 +215,22 @@ std::vector<QueuedRange> SourceFiles::MakeWindows(const std::vector<SourceRange>
       continue;
     }
     const TensorSource& source = range.tensor->SourceAt(range.slot);
+    counters_.bytes += bytes;
+    if (StreamReader* const stream = StreamOf(source)) {
+      const uint64_t begin = bytes_of(range, range.first);
+      // A tensor that the base lends to models comes once.
+      const auto same = std::find_if(reads.streams.begin(), reads.streams.end(), [&](const StreamRange& earlier) {
+        return earlier.stream == stream && earlier.tensor == source.tensor && earlier.begin == begin;
+      });
+      std::byte* const data = same == reads.streams.end() ? to : same->to;
+      if (data == to) reads.streams.push_back({stream, source.tensor, begin, bytes, to});
+      *range.window = SourceWindow(buffer, BufferBytes(bytes), data, bytes);
+      taken += BufferBytes(bytes);
+      continue;
+    }
     File& file = FileOf(source);
     Open(&file, IsDirect(source));
     const uint64_t offset = plan_.Info(source).offset + bytes_of(range, range.first);
-    counters_.bytes += bytes;
     if (file.map != nullptr) {
       MappedWindow map = file.map->Map(offset, bytes);
       map.Touch(file.cached);
@@ -178,8 +238,8 @@ std::vector<QueuedRange> SourceFiles::MakeWindows(const std::vector<SourceRange>
     } else if (bytes > 0) {
       const DirectFile::Superset superset =
           file.compressed != nullptr ? DirectFile::Superset{offset, 0, bytes} : DirectFile::SupersetOf(offset, bytes);
-      reads.push_back({file.direct, file.compressed, superset.begin, superset.bytes, superset.skip + bytes, to,
-                       &plan_.Info(source).name});
+      reads.queued.push_back({file.direct, file.compressed, superset.begin, superset.bytes, superset.skip + bytes, to,
+                              &plan_.Info(source).name});
       *range.window = SourceWindow(buffer, BufferBytes(bytes), to + superset.skip, bytes);
       taken += BufferBytes(bytes);
     }
@@ -189,10 +249,12 @@ std::vector<QueuedRange> SourceFiles::MakeWindows(const std::vector<SourceRange>
 
 // On this thread, into memory of any alignment.
 void SourceFiles::ReadBytes(const TensorSource& source, uint64_t begin, uint64_t bytes, std::byte* to) {
+  counters_.bytes += bytes;
+  if (StreamReader* const stream = StreamOf(source))
+    return WaitFor([&](auto done) { stream->Read(source.tensor, begin, bytes, to, std::move(done)); });
   File& file = FileOf(source);
   Open(&file, IsDirect(source));
   const uint64_t offset = plan_.Info(source).offset + begin;
-  counters_.bytes += bytes;
   if (file.map != nullptr) return file.map->Read(offset, bytes, to);
   if (file.compressed != nullptr) return file.compressed->Read(offset, bytes, to, plan_.Info(source).name);
   for (uint64_t at = 0; at < bytes; at += kBounceBytes) {
@@ -213,6 +275,7 @@ void SourceFiles::Used(const PlannedTensor& tensor, size_t slot, uint64_t first,
 // What is in the page cache of a file that had to be closed stays there.
 void SourceFiles::UsedBytes(const TensorSource& source, uint64_t begin, uint64_t bytes) {
   File& file = FileOf(source);
+  if (file.shard->stream != nullptr) return;
   std::shared_ptr<const InputFile> input;   // whose pages are in the cache because of us
   {
     std::lock_guard lock(mutex_);
@@ -227,8 +290,13 @@ void SourceFiles::UsedBytes(const TensorSource& source, uint64_t begin, uint64_t
   });
 }
 
+void SourceFiles::FinishStreams() {
+  for (const auto& stream : streams_) WaitFor([&](auto done) { stream->Finish(std::move(done)); });
+}
+
 void SourceFiles::Cancel() {
   if (queue_ != nullptr) queue_->Cancel();
+  for (const auto& stream : streams_) stream->Cancel();
 }
 
 void SourceFiles::CheckUnchanged() const {

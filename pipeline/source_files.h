@@ -2,8 +2,8 @@
 // again is given back, unless the file was in the cache before the merge began: then somebody wants it there; or a
 // buffer that direct reads fill, which leave the page cache alone. Which of them is decided in the plan, per
 // checkpoint. Windows of a compressed shard are buffers that its frames are decoded into; the plan decides whether they
-// come through the page cache. Rows of another vocabulary are gathered into such a buffer. Files are opened when they are needed; when
-// there are more than the process may have open, those that were not used for longest are closed, and must be the same
+// come through the page cache. Streams are read into buffers as they come. Rows of another vocabulary are gathered into
+// such a buffer. Files are opened when they are needed; when there are more than the process may have open, those that were not used for longest are closed, and must be the same
 // when they are opened again.
 //
 // Read is for the I/O thread; everything else for any thread.
@@ -24,6 +24,7 @@
 #include "pipeline/read_buffers.h"
 #include "pipeline/read_queue.h"
 #include "pipeline/row_reader.h"
+#include "pipeline/stream_reader.h"
 
 namespace braid {
 
@@ -70,7 +71,10 @@ class SourceFiles {
   // The merge round has used these elements: no later round reads them.
   void Used(const PlannedTensor& tensor, size_t slot, uint64_t first, uint64_t count);
 
-  // Reads that have not begun end with an error.
+  // Reads what nobody has read of streams, which have to end where they should. Throws Error.
+  void FinishStreams();
+
+  // Reads that have not begun end with an error; those of streams, too, that have.
   void Cancel();
 
   // Throws Error(kInputChanged) if any file that was ever opened is not what it was.
@@ -88,7 +92,20 @@ class SourceFiles {
   void CloseOne();
   void UsedBytes(const TensorSource& source, uint64_t begin, uint64_t bytes);
   void ReadBytes(const TensorSource& source, uint64_t begin, uint64_t bytes, std::byte* to);
-  std::vector<QueuedRange> MakeWindows(const std::vector<SourceRange>& ranges);
+
+  // What is read once the windows are there.
+  struct StreamRange {
+    StreamReader* stream;
+    uint32_t tensor;
+    uint64_t begin, bytes;
+    std::byte* to;
+  };
+  struct Reads {
+    std::vector<QueuedRange> queued;
+    std::vector<StreamRange> streams;
+  };
+  Reads MakeWindows(const std::vector<SourceRange>& ranges);
+  StreamReader* StreamOf(const TensorSource& source) const;
 
   const Plan& plan_;
   StageCounters& counters_;
@@ -96,6 +113,7 @@ class SourceFiles {
   std::vector<std::vector<std::unique_ptr<File>>> files_;  // [checkpoint][shard]
   DecodedFrames decoded_;                                  // of all compressed shards
   std::unique_ptr<ReadQueue> queue_;                       // if anything is not mapped
+  std::vector<std::unique_ptr<StreamReader>> streams_;     // as Plan::streams
   HugePages bounce_;                                       // of kBounceBytes and two blocks, once it is needed
   RowReader rows_;                                         // of sources with another vocabulary; the I/O thread's
 

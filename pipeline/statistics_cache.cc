@@ -49,8 +49,9 @@ bool MayChangeUnnoticed(const FileIdentity& identity, std::chrono::system_clock:
   return identity.mtime_ns > now - (identity.mtime_ns % kSecond == 0 ? 2 * kSecond + kSecond / 10 : kSecond / 10);
 }
 
-// Nothing when it cannot be told apart from what it may become.
+// Nothing when it cannot be told apart from what it may become, or from what another time comes out of it.
 std::optional<XXH128_hash_t> KeyOfFile(const Shard& shard, std::chrono::system_clock::time_point before_opening) {
+  if (shard.stream != nullptr) return std::nullopt;
   KeyHash hash;
   if (const auto blob = BlobName(shard.path, shard.identity)) {
     hash.Add(*blob);

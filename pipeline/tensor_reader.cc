@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "io/error.h"
 #include "ops/merger.h"
 #include "pipeline/budget.h"
 
@@ -29,6 +30,10 @@ TensorReader::TensorReader(const Checkpoint& checkpoint) : checkpoint_(checkpoin
 ResidentRange TensorReader::Read(const CheckpointTensor& tensor, uint64_t begin, uint64_t bytes) {
   if ((file_ == nullptr && compressed_ == nullptr) || shard_ != tensor.shard) {
     const Shard& shard = checkpoint_.shards[tensor.shard];
+    if (shard.stream != nullptr)
+      throw Error(ErrorCode::kUsage, "the data of a stream is read by `braid merge` only; its header by `inspect`, too")
+          .Path(shard.path)
+          .Hint("save it to a file first, a zstd file with zstd -d");
     file_.reset(), compressed_.reset();
     if (shard.compressed != nullptr)
       compressed_ = std::make_shared<CompressedFile>(shard.compressed, shard.identity, false, frames_.get());

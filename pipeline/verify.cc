@@ -15,6 +15,7 @@
 #include "io/checkpoint.h"
 #include "io/checksum.h"
 #include "io/error.h"
+#include "io/input_stream.h"
 #include "io/model_directory.h"
 #include "io/shard_frames.h"
 #include "pipeline/manifest.h"
@@ -235,6 +236,9 @@ void CheckSums(const Checkpoint& checkpoint, const Manifest& manifest, const std
 
 // The manifest, or nothing when it is there but damaged: a fault is added then.
 std::optional<Manifest> ReadManifestOf(const std::string& out, std::vector<VerifyFault>* faults) {
+  if (InputStream::IsNamedBy(out))
+    throw Error(ErrorCode::kUsage, "this is a stream, which cannot be looked at twice")
+        .Path(out).Hint("save it to a file and verify that");
   if (!FileExists(out))
     throw Error(ErrorCode::kUsage, "there is no such file or directory").Path(out).Hint("give the output of a merge");
   if (!IsShardFile(out) && !FileExists(out + "/" + kManifestName)) return ReadManifest(out);  // says so

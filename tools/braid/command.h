@@ -16,6 +16,7 @@ void AddPlanCommand(CLI::App& app);
 void AddInspectCommand(CLI::App& app);
 void AddDiffCommand(CLI::App& app);
 void AddVerifyCommand(CLI::App& app);
+void AddCatCommand(CLI::App& app);
 void AddSynthCommand(CLI::App& app);
 void AddMethodsCommand(CLI::App& app);
 void AddRecipeCommand(CLI::App& app);

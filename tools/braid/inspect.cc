@@ -175,7 +175,8 @@ void AddInspectCommand(CLI::App& app) {
   CLI::App* command = app.add_subcommand(
       "inspect", "Show what a checkpoint holds: tensors, types, sizes\n\n  braid inspect models/base --stats\n");
   command
-      ->add_option("CHECKPOINT", arguments->checkpoint, "Directory, .safetensors file, or id in the Hugging Face cache")
+      ->add_option("CHECKPOINT", arguments->checkpoint,
+                   "Directory, .safetensors file, id in the Hugging Face cache, or - for standard input")
       ->required();
   command->add_flag("--stats", arguments->stats,
                     "Read all data: l2 norm, largest magnitude, mean of the finite values; NaN, Inf, zeros");

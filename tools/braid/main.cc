@@ -82,6 +82,7 @@ int Main(int argc, char** argv) {
   AddInspectCommand(app);
   AddDiffCommand(app);
   AddVerifyCommand(app);
+  AddCatCommand(app);
   AddSynthCommand(app);
   AddMethodsCommand(app);
   AddRecipeCommand(app);

@@ -5,7 +5,9 @@
 #include <memory>
 
 #include "io/error.h"
+#include "io/model_directory.h"
 #include "io/staging.h"
+#include "io/temporary_file.h"
 #include "pipeline/budget.h"
 #include "pipeline/plan.h"
 #include "pipeline/run.h"
@@ -33,6 +35,31 @@ std::vector<std::string> ReadingTexts(const Plan& plan) {
   }
   std::vector<std::string> texts;
   for (const auto& [how, names] : sources) texts.push_back(sources.size() == 1 ? how : how + ": " + names);
+  return texts;
+}
+
+// "fifo: 1.05 GB in /tmp: 2 tensors out of order (model.norm.weight, lm_head.weight)", one line per stream and reason.
+std::vector<std::string> SpoolTexts(const Plan& plan) {
+  std::vector<std::string> texts;
+  for (const PlannedStream& stream : plan.streams) {
+    const Checkpoint& checkpoint = plan.checkpoints[stream.checkpoint];
+    struct Spooled {
+      uint64_t bytes = 0;
+      std::vector<std::string> names;
+    };
+    std::map<SpoolReason, Spooled> by_reason;
+    for (size_t i = 0; i < stream.tensors.size(); ++i) {
+      const TensorInfo& info = checkpoint.tensors[stream.first + i].info;
+      Spooled& spooled = by_reason[stream.tensors[i]];
+      spooled.bytes += info.bytes, spooled.names.push_back(info.name);
+    }
+    by_reason.erase(SpoolReason::kNone);
+    for (const auto& [reason, spooled] : by_reason)
+      texts.push_back(fmt::format("{} of {}, {}: {} tensor{} ({})", SizeText(spooled.bytes),
+                                  Printable(checkpoint.reference), SpoolReasonName(reason), spooled.names.size(),
+                                  spooled.names.size() == 1 ? "" : "s", ListedNames(spooled.names, 3)));
+    if (by_reason.empty()) texts.push_back(fmt::format("nothing of {}", Printable(checkpoint.reference)));
+  }
   return texts;
 }
 
@@ -85,6 +112,10 @@ void PrintPlan(const Plan& plan) {
     line("", "the last round begins when the others are through: the alpha of layer_scale is found from all tensors");
   line("reads", fmt::format("{} (what is mapped and still in the page cache is not read from the disk again)",
                             SizeText(totals.bytes_read)));
+  for (const std::string& text : SpoolTexts(plan)) line("spools", text);
+  if (totals.bytes_spooled > 0)
+    line("", fmt::format("{} in {} (TMPDIR), gone when the merge ends", SizeText(totals.bytes_spooled),
+                         TemporaryDirectoryPath()));
   line("writes", fmt::format("{} in {} shard{}", SizeText(totals.bytes_written), plan.shards.size(),
                              plan.shards.size() == 1 ? "" : "s"));
   if (const Compression compression = plan.recipe.output.compress; compression != Compression::kNone)

@@ -1,0 +1,261 @@
+// What of a stream has to wait on the disk. The graph's order of reading is gone through once, without reading: a
+// tensor that is wanted when the stream is already behind it must have been spooled. Scopes are independent of each
+// other, so they are processed in the order in which a stream has their tensors, where that spools the least.
+
+#include <algorithm>
+#include <numeric>
+
+#include "pipeline/plan_internal.h"
+#include "pipeline/shard_output.h"
+
+namespace braid {
+namespace {
+
+// A tensor of a stream, by its place in both.
+struct StreamTensor {
+  uint32_t stream = 0, tensor = 0;
+  auto operator<=>(const StreamTensor&) const = default;
+};
+
+// What the tiles of one output tensor read of streams in one round, in the order of the streams.
+struct ReadTensor {
+  std::vector<StreamTensor> from;
+  bool rows = false;   // gathered from anywhere in the tensor
+};
+using ReadRound = std::vector<ReadTensor>;   // in the order of the scope's tensors
+
+// The rounds of a scope in which anything is read; of a plan that measures, those before the merge and the merge.
+struct ScopeReads {
+  std::vector<ReadRound> statistics;
+  ReadRound merge;
+  StreamTensor first = {UINT32_MAX, UINT32_MAX};   // that any round reads
+};
+
+class ReadsOfScope {
+ public:
+  ReadsOfScope(const Plan& plan, const PlannedScope& scope) : plan_(plan), scope_(scope) {
+    if (plan.tensors[scope.tensors.front()].action == TensorAction::kMerge)
+      merger_ = plan.MakeMerger(scope, scope.approach);
+  }
+
+  ScopeReads Find() const {
+    ScopeReads reads;
+    const size_t merge = merger_ == nullptr ? 0 : merger_->statistics_rounds();
+    if (scope_.resident) {
+      reads.merge = Round(0, merge);
+      if (plan_.measured) reads.statistics.push_back(reads.merge);
+    } else {
+      for (size_t r = 0; r < merge; ++r) reads.statistics.push_back(Round(r, r));
+      reads.merge = Round(merge, merge);
+    }
+    const auto see = [&](const ReadRound& round) {
+      for (const ReadTensor& tensor : round) reads.first = std::min(reads.first, tensor.from.front());
+    };
+    std::for_each(reads.statistics.begin(), reads.statistics.end(), see);
+    see(reads.merge);
+    return reads;
+  }
+
+ private:
+  // What rounds [first, last] read when they are read at once.
+  ReadRound Round(size_t first, size_t last) const {
+    ReadRound round;
+    for (uint32_t t : scope_.tensors) {
+      const PlannedTensor& tensor = plan_.tensors[t];
+      bool any = merger_ == nullptr || last == merger_->statistics_rounds();
+      ReadTensor read{.from = {}, .rows = !tensor.rows.empty()};
+      for (size_t m = 0; m < tensor.models.size(); ++m) {
+        if (!tensor.models[m].present() || !ReadsModel(first, last, m, tensor)) continue;
+        any = true;
+        Add(tensor.models[m], &read);
+      }
+      if (any && tensor.base.present()) Add(tensor.base, &read);
+      std::sort(read.from.begin(), read.from.end());
+      read.from.erase(std::unique(read.from.begin(), read.from.end()), read.from.end());
+      if (!read.from.empty()) round.push_back(std::move(read));
+    }
+    return round;
+  }
+
+  bool ReadsModel(size_t first, size_t last, size_t model, const PlannedTensor& tensor) const {
+    if (merger_ == nullptr) return true;
+    for (size_t r = first; r <= last; ++r)
+      if (merger_->Reads(r, model, plan_.coefficients[tensor.coefficients])) return true;
+    return false;
+  }
+
+  void Add(const TensorSource& source, ReadTensor* read) const {
+    const int32_t stream = plan_.StreamOf(source);
+    if (stream < 0 || plan_.Info(source).bytes == 0) return;
+    const auto s = static_cast<uint32_t>(stream);
+    read->from.push_back({s, source.tensor - plan_.streams[s].first});
+  }
+
+  const Plan& plan_;
+  const PlannedScope& scope_;
+  std::unique_ptr<Merger> merger_;
+};
+
+// Goes through the reads of a plan in some order of its scopes.
+class Spooling {
+ public:
+  explicit Spooling(const Plan& plan) : plan_(plan), streams_(plan.streams), next_(plan.streams.size()) {
+    for (const PlannedStream& stream : streams_) was_read_.emplace_back(stream.tensors.size());
+  }
+
+  void Visit(const ReadRound& round) {
+    for (const ReadTensor& tensor : round) Visit(tensor);
+  }
+
+  std::vector<PlannedStream> Take() && {
+    for (PlannedStream& stream : streams_) {
+      const Checkpoint& checkpoint = plan_.checkpoints[stream.checkpoint];
+      stream.spooled = 0;
+      for (size_t i = 0; i < stream.tensors.size(); ++i)
+        if (stream.tensors[i] != SpoolReason::kNone) stream.spooled += checkpoint.tensors[stream.first + i].info.bytes;
+    }
+    return std::move(streams_);
+  }
+
+ private:
+  // Tile by tile, so that of several tensors of one stream only the last can be read as it comes.
+  void Visit(const ReadTensor& read) {
+    for (size_t i = 0; i < read.from.size(); ++i) {
+      const auto [s, tensor] = read.from[i];
+      const bool last = i + 1 == read.from.size() || read.from[i + 1].stream != s;
+      SpoolReason reason = SpoolReason::kNone;
+      if (read.rows) reason = SpoolReason::kRows;
+      else if (tensor < next_[s]) reason = was_read_[s][tensor] ? SpoolReason::kReadAgain : SpoolReason::kOutOfOrder;
+      else if (!last) reason = SpoolReason::kOutOfOrder;
+      SpoolReason& noted = streams_[s].tensors[tensor];
+      if (noted == SpoolReason::kNone) noted = reason;
+      next_[s] = std::max(next_[s], tensor + 1);
+      was_read_[s][tensor] = true;
+    }
+  }
+
+  const Plan& plan_;
+  std::vector<PlannedStream> streams_;
+  std::vector<uint32_t> next_;                 // of each stream: the first tensor that has not come yet
+  std::vector<std::vector<bool>> was_read_;
+};
+
+uint64_t Spooled(const std::vector<PlannedStream>& streams) {
+  return std::accumulate(streams.begin(), streams.end(), uint64_t{0},
+                         [](uint64_t sum, const PlannedStream& stream) { return sum + stream.spooled; });
+}
+
+// As GraphRun::ReadAll and MeasureAll go.
+std::vector<PlannedStream> SpooledIn(const Plan& plan, const std::vector<uint32_t>& order,
+                                     const std::vector<ScopeReads>& reads) {
+  Spooling spooling(plan);
+  const auto statistics = [&](uint32_t s) {
+    for (const ReadRound& round : reads[s].statistics) spooling.Visit(round);
+  };
+  if (plan.measured) std::for_each(order.begin(), order.end(), statistics);
+  for (uint32_t s : order) {
+    if (!plan.measured) statistics(s);
+    spooling.Visit(reads[s].merge);
+  }
+  return std::move(spooling).Take();
+}
+
+// Scopes in the order of what comes of a checkpoint's streams; one that reads nothing of them stays behind the one
+// before it.
+std::vector<uint32_t> OrderOf(const Plan& plan, uint32_t checkpoint, const std::vector<ScopeReads>& reads) {
+  std::vector<StreamTensor> keys;
+  StreamTensor key;
+  for (const ScopeReads& scope : reads) {
+    const bool reads_it = scope.first.stream < plan.streams.size() &&
+                          plan.streams[scope.first.stream].checkpoint == checkpoint;
+    if (reads_it) key = scope.first;
+    keys.push_back(key);
+  }
+  std::vector<uint32_t> order(reads.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) { return keys[a] < keys[b]; });
+  return order;
+}
+
+// Bytes that go to a temporary file on their way in, or on their way out.
+uint64_t Waiting(const Plan& plan, const std::vector<PlannedStream>& streams) {
+  return Spooled(streams) + (plan.in_order ? BytesThatComeEarly(plan) : 0);
+}
+
+void Reorder(Plan* plan, const std::vector<uint32_t>& order) {
+  std::vector<PlannedScope> scopes;
+  for (uint32_t s : order) scopes.push_back(std::move(plan->scopes[s]));
+  plan->scopes = std::move(scopes);
+}
+
+}  // namespace
+
+std::string_view SpoolReasonName(SpoolReason reason) {
+  switch (reason) {
+    case SpoolReason::kNone: return "";
+    case SpoolReason::kReadAgain: return "read again";
+    case SpoolReason::kOutOfOrder: return "out of order";
+    case SpoolReason::kRows: return "rows of another vocabulary";
+  }
+  return "";
+}
+
+int32_t Plan::StreamOf(const TensorSource& source) const {
+  const auto checkpoint = static_cast<uint32_t>(source.checkpoint);
+  for (size_t s = 0; s < streams.size(); ++s)
+    if (streams[s].checkpoint == checkpoint && source.tensor >= streams[s].first &&
+        source.tensor - streams[s].first < streams[s].tensors.size())
+      return static_cast<int32_t>(s);
+  return -1;
+}
+
+void FindStreams(Plan* plan) {
+  for (uint32_t c = 0; c < plan->checkpoints.size(); ++c) {
+    const Checkpoint& checkpoint = plan->checkpoints[c];
+    uint32_t tensor = 0;
+    for (uint32_t s = 0; s < checkpoint.shards.size(); ++s) {
+      const uint32_t first = tensor;
+      while (tensor < checkpoint.tensors.size() && checkpoint.tensors[tensor].shard == s) ++tensor;
+      if (checkpoint.shards[s].stream == nullptr) continue;
+      plan->streams.push_back({.checkpoint = c, .shard = s, .first = first});
+      plan->streams.back().tensors.resize(tensor - first);
+    }
+  }
+}
+
+bool ReadsStream(const Plan& plan, const PlannedScope& scope) {
+  if (plan.streams.empty()) return false;
+  return std::any_of(scope.tensors.begin(), scope.tensors.end(), [&](uint32_t t) {
+    const PlannedTensor& tensor = plan.tensors[t];
+    for (size_t slot = 0; slot <= tensor.models.size(); ++slot)
+      if (tensor.SourceAt(slot).present() && plan.StreamOf(tensor.SourceAt(slot)) >= 0) return true;
+    return false;
+  });
+}
+
+void PlanStreams(Plan* plan) {
+  if (plan->streams.empty()) return;
+  std::vector<ScopeReads> reads;
+  for (const PlannedScope& scope : plan->scopes)
+    reads.push_back(ReadsStream(*plan, scope) ? ReadsOfScope(*plan, scope).Find() : ScopeReads());
+  std::vector<uint32_t> order(plan->scopes.size()), back(order.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::vector<PlannedStream> best = SpooledIn(*plan, order, reads);
+  uint64_t waiting = Waiting(*plan, best);
+  for (size_t s = 0; s < plan->streams.size(); ++s) {
+    if (s > 0 && plan->streams[s].checkpoint == plan->streams[s - 1].checkpoint) continue;
+    const std::vector<uint32_t> other = OrderOf(*plan, plan->streams[s].checkpoint, reads);
+    std::vector<PlannedStream> then = SpooledIn(*plan, other, reads);
+    for (uint32_t i = 0; i < other.size(); ++i) back[other[i]] = i;
+    Reorder(plan, other);
+    const uint64_t waiting_then = Waiting(*plan, then);
+    Reorder(plan, back);
+    if (waiting_then < waiting) waiting = waiting_then, best = std::move(then), order = other;
+  }
+  Reorder(plan, order);
+  plan->streams = std::move(best);
+  plan->totals.bytes_spooled = Spooled(plan->streams);
+  if (plan->in_order) plan->totals.bytes_spilled = BytesThatComeEarly(*plan);
+}
+
+}  // namespace braid

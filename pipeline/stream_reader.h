@@ -1,0 +1,78 @@
+// A stream as a source of tiles: read once, in order, by a thread of its own, straight into the buffers of the tiles;
+// bytes that the plan says are wanted again, or later, go to a temporary file on the way, and come from there then.
+// Several streams are read at the same time, so that one writer may feed them all.
+//
+// Requests are served in the order in which they are submitted. Submit and Cancel are for any thread.
+#pragma once
+
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "io/input_stream.h"
+#include "io/temporary_file.h"
+#include "pipeline/plan.h"
+#include "pipeline/progress.h"
+
+namespace braid {
+
+class StreamReader {
+ public:
+  // Gets the error of its request, or null.
+  using Done = std::function<void(std::exception_ptr)>;
+
+  // Adds the time that reading takes to `counters`.
+  StreamReader(const Plan& plan, const PlannedStream& stream, StageCounters* counters);
+  ~StreamReader();   // what is submitted is done, or cancelled
+
+  // Bytes [begin, begin + bytes) of a tensor, by its index in the checkpoint; `to` stays until `done` was called, on
+  // the reader's thread.
+  void Read(uint32_t tensor, uint64_t begin, uint64_t bytes, std::byte* to, Done done);
+
+  // Reads what is left of the stream and checks that it ends where it should.
+  void Finish(Done done);
+
+  // Requests end with an error, also one that waits for data.
+  void Cancel();
+
+  // What all readers of this plan occupy.
+  static uint64_t MemoryBytes(const Plan& plan);
+
+ private:
+  struct Request {
+    std::function<void()> work;
+    Done done;
+  };
+
+  void Submit(Request request);
+  void Loop();
+  void ReadBytes(const TensorInfo& info, uint64_t begin, uint64_t bytes, std::byte* to);
+  void PassOver(uint64_t to);
+  void Take(std::byte* to, size_t bytes);
+  size_t ReadFor(const TensorInfo& info, std::byte* to, size_t bytes);
+  const TensorInfo& Info(size_t i) const { return plan_.checkpoints[planned_.checkpoint].tensors[planned_.first + i].info; }
+  uint64_t End() const;
+
+  const Plan& plan_;
+  const PlannedStream& planned_;
+  InputStream& stream_;
+  StageCounters& counters_;
+  std::unique_ptr<TemporaryFile> spool_;   // at the offsets of the stream, if anything is spooled
+  std::vector<std::byte> bounce_;          // for what is passed over
+  size_t next_ = 0;                        // the tensor that the next byte belongs to, or one before it
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<Request> waiting_;
+  bool stop_ = false;
+  std::thread thread_;
+};
+
+}  // namespace braid

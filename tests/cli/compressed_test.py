@@ -1,0 +1,174 @@
+"""Compressed checkpoints as users meet them: written by a merge or by other programs, restored by zstd -d and braid cat,
+merged again. Needs the command zstd."""
+
+import os
+import shutil
+import struct
+import subprocess
+import unittest
+
+from support import BAD_INPUT, BRAID, MIB, CliTest, main, recipe, synth, tree_of, write_text
+
+CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "configs")
+SUFFIX = {"zstd": ".zst", "planes": ".planes.zst"}
+
+
+def read(path):
+    with open(path, "rb") as f:
+        return f.read()
+
+
+def write(path, data):
+    with open(path, "wb") as f:
+        f.write(data)
+
+
+def zstd(data, *options):
+    return subprocess.run(["zstd", "-q", "-c", *options], input=data, stdout=subprocess.PIPE, check=True).stdout
+
+
+def seekable(data, frame_bytes):
+    """A file in the zstd seekable format whose frames know nothing of tensors, as other programs write them."""
+    frames, table = [], b""
+    for at in range(0, len(data), frame_bytes):
+        frames.append(zstd(data[at : at + frame_bytes], "-1"))
+        table += struct.pack("<II", len(frames[-1]), len(data[at : at + frame_bytes]))
+    table += struct.pack("<IBI", len(frames), 0, 0x8F92EAB1)
+    return b"".join(frames) + struct.pack("<II", 0x184D2A5E, len(table)) + table
+
+
+class Compressed(CliTest):
+    def compressing_recipe(self, file, how, models=("ft1", "ft2"), base="base"):
+        write_text(self.path(file), recipe(models, base) + f'[output]\ncompress = "{how}"\n')
+
+    def shards(self, directory, suffix=""):
+        return sorted(f for f in os.listdir(self.path(directory)) if f.endswith(".safetensors" + suffix))
+
+    def cat(self, *arguments, **options):
+        return subprocess.run([BRAID, "cat", *arguments], cwd=self.dir, capture_output=True, **options)
+
+    def test_shards_come_back_and_merge_like_plain_ones(self):
+        synth(self.dir, "small", "--finetunes", "2")
+        write_text(self.path("plain.toml"), recipe(("ft1", "ft2")))
+        self.assert_ok(self.merge("--shard-size", "30MB", recipe_file="plain.toml", out="plain"))
+        names = self.shards("plain")
+        self.assertGreater(len(names), 1)
+        for how, suffix in SUFFIX.items():
+            self.compressing_recipe(f"{how}.toml", how)
+            self.assert_ok(self.merge("--shard-size", "30MB", recipe_file=f"{how}.toml", out=how))
+            self.assertEqual(self.shards(how, suffix), [name + suffix for name in names])
+            self.assertEqual(self.shards(how), [])
+            index = "model.safetensors.index.json"
+            self.assertEqual(read(self.path(how, index)), read(self.path("plain", index)), "it has the plain names")
+            self.assert_ok(self.run_braid("verify", how))
+            self.assert_ok(self.run_braid("diff", "plain", how))
+            self.assertIn("compressed", self.assert_ok(self.run_braid("inspect", how)).stdout)
+            sizes = [sum(os.path.getsize(self.path(d, f)) for f in self.shards(d, s)) for d, s in ((how, suffix), ("plain", ""))]
+            self.assertLess(sizes[0], {"zstd": 0.8, "planes": 0.67}[how] * sizes[1])
+            for name in names:
+                result = self.cat(f"{how}/{name}{suffix}")
+                self.assertEqual(result.returncode, 0, result.stderr)
+                self.assertTrue(result.stdout == read(self.path("plain", name)), name)
+                with open(self.path(how, name + suffix), "rb") as f:
+                    self.assertTrue(self.cat("-", stdin=f).stdout == result.stdout)
+
+        # zstd -d makes the directory what every other program can load.
+        for name in names:
+            subprocess.run(["zstd", "-q", "-d", "--rm", self.path("zstd", name + ".zst")], check=True)
+            self.assertTrue(read(self.path("zstd", name)) == read(self.path("plain", name)))
+        self.assert_ok(self.run_braid("verify", "zstd"))
+        # What zstd -d makes of byte planes no program takes for weights.
+        text = subprocess.run(["zstd", "-qdc", self.path("planes", names[0] + ".planes.zst")], capture_output=True).stdout
+        self.assertTrue(text.startswith(b"braid planes 1"))
+        self.assertGreater(struct.unpack("<Q", text[:8])[0], 100_000_000)
+
+    def test_every_way_to_merge_them_gives_the_same_bytes(self):
+        synth(self.dir, "small", "--finetunes", "2")
+        write_text(self.path("recipe.toml"), recipe(("ft1", "ft2")))
+        self.assert_ok(self.merge(out="out"))
+        expected = tree_of(self.path("out"))
+        shutil.rmtree(self.path("out"))
+        # The base compressed by another program, one fine-tune in byte planes, the other plain.
+        plain = self.path("base", "model.safetensors")
+        write(plain + ".zst", seekable(read(plain), 1_000_003))
+        os.remove(plain)
+        write_text(self.path("one.toml"), recipe(("ft1",), None, "linear") + '[output]\ncompress = "planes"\n')
+        self.assert_ok(self.merge(recipe_file="one.toml", out="ft1-planes"))
+        shutil.copy(self.path("ft1-planes", "model.safetensors.planes.zst"), self.path("ft1"))
+        self.assertTrue(
+            self.cat("ft1/model.safetensors.planes.zst").stdout[-1000:] == read(self.path("ft1", "model.safetensors"))[-1000:]
+        )
+        os.remove(self.path("ft1", "model.safetensors"))
+        for memory in (20, 64, 512):
+            for options in (("--threads", "1"), ("--threads", "4", "--io", "direct"), ("--io", "mapped")):
+                result, peaks = self.run_measured("merge", "recipe.toml", "out", "--memory", f"{memory}MiB", *options)
+                self.assert_ok(result)
+                self.assertEqual(tree_of(self.path("out")), expected)
+                self.assertLessEqual(peaks["VmHWM"], (memory + 64) * MIB)
+                shutil.rmtree(self.path("out"))
+
+    def test_every_recipe_takes_them(self):
+        shutil.copytree(CONFIGS, self.path("configs"))
+        for architecture in ("tiny", "small"):   # recipes that stack layers want more of them
+            synth(self.path(architecture), architecture, "--names", "math,code,chat")
+            shutil.copytree(self.path(architecture), self.path(architecture + "-compressed"))
+            for model in ("base", "math", "code", "chat"):
+                path = self.path(architecture + "-compressed", model, "model.safetensors")
+                write(path + ".zst", seekable(read(path), 3_000_001))
+                os.remove(path)
+        for file in sorted(os.listdir(self.path("configs"))):
+            text = read(self.path("configs", file)).decode()
+            if not file.endswith((".toml", ".yml")) or '"-"' in text:
+                continue
+            trees = []
+            for kind in ("", "-compressed"):
+                models = self.path("models")
+                if os.path.lexists(models):
+                    os.remove(models)
+                os.symlink(self.path(("small" if "slices" in text else "tiny") + kind), models)
+                self.assert_ok(self.merge("--memory", "64MiB", recipe_file=f"configs/{file}"))
+                trees.append(tree_of(self.path("out")))
+                shutil.rmtree(self.path("out"))
+            self.assertEqual(trees[0], trees[1], file)
+
+    def test_a_compressed_file_is_a_model_too(self):
+        synth(self.dir, "tiny", "--finetunes", "2")
+        plain = self.path("ft1", "model.safetensors")
+        write(self.path("one.safetensors.zst"), seekable(read(plain), 5000))
+        self.assert_ok(self.run_braid("diff", "ft1", "one.safetensors.zst"))
+        self.assertTrue(self.cat("one.safetensors.zst").stdout == read(plain))
+        os.rename(plain, plain + ".hidden")
+        shutil.copy(self.path("one.safetensors.zst"), plain + ".zst")
+        self.assert_ok(self.run_braid("diff", "ft1", "one.safetensors.zst"))
+        shutil.copy(plain + ".hidden", plain)
+        result = self.assert_ok(self.run_braid("inspect", "ft1"))
+        self.assertIn("model.safetensors.zst is not used: model.safetensors is there too", result.stdout + result.stderr)
+
+    def test_damage_is_named(self):
+        synth(self.dir, "tiny", "--finetunes", "1")
+        plain = self.path("ft1", "model.safetensors")
+        good = seekable(read(plain), 5000)
+        os.remove(plain)
+        write_text(self.path("recipe.toml"), recipe(("ft1",)))
+        bad = bytearray(good)
+        bad[len(bad) // 2] ^= 4
+        write(plain + ".zst", bad)
+        self.assert_merge_fails(BAD_INPUT, "ft1/model.safetensors.zst", "tensor '", "frame ")
+        result = self.cat("ft1/model.safetensors.zst")
+        self.assertEqual(result.returncode, BAD_INPUT)
+        self.assertIn(b"frame ", result.stderr)
+        write(plain + ".zst", good[: len(good) // 2])
+        self.assertEqual(self.cat("ft1/model.safetensors.zst").returncode, BAD_INPUT)
+        self.assertEqual(self.merge().code, BAD_INPUT)
+        self.assert_nothing_written()
+
+    def test_a_reader_that_goes_away_is_no_fault(self):
+        synth(self.dir, "small", "--finetunes", "1")
+        command = f'"{BRAID}" cat ft1/model.safetensors | head -c 1000 | wc -c'
+        result = subprocess.run(["bash", "-c", command], cwd=self.dir, capture_output=True, check=True)
+        self.assertEqual(result.stdout.strip(), b"1000")
+        self.assertEqual(result.stderr, b"")
+
+
+if __name__ == "__main__":
+    main()
