@@ -33,8 +33,8 @@ struct ChainStep {
   uint32_t coefficients = 0;   // index into Chain::coefficients
   TensorFacts tensor;          // as that stage calls it: random draws depend on it
   DType type = DType::kF32;    // which its lanes are rounded to for those that read them
-  ChainInput base;
-  std::vector<ChainInput> models;
+  ChainInput base = {};
+  std::vector<ChainInput> models = {};
 };
 
 // A tensor of the output.
@@ -57,12 +57,12 @@ struct Chain {
   uint64_t MemoryBytes() const;
 };
 
-// A stage's merger over the scope: of one step, or (scope = "model") of a stage's steps in all tensors.
+// The merger of one step.
 struct ChainMember {
   std::string_view name;   // of the stage, for messages; empty: the last one
   std::unique_ptr<Merger> merger;
   size_t models = 0;
-  uint64_t used = 0;       // the members whose results it reads, directly or not, as bits
+  uint64_t used = 0;       // the other members whose results it reads, directly or not, as bits
 };
 
 // `members`: each behind those that it uses, the last one makes the output. `trees`: those of the scope; the largest

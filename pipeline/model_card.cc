@@ -8,6 +8,7 @@
 
 #include "io/error.h"
 #include "io/os.h"
+#include "pipeline/recipe_stages.h"
 
 namespace braid {
 namespace {
@@ -107,7 +108,7 @@ std::string StagesText(const Plan& plan) {
   }
   text += "\n## Models\n\n";
   for (const Checkpoint& checkpoint : plan.checkpoints)
-    if (!checkpoint.shards.empty()) text += ModelText(checkpoint);
+    if (!checkpoint.shards.empty() && StageNameOf(checkpoint.reference).empty()) text += ModelText(checkpoint);
   return text;
 }
 

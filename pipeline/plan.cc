@@ -56,8 +56,10 @@ Plan MakePlan(Recipe recipe, const PlanOptions& options) {
   else PlanStages(&plan, std::move(recipe), options);
   FindStreams(&plan);
   PlanLayout(&plan, options);
+  LayOutSpills(&plan, options);
   // Every output byte has its place.
   PlanScopes(&plan);
+  PlanSpills(&plan, options);
   if (!options.cache.empty() && plan.stages.empty()) LoadStatistics(&plan, options.cache, before_opening);
   // What earlier merges found out needs no rounds.
   PlanMemory(&plan, options);
@@ -77,7 +79,7 @@ TensorFacts PlannedTensor::Facts() const {
 
 uint64_t Plan::TileUnit(const PlannedTensor& tensor) const {
   if (tensor.action != TensorAction::kMerge) return 0;   // elements may be half a byte
-  if (!stages.empty()) return chain.TreeOf(coefficients[tensor.coefficients]).unit;
+  if (IsChain()) return chain.TreeOf(coefficients[tensor.coefficients]).unit;
   return method->TileUnit(coefficients[tensor.coefficients], tensor.Facts());
 }
 
@@ -87,14 +89,16 @@ uint64_t Plan::TileElements(const PlannedTensor& tensor, uint64_t wanted) const 
 }
 
 uint64_t Plan::SumBlocks(const PlannedTensor& tensor) const {
-  if (!stages.empty() && tensor.action == TensorAction::kMerge)
+  if (IsChain() && tensor.action == TensorAction::kMerge)
     return chain.TreeOf(coefficients[tensor.coefficients]).sum_blocks;
   const uint64_t unit = TileUnit(tensor), block = unit == 0 ? kReductionBlock : unit;
   return (tensor.elements + block - 1) / block;
 }
 
-// A model's are those of a tensor that it is merged in. Its weight may differ from tensor to tensor; statistics only ask
-// whether it is zero everywhere.
+namespace {
+
+// With scope = "model", what the merger of these tensors is made with. A model's are those of a tensor that it is merged in. Its weight may
+// differ from tensor to tensor; statistics only ask whether it is zero everywhere.
 Coefficients SharedCoefficients(const Plan& plan, const std::vector<uint32_t>& tensors) {
   const auto of = [&](uint32_t t) -> const Coefficients& { return plan.coefficients[plan.tensors[t].coefficients]; };
   Coefficients shared = of(tensors.front());
@@ -110,8 +114,10 @@ Coefficients SharedCoefficients(const Plan& plan, const std::vector<uint32_t>& t
   return shared;
 }
 
+}  // namespace
+
 std::unique_ptr<Merger> Plan::MakeMerger(const PlannedScope& scope, Approach approach) const {
-  if (!stages.empty()) return MakeChainMerger(*this, scope);
+  if (IsChain()) return MakeChainMerger(*this, scope);
   const Coefficients shared = model_scope ? SharedCoefficients(*this, scope.tensors)
                                           : coefficients[tensors[scope.tensors.front()].coefficients];
   TensorFacts facts{.elements = scope.elements};

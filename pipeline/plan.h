@@ -125,6 +125,7 @@ struct MemoryPlan {
   uint64_t least = 0;               // the smallest budget that works for this plan
   int threads = 1;
   uint64_t catalogue = 0;           // headers, plan
+  uint64_t other_plans = 0;         // of stages that are spilled, or of what reads them; part of the catalogue
   uint64_t planning = 0;            // tokenizers, which are there only while the plan is made
   uint64_t workspace = 0;           // Scratch::workspace of one worker
   DecodingSizes decoding;           // of compressed shards
@@ -182,13 +183,19 @@ struct PlannedStage {
   const MethodInfo* method = nullptr;
   int32_t base = -1;                 // as in Plan; a stage's result is a checkpoint without files
   std::vector<uint32_t> models;
-  size_t num_models = 0;             // that one tensor is merged from
-  uint64_t used = 0;                 // the stages whose results it reads, directly or not, as bits
-  std::optional<DType> type;         // which its result is rounded to, where the recipe says so
+  std::optional<DType> type = {};    // which its result is rounded to, where the recipe says so
   uint32_t rounds = 0;               // of statistics, before it can be merged
-  // With scope = "model", what decides the statistics.
-  Coefficients shared;
-  uint64_t elements = 0;
+};
+
+struct Plan;
+
+// A stage whose result is written to a file of float32, or of the type that it asks for, which later stages read: where
+// what it finds out is of whole models, or what a stage finds out that reads it.
+struct SpilledStage {
+  uint32_t stage = 0;
+  int32_t checkpoint = -1;          // its result, among the plan's; where the file is shows when the merge runs
+  std::shared_ptr<Plan> plan = {};  // its checkpoints are those of the whole plan, lent to it while it runs
+  std::string fingerprint = {};
 };
 
 struct Plan {
@@ -209,10 +216,11 @@ struct Plan {
   bool measured = false;                  // every scope is measured before one is merged (layer_scale.h)
   bool single_file = false;
   bool in_order = false;                  // bytes leave in the order of the files: a pipe, or compressed shards
-  // Of a chain; otherwise empty. Its merged tensors are planned as if merged, in one step, from all the files that any
-  // stage reads for them: their coefficients name a tree of the chain. What is said of the plan's own method, base and
-  // models is that of the last stage.
+  // Of several merges; otherwise empty. What is said of the plan's own method, base and models is that of the last one.
   std::vector<PlannedStage> stages;
+  std::vector<SpilledStage> spills;       // in the order in which they run, before this plan
+  // Of the stages that are merged on the way. Merged tensors are planned as if merged, in one step, from all the files
+  // that any of these stages reads for them: their coefficients name a tree.
   Chain chain;
   std::vector<Coefficients> coefficients; // without duplicates
   std::vector<PlannedTensor> tensors;     // in output order
@@ -235,6 +243,7 @@ struct Plan {
     const Checkpoint& checkpoint = checkpoints[static_cast<size_t>(source.checkpoint)];
     return checkpoint.shards[checkpoint.tensors[source.tensor].shard];
   }
+  bool IsChain() const { return !chain.trees.empty(); }
   // How the elements of a source that is there reach the merge.
   DType TypeAt(const PlannedTensor& tensor, size_t slot) const {
     return tensor.RowsAt(slot) != nullptr ? tensor.rows[slot].type : Info(tensor.SourceAt(slot)).dtype;

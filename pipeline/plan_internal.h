@@ -13,9 +13,10 @@ void PlanOneMerge(Plan* plan, Recipe recipe, const PlanOptions& options);
 
 // plan_stages.cc: the same for a recipe with stages.
 void PlanStages(Plan* plan, Recipe recipe, const PlanOptions& options);
+// The layout, then the memory of the plans of spilled stages; between the two that of the main plan must be known.
+void LayOutSpills(Plan* plan, const PlanOptions& options);
+void PlanSpills(Plan* plan, const PlanOptions& options);
 std::unique_ptr<Merger> MakeChainMerger(const Plan& plan, const PlannedScope& scope);
-// With scope = "model", the coefficients that a whole-model merger of these tensors is made with.
-Coefficients SharedCoefficients(const Plan& plan, const std::vector<uint32_t>& tensors);
 
 // plan_sources.cc: opens the checkpoints, decides which tensors come out, and finds each one's sources.
 void OpenSources(Plan* plan, const std::atomic<int>* interrupt);
@@ -30,6 +31,8 @@ void PlanLayout(Plan* plan, const PlanOptions& options);
 // plan_memory.cc: scopes; then rounds, totals, and how the budget is spent. Throws Error(kMemory).
 void PlanScopes(Plan* plan);
 void PlanMemory(Plan* plan, const PlanOptions& options);
+// What a plan occupies, its checkpoints left out.
+uint64_t PlanBytes(const Plan& plan);
 
 // plan_streams.cc: which shards are streams; whether any source of a scope's tensors is one. When rounds and what stays
 // in memory are known: which bytes of streams are spooled, with the scopes in the order that spools the fewest.

@@ -55,7 +55,7 @@ Json LayoutToJson(const Plan& plan) {
       source["files"].push_back({{"name", shard.name}, {"bytes", shard.bytes()}});
     out["sources"].push_back(source);
   }
-  if (plan.stages.empty())
+  if (!plan.IsChain())
     for (const Coefficients& c : plan.coefficients)
       out["coefficients"].push_back(CoefficientsToJson(*plan.method, c, plan.measured));
   for (const PlannedStage& stage : plan.stages) {
@@ -63,6 +63,9 @@ Json LayoutToJson(const Plan& plan) {
                              {"models", stage.models}, {"rounds", stage.rounds},
                              {"dtype", stage.type ? Json(DTypeName(*stage.type)) : Json()}});
   }
+  for (const SpilledStage& spill : plan.spills)
+    out["spilled"].push_back({{"stage", spill.stage}, {"bytes", spill.plan->totals.bytes_written},
+                              {"bytes_read", spill.plan->totals.bytes_read}, {"fingerprint", spill.fingerprint}});
   for (const Coefficients& c : plan.chain.coefficients)
     out["coefficients"].push_back({{"shared", c.shared}, {"model", c.model}});
   if (plan.measured) out["layer_scale"] = {{"alpha", nullptr}, {"beta", plan.recipe.layer_scale->beta}};
@@ -106,7 +109,7 @@ std::string TensorText(const Plan& plan, const PlannedTensor& tensor) {
   for (const MappedRows& mapped : tensor.rows)
     rows.push_back(mapped.map == nullptr ? "null" : fmt::format("\"{}\"", SumText(mapped.map->Sum())));
   if (!rows.empty()) text += fmt::format(",\"rows\":[{}]", fmt::join(rows, ","));
-  if (!plan.stages.empty() && tensor.action == TensorAction::kMerge)
+  if (plan.IsChain() && tensor.action == TensorAction::kMerge)
     text += ",\"steps\":" + StepsText(plan.chain.TreeOf(plan.coefficients[tensor.coefficients]));
   return fmt::format("{},\"sources\":[{}]}}", text, fmt::join(sources, ","));
 }
@@ -160,7 +163,7 @@ void WritePlanJson(const Plan& plan, const Json& more, const Write& write) {
                    {"waiting", m.waiting}};
   out["warnings"] = plan.warnings;
   const Json layout = LayoutToJson(plan);
-  for (const char* key : {"sources", "shards", "stages", "coefficients", "layer_scale"})
+  for (const char* key : {"sources", "shards", "stages", "spilled", "coefficients", "layer_scale"})
     if (layout.contains(key)) out[key] = layout[key];
   for (size_t i = 0; i < plan.checkpoints.size(); ++i) {
     out["sources"][i]["reference"] = plan.checkpoints[i].reference;

@@ -33,10 +33,9 @@ constexpr uint64_t kHistogramRow = kLowBins * sizeof(uint64_t);  // totals of on
 // A scope that waits, and what it knows of a model.
 constexpr uint64_t kWaitingScope = 1536, kWaitingModel = 256;
 
-// A rough but generous count of what the plan itself occupies.
-uint64_t CatalogueBytes(const Plan& plan) {
+// Beside the checkpoints. Rough but generous.
+uint64_t BytesOfPlan(const Plan& plan) {
   uint64_t bytes = 0;
-  for (const Checkpoint& checkpoint : plan.checkpoints) bytes += checkpoint.MemoryBytes();
   for (const Coefficients& c : plan.coefficients)   // and the graph's copy
     bytes += 2 * (104 + c.model.size() * (24 + c.shared.size() * 16));
   if (plan.measured) bytes += plan.scopes.size() * (kWaitingScope + plan.most_models * kWaitingModel);
@@ -51,6 +50,12 @@ uint64_t CatalogueBytes(const Plan& plan) {
   bytes += plan.chain.MemoryBytes();
   bytes += plan.tokenizer.MemoryBytes() + RowReader::MemoryBytes(plan) + StreamReader::MemoryBytes(plan);
   return bytes + plan.tensors.size() * per_tensor + plan.recipe.text.size() * 4;
+}
+
+uint64_t CatalogueBytes(const Plan& plan) {
+  uint64_t bytes = BytesOfPlan(plan) + plan.memory.other_plans;
+  for (const Checkpoint& checkpoint : plan.checkpoints) bytes += checkpoint.MemoryBytes();
+  return bytes;
 }
 
 uint64_t LargestTileCost(const Plan& plan, uint64_t elements) {
@@ -327,6 +332,8 @@ void PlanDecoding(Plan* plan, uint64_t room) {
   for (; d.decoders > 1 && d.MemoryBytes() > most; --d.decoders) --d.kept;
   while (d.MemoryBytes() > most) --d.kept;
 }
+
+uint64_t PlanBytes(const Plan& plan) { return BytesOfPlan(plan); }
 
 void PlanScopes(Plan* plan) {
   std::vector<uint32_t> whole_model;

@@ -1,4 +1,5 @@
-// Several merges planned as one. Each stage is planned by itself, in order, as a merge of its own would be; its result is
+// Several merges planned as one. What a stage finds out of whole models, a stage that reads it cannot wait for on the way;
+// such stages are spilled, and so is what they read of others: each has a plan of its own. For all else: each stage is planned by itself, in order, as a merge of its own would be; its result is
 // then a checkpoint without files, which has the names, shapes and types that the merge would write, and the config. In
 // the end every tensor of the last stage is resolved: sources that are results become steps of a tree (ChainTree), whose
 // leaves are files; tensors that a stage copies as they are become what it copies.
@@ -12,6 +13,7 @@
 
 #include "io/model_files.h"
 #include "pipeline/plan_internal.h"
+#include "pipeline/plan_lent.h"
 #include "pipeline/recipe_stages.h"
 
 namespace braid {
@@ -51,12 +53,12 @@ Checkpoint ResultOf(const Plan& plan, const std::string& name, uint64_t number) 
   return result;
 }
 
-// Resolves the tensors of the last plan.
+// Resolves the tensors of one plan, the last of a chain.
 class ChainPlanner {
  public:
-  // `plans`: of the stages, the last one's checkpoints included; `results`: which checkpoint is whose result.
-  ChainPlanner(std::vector<Plan>* plans, std::map<int32_t, uint32_t> results)
-      : plans_(*plans), last_(plans->back()), results_(std::move(results)) {}
+  // `results`: which checkpoint is whose result, of the stages that are merged on the way.
+  ChainPlanner(std::vector<Plan>* plans, uint32_t last, std::map<int32_t, uint32_t> results)
+      : plans_(*plans), number_(last), last_((*plans)[last]), results_(std::move(results)) {}
 
   // Counts each stage's rounds, too.
   void Run(std::vector<PlannedStage>* stages) {
@@ -99,7 +101,7 @@ class ChainPlanner {
 
   void ResolveTensor(PlannedTensor* tensor) {
     if (tensor->action == TensorAction::kMerge) return PlanTree(tensor, [&](Building* tree) {
-      AddStep({static_cast<uint32_t>(plans_.size() - 1), static_cast<uint32_t>(tensor - last_.tensors.data())}, tree);
+      AddStep({number_, static_cast<uint32_t>(tensor - last_.tensors.data())}, tree);
     });
     if (tensor->action == TensorAction::kCopy) return Flatten(tensor);
     tensor->base = Follow(tensor->base);
@@ -219,6 +221,7 @@ class ChainPlanner {
   }
 
   std::vector<Plan>& plans_;
+  uint32_t number_;
   Plan& last_;
   std::map<int32_t, uint32_t> results_;
   Chain chain_;
@@ -236,10 +239,37 @@ void CheckStage(const Recipe& recipe, bool last) {
 }
 
 PlannedStage StageOf(const Plan& plan, const Recipe& recipe) {
-  PlannedStage stage{.name = recipe.name, .method = plan.method, .base = plan.base, .models = plan.models,
-                     .num_models = plan.most_models};
+  PlannedStage stage{.name = recipe.name, .method = plan.method, .base = plan.base, .models = plan.models};
   stage.type = recipe.out_dtype ? recipe.out_dtype : recipe.dtype;
   return stage;
+}
+
+bool Uses(const Plan& plan, int32_t checkpoint) {
+  return plan.base == checkpoint ||
+         std::count(plan.models.begin(), plan.models.end(), static_cast<uint32_t>(checkpoint)) > 0;
+}
+
+// Stages but the last: those that find something out of whole models, and those that such a stage reads.
+std::vector<bool> ChooseSpills(const std::vector<Plan>& plans, const std::map<int32_t, uint32_t>& results) {
+  std::vector<bool> spilled(plans.size());
+  for (size_t s = 0; s < plans.size(); ++s) {
+    if (!plans[s].model_scope && !plans[s].measured) continue;
+    spilled[s] = s + 1 < plans.size();
+    for (const auto& [result, by] : results)
+      if (Uses(plans[s], result)) spilled[by] = true;
+  }
+  return spilled;
+}
+
+// Of a stage that has a plan of its own.
+void CountRounds(const Plan& plan, PlannedStage* stage) {
+  for (const Coefficients& c : plan.coefficients)
+    for (const PlannedTensor& tensor : plan.tensors) {
+      if (tensor.action != TensorAction::kMerge || &plan.coefficients[tensor.coefficients] != &c) continue;
+      const auto merger = plan.method->make(*plan.method, c, tensor.Facts(), Approach::kPlain);
+      stage->rounds = std::max(stage->rounds, static_cast<uint32_t>(merger->statistics_rounds()) + plan.measured);
+      break;
+    }
 }
 
 }  // namespace
@@ -259,17 +289,7 @@ void PlanStages(Plan* plan, Recipe recipe, const PlanOptions& options) {
     next.memory.budget = plan->memory.budget;
     if (s > 0) next.checkpoints = std::move(plans.back().checkpoints), next.reading = std::move(plans.back().reading);
     PlanOneMerge(&next, own, options);
-    if (next.measured)
-      throw RecipeError(own, own.method_where, "in a chain of stages, layer_scale needs an alpha");
-    if (next.model_scope)
-      throw RecipeError(own, own.method_where, "statistics of whole models are not chained yet")
-          .Hint("merge in separate runs, with dtype = \"float32\" in all recipes but the last");
     stages.push_back(StageOf(next, last ? recipe : recipe.stages[s]));
-    for (const auto& [result, by] : results) {
-      const auto index = static_cast<uint32_t>(result);
-      const bool uses = next.base == result || std::count(next.models.begin(), next.models.end(), index) > 0;
-      if (uses) stages[s].used |= stages[by].used | uint64_t{1} << by;
-    }
     for (const std::string& warning : next.warnings) warnings.push_back(OfStage(stages[s], warning));
     for (RecipeWarning& warning : next.recipe.warnings) recipe.warnings.push_back(std::move(warning));
     if (!last) {
@@ -279,18 +299,79 @@ void PlanStages(Plan* plan, Recipe recipe, const PlanOptions& options) {
     }
     plans.push_back(std::move(next));
   }
-  ChainPlanner(&plans, results).Run(&stages);
+  const std::vector<bool> spilled = ChooseSpills(plans, results);
+  std::map<int32_t, uint32_t> on_the_way;
+  std::erase_if(results, [&](const auto& result) {
+    if (!spilled[result.second]) on_the_way.insert(result);
+    return !spilled[result.second];
+  });
+  std::vector<SpilledStage> spills;
+  for (uint32_t s = 0; s < plans.size(); ++s) {
+    if (!spilled[s] && s + 1 < plans.size()) continue;
+    const bool chained = std::any_of(on_the_way.begin(), on_the_way.end(),
+                                     [&](const auto& result) { return Uses(plans[s], result.first); });
+    if (chained) ChainPlanner(&plans, s, on_the_way).Run(&stages);
+    else CountRounds(plans[s], &stages[s]);
+    if (s + 1 < plans.size()) spills.push_back({.stage = s});
+  }
+  for (SpilledStage& spill : spills) {
+    spill.plan = std::make_shared<Plan>(std::move(plans[spill.stage]));
+    spill.plan->stages = stages;
+    for (const auto& [result, by] : results)
+      if (by == spill.stage) spill.checkpoint = result;
+  }
   const uint64_t budget = plan->memory.budget;
   *plan = std::move(plans.back());
   plan->memory.budget = budget;
   plan->recipe = std::move(recipe);
   plan->warnings = std::move(warnings);
   plan->stages = std::move(stages);
-  for (const auto& [result, by] : results) {   // nothing reads it any more
+  plan->spills = std::move(spills);
+  for (const auto& [result, by] : on_the_way) {   // nothing reads it any more
     Checkpoint& checkpoint = plan->checkpoints[static_cast<size_t>(result)];
     checkpoint.shards.clear();
     checkpoint.tensors = {}, checkpoint.by_name = {};
   }
+}
+
+// One file each, whose every byte has its place.
+void LayOutSpills(Plan* plan, const PlanOptions& options) {
+  for (const SpilledStage& spill : plan->spills) {
+    PlanOptions own = options;
+    own.single_file = own.pipe = false, own.shard_bytes = UINT64_MAX;
+    PlanLayout(spill.plan.get(), own);
+    Checkpoint& result = plan->checkpoints[static_cast<size_t>(spill.checkpoint)];
+    for (size_t t = 0; t < result.tensors.size(); ++t) result.tensors[t].info.offset = spill.plan->tensors[t].offset;
+    Shard& shard = result.shards.front();
+    shard.name = spill.plan->shards.front().name;
+    shard.identity.size = spill.plan->shards.front().bytes;
+    shard.data_offset = spill.plan->shards.front().header.size();
+  }
+}
+
+void PlanSpills(Plan* plan, const PlanOptions& options) {
+  if (plan->spills.empty()) return;
+  uint64_t all = PlanBytes(*plan);
+  for (const SpilledStage& spill : plan->spills) {
+    PlanScopes(spill.plan.get());
+    all += PlanBytes(*spill.plan);
+  }
+  for (SpilledStage& spill : plan->spills) {
+    spill.plan->memory.budget = plan->memory.budget;
+    spill.plan->memory.other_plans = all;
+    const LentCheckpoints lent(plan, spill.plan.get());
+    PlanMemory(spill.plan.get(), options);
+    spill.fingerprint = PlanFingerprint(*spill.plan);
+  }
+  plan->memory.other_plans = all;
+}
+
+LentCheckpoints::LentCheckpoints(Plan* from, Plan* to) : from_(*from), to_(*to) {
+  std::swap(from_.checkpoints, to_.checkpoints), std::swap(from_.reading, to_.reading);
+}
+
+LentCheckpoints::~LentCheckpoints() {
+  std::swap(from_.checkpoints, to_.checkpoints), std::swap(from_.reading, to_.reading);
 }
 
 std::unique_ptr<Merger> MakeChainMerger(const Plan& plan, const PlannedScope& scope) {

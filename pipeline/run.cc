@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -23,6 +24,7 @@
 #include "pipeline/model_card.h"
 #include "pipeline/recipe_writer.h"
 #include "pipeline/run_internal.h"
+#include "pipeline/run_stages.h"
 #include "pipeline/shard_output.h"
 #include "pipeline/tokenizer_files.h"
 
@@ -110,7 +112,8 @@ std::vector<std::string> InputsOf(const Plan& plan) {
   for (const Checkpoint& checkpoint : plan.checkpoints) {
     if (!checkpoint.directory.empty()) inputs.push_back(checkpoint.directory);
     for (const Shard& shard : checkpoint.shards)
-      if (shard.stream == nullptr || shard.stream->is_file()) inputs.push_back(shard.path);
+      // A stage's result has no path yet.
+      if (!shard.path.empty() && (shard.stream == nullptr || shard.stream->is_file())) inputs.push_back(shard.path);
   }
   if (!plan.donor_directory.empty()) inputs.push_back(plan.donor_directory);
   if (!plan.tokenizer.directory.empty()) inputs.push_back(plan.tokenizer.directory);
@@ -153,6 +156,7 @@ void CheckOutput(const Plan& plan, const MergeOptions& options) {
   else CheckOutputPath(options.out, options.force, InputsOf(plan));
   // How small compressed shards become is known when they are.
   uint64_t needed = plan.totals.bytes_spilled;
+  for (const SpilledStage& spill : plan.spills) needed += spill.plan->totals.bytes_written;
   if (!plan.in_order) needed += plan.totals.bytes_written;
   const std::string place = pipe ? SpillDirectory({options.out}) : options.out;
   const uint64_t free = FreeSpace(place);
@@ -184,13 +188,17 @@ MergeReport RunMerge(Recipe recipe, const MergeOptions& options, const std::atom
   PlanOptions plan_options = options.plan;
   ReadOutputName(options.out, &recipe, &plan_options);
   plan_options.interrupt = &interrupt;
-  const Plan plan = MakePlan(std::move(recipe), plan_options);
+  Plan plan = MakePlan(std::move(recipe), plan_options);
   const std::string fingerprint = PlanFingerprint(plan);
 
   std::vector<std::string> warnings = WarningTexts(plan);
   const auto print = [&](const std::string& warning) {
     if (!options.quiet) PrintToStderr("warning: " + warning + "\n");
   };
+  if (options.rank && !plan.spills.empty())
+    throw Error(ErrorCode::kUsage, "with --rank no stage can be spilled, as this recipe's are")
+        .Path(plan.recipe.path)
+        .Hint("braid plan says which; merge these by themselves");
   if (options.rank) {
     std::for_each(warnings.begin(), warnings.end(), print);
     MergeReport report = RunRank(plan, fingerprint, options, interrupt, progress);
@@ -206,6 +214,11 @@ MergeReport RunMerge(Recipe recipe, const MergeOptions& options, const std::atom
   for (const std::string& warning : SpaceWarnings(plan, options.out)) warnings.push_back(warning);
   std::for_each(warnings.begin(), warnings.end(), print);
 
+  // What stages leave each other.
+  SpilledFiles spilled(staging ? staging->scratch_directory()
+                               : fmt::format("{}/braid-stages-{}", TemporaryDirectoryPath(), getpid()));
+  RunSpilledStages(&plan, spilled, interrupt, options.quiet, progress);
+
   StatisticsKeeper keeper(plan);
   // The weights: complete and durable in OUT.partial, or gone through the pipe.
   std::vector<std::string> paths;
@@ -214,6 +227,7 @@ MergeReport RunMerge(Recipe recipe, const MergeOptions& options, const std::atom
   GraphResult result =
       RunGraph(plan, Share(plan), fingerprint, paths, interrupt, options.quiet, progress, &keeper);
 
+  spilled.Remove();
   // Everything else, then the one moment in which OUT appears.
   if (!plan.single_file) WriteSideFiles(plan, options, result, fingerprint, &*staging);
   ThrowIfInterrupted(interrupt);

@@ -74,7 +74,7 @@ class Stages : public testing::Test {
     const std::string rescale = random_.Chance(0.5) ? "parameters.rescale = true\n" : "parameters.rescale = false\n";
     const std::string seed = fmt::format("parameters.seed = {}\n", random_.Below(100));
     const std::string scope = random_.Chance(model_scopes_) ? "parameters.scope = 'model'\n" : "";
-    const std::vector<Kind> kinds = {
+    std::vector<Kind> kinds = {
         {.top = "method = 'ties'\n" + rescale + scope, .base = true, .weights = true, .densities = true},
         {.top = "method = 'ties'\nparameters.ties_at_threshold = 'keep'\n", .base = true, .densities = true},
         {.top = "method = 'task_arithmetic'\n", .base = true, .weights = true},
@@ -93,6 +93,11 @@ class Stages : public testing::Test {
         {.top = "method = 'nuslerp'\nparameters.axis = 'first'\n", .base = true, .least = 2, .most = 2},
         {.top = "method = 'linear'\n", .least = 1, .weights = true},
         {.top = "method = 'passthrough'\n", .least = 1, .most = 1}};
+    if (model_scopes_ > 0) {
+      kinds.push_back({.top = "method = 'metagpt'\n", .base = true, .least = 2});
+      kinds.push_back({.top = "method = 'pcb'\n", .base = true, .least = 2});
+      kinds.push_back({.top = "method = 'task_arithmetic'\nlayer_scale = { beta = 0.5 }\n", .base = true});
+    }
     for (;;) {
       const Kind& kind = kinds[random_.Below(kinds.size())];
       if (models >= kind.least && models <= kind.most) return kind;
@@ -235,6 +240,19 @@ class Stages : public testing::Test {
   std::vector<std::pair<std::string, std::vector<uint64_t>>> shapes_;
   std::vector<DrawnStage> stages_;
 };
+
+TEST_F(Stages, WithStatisticsOfWholeModels) {
+  model_scopes_ = 0.4;
+  for (int i = 0; i < 12 && !HasFailure(); ++i) {
+    shapes_.clear(), stages_.clear();
+    WriteSources();
+    for (int j = 0; j < 3 && !HasFailure(); ++j) {
+      stages_.clear();
+      DrawTree();
+      Compare();
+    }
+  }
+}
 
 TEST_F(Stages, AreEqualToSeparateMerges) {
   for (int i = 0; i < 24 && !HasFailure(); ++i) {

@@ -29,7 +29,7 @@ void PrintModel(const Checkpoint& checkpoint) {
 std::vector<std::string> ReadingTexts(const Plan& plan) {
   std::map<std::string, std::string> sources;
   for (size_t i = 0; i < plan.checkpoints.size(); ++i) {
-    if (plan.checkpoints[i].shards.empty()) continue;   // a stage's result
+    if (plan.checkpoints[i].shards.empty() || plan.checkpoints[i].shards.front().path.empty()) continue;   // a stage's
     std::string& names = sources[fmt::format("{} ({})", ReadBackendName(plan.reading[i].backend), plan.reading[i].why)];
     names += (names.empty() ? "" : ", ") + Printable(plan.checkpoints[i].reference);
   }
@@ -81,8 +81,13 @@ void PrintStages(const Plan& plan) {
                                    stage.name.empty() ? "" : Printable(stage.name) + ": ", stage.method->name, models,
                                    base, type, stage.rounds == 1 ? "1 round" : fmt::format("{} rounds", stage.rounds)));
   }
+  for (const SpilledStage& spill : plan.spills)
+    PrintLine("", fmt::format("{} is merged first, from {}, into a file of {} beside the output, because statistics are of "
+                              "whole models",
+                              Printable(plan.checkpoints[static_cast<size_t>(spill.checkpoint)].reference),
+                              SizeText(spill.plan->totals.bytes_read), SizeText(spill.plan->totals.bytes_written)));
   for (const Checkpoint& checkpoint : plan.checkpoints)
-    if (!checkpoint.shards.empty()) PrintModel(checkpoint);
+    if (!checkpoint.shards.empty() && !checkpoint.shards.front().path.empty()) PrintModel(checkpoint);
 }
 
 void PrintPlan(const Plan& plan) {
@@ -139,14 +144,16 @@ void PrintPlan(const Plan& plan) {
 void Run(const MergeArguments& arguments) {
   const Plan plan = MakePlan(RecipeFrom(arguments), PlanOptionsFrom(arguments));
   const uint64_t free = FreeSpace(".");
+  uint64_t needed = plan.totals.bytes_written;
+  for (const SpilledStage& spill : plan.spills) needed += spill.plan->totals.bytes_written;
   if (JsonWanted()) {
-    WritePlanJson(plan, {{"disk_needed", plan.totals.bytes_written}, {"disk_free_here", free}},
+    WritePlanJson(plan, {{"disk_needed", needed}, {"disk_free_here", free}},
                   [](std::string_view text) { fmt::print("{}", text); });
     fmt::print("\n");
     return;
   }
   PrintPlan(plan);
-  fmt::print("{:<11}{} needed, {} free here\n", "disk", SizeText(plan.totals.bytes_written), SizeText(free));
+  fmt::print("{:<11}{} needed, {} free here\n", "disk", SizeText(needed), SizeText(free));
 }
 
 }  // namespace
