@@ -59,16 +59,17 @@ MergeReport RunRank(const Plan& plan, const std::string& fingerprint, const Merg
   // Our part, whoever else is there, but for what is done.
   const auto missing = job.Missing();
   if (!missing) return finish(RankJob::Outcome::kByAnother);
-  std::vector<OutputUnit> mine;
+  std::vector<uint32_t> mine;
   for (uint32_t u : UnitsOfRank(units, all, options.rank->rank, options.rank->of))
-    if (std::binary_search(missing->begin(), missing->end(), u)) mine.push_back(units[u]);
+    if (std::binary_search(missing->begin(), missing->end(), u)) mine.push_back(u);
   report.rank->units = mine.size();
 
   if (!mine.empty()) {
-    const Share share(plan, std::move(mine));
+    const Share share(plan, units, mine);
+    const auto exchange = NewFileExchange(job.directory(), RunsOfRanks(units, options.rank->of), options.rank->rank);
     StatisticsKeeper keeper(plan);
     report.result = RunGraph(plan, share, fingerprint, job.shard_paths(), interrupt, options.quiet, progress, &keeper,
-                             [&](const WrittenUnit& unit) { job.Mark(unit); });
+                             exchange.get(), [&](const WrittenUnit& unit) { job.Mark(unit); });
   }
   const RankJob::Outcome outcome = job.Publish(interrupt);
   report.rank->all_units = units.size();
