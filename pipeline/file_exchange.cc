@@ -40,7 +40,7 @@ class PartWriter {
     const XXH128_hash_t sum = sum_.Take();
     Append(&sum, sizeof sum);
     file_.Append(buffer_.data(), buffer_.size());
-    file_.Commit();
+    file_.Commit(false);   // it has a checksum
   }
 
  private:
@@ -94,8 +94,7 @@ class PartReader {
 
  private:
   Error Damaged() const {
-    return Error(ErrorCode::kBadInput, "these are not the statistics that a rank has left here").Path(path_)
-        .Hint("remove it, and run the rank again");
+    return Error(ErrorCode::kBadInput, "these are not the statistics that a rank has left here").Path(path_);
   }
   void Fill() {
     filled_ = std::min<uint64_t>(kBuffer, bytes_ - at_), next_ = 0;
@@ -146,12 +145,8 @@ class FileExchange : public Exchange {
       if (counter->failed()) return false;
       const Cover cover = CoverOf(round.units, List(round));
       if (cover.gaps.empty()) {
-        for (UnitRun part : cover.parts) {
-          PartReader reader(PathOf(round, part));
-          counter->Load(part, [&](void* data, size_t bytes) { reader.Get(data, bytes); });
-          reader.Finish();
-        }
-        return true;
+        if (LoadAll(round, cover.parts, counter)) return true;
+        continue;
       }
       bool counted = false;
       for (UnitRun part : Wanted(cover.gaps)) {
@@ -188,6 +183,24 @@ class FileExchange : public Exchange {
       if (last.ec == std::errc() && last.ptr == end) there.push_back(part);
     }
     return there;
+  }
+
+  // False when one of them was damaged; it is gone then.
+  bool LoadAll(const SharedRound& round, const std::vector<UnitRun>& parts, Counter* counter) const {
+    for (UnitRun part : parts) {
+      const std::string path = PathOf(round, part);
+      try {
+        PartReader reader(path);
+        counter->Load(part, [&](void* data, size_t bytes) { reader.Get(data, bytes); });
+        reader.Finish();
+      } catch (const Error& error) {
+        if (error.code() != ErrorCode::kBadInput) throw;
+        TheOs().Unlink(path.c_str());
+        counter->Clear();
+        return false;
+      }
+    }
+    return true;
   }
 
   // The gaps cut along the borders of ranks, ours first.

@@ -39,8 +39,8 @@ void RankFile::Append(const void* data, size_t bytes) {
   bytes_ += bytes;
 }
 
-void RankFile::Commit() {
-  if (TheOs().Fsync(fd_.get()) < 0) throw SystemError(errno, "make it durable", temporary_);
+void RankFile::Commit(bool durable) {
+  if (durable && TheOs().Fsync(fd_.get()) < 0) throw SystemError(errno, "make it durable", temporary_);
   if (TheOs().Rename(temporary_.c_str(), path_.c_str(), 0) < 0) throw SystemError(errno, "create it", path_);
   fd_.Reset();
 }

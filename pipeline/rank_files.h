@@ -1,5 +1,4 @@
-// Files that ranks leave each other in a directory of a shared file system. They appear complete and durable, by a
-// rename; several processes may leave the same one at the same time.
+// Files that ranks leave each other in a directory of a shared file system. They appear complete, by a rename; several processes may leave the same one at the same time.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +18,8 @@ class RankFile {
   ~RankFile();   // without Commit nothing is left
   RankFile(const RankFile&) = delete;
   void Append(const void* data, size_t bytes);
-  void Commit();
+  // Without `durable`, a crash of the machine may leave a file that is not what was appended.
+  void Commit(bool durable = true);
 
  private:
   const std::string path_, temporary_;

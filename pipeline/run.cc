@@ -175,7 +175,7 @@ MergeReport RunMerge(Recipe recipe, const MergeOptions& options, const std::atom
   const auto print = [&](const std::string& warning) {
     if (!options.quiet) PrintToStderr("warning: " + warning + "\n");
   };
-  if (options.rank) {
+  if (options.rank || options.group != nullptr) {
     std::for_each(warnings.begin(), warnings.end(), print);
     MergeReport report = RunRank(plan, fingerprint, options, interrupt, progress);
     report.warnings = std::move(warnings);
