@@ -287,7 +287,9 @@ void Staging::TakeLock() {
 }
 
 Staging::~Staging() {
-  if (!published_ && lock_ && shared_.empty()) RemoveTree(staging_);
+  if (published_ || !lock_) return;
+  if (shared_.empty()) RemoveTree(staging_);
+  else if (!FileExists(staging_)) RemoveTree(partial_);   // another process has published it
 }
 
 std::string Staging::PathFor(const std::string& name) {

@@ -16,6 +16,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <stdexcept>
@@ -62,6 +63,14 @@ class Accumulator {
  public:
   virtual ~Accumulator() = default;
   virtual void Add(Accumulator* other) = 0;  // may empty the other
+
+  // What was counted, handed to another process as bytes, where Load adds it to one of the same round. Not all of them
+  // can; nothing depends on it.
+  using Put = std::function<void(const void*, size_t)>;
+  using Get = std::function<void(void*, size_t)>;
+  virtual bool Travels() const { return false; }
+  virtual void Save(const Put&) const {}
+  virtual void Load(const Get&) {}
 };
 
 // Where a round leaves its sums: data[quantity * stride + block in the tensor], of reduction blocks or tile units.

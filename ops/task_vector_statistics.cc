@@ -67,6 +67,30 @@ void Histograms::Add(Accumulator* other) {
   for (size_t i = 0; i < o.large_.size(); ++i) large_[i] += o.large_[i];
 }
 
+void Histograms::Save(const Put& put) const {
+  const uint64_t wide = large_.empty() ? 0 : 1;
+  put(&counted_, sizeof counted_), put(&wide, sizeof wide);
+  put(small_.data(), small_.size() * sizeof(uint32_t));
+  if (wide != 0) put(large_.data(), large_.size() * sizeof(uint64_t));
+}
+
+void Histograms::Load(const Get& get) {
+  uint64_t counted = 0, wide = 0;
+  get(&counted, sizeof counted), get(&wide, sizeof wide);
+  WillCount(counted);
+  if (wide != 0) Widen();
+  const auto add = [&](auto* to, size_t size) {
+    std::remove_pointer_t<decltype(to)> piece[512];
+    for (size_t at = 0; at < size; at += std::size(piece)) {
+      const size_t n = std::min(std::size(piece), size - at);
+      get(piece, n * sizeof piece[0]);
+      for (size_t i = 0; i < n; ++i) to[at + i] += piece[i];
+    }
+  };
+  add(small_.data(), small_.size());
+  if (wide != 0) add(large_.data(), large_.size());
+}
+
 void Histograms::WillCount(uint64_t elements) {
   counted_ += elements;
   if (counted_ < kNarrow) return;

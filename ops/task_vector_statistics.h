@@ -25,6 +25,9 @@ class Histograms : public Accumulator {
   }
 
   void Add(Accumulator* other) override;
+  bool Travels() const override { return true; }
+  void Save(const Put& put) const override;
+  void Load(const Get& get) override;
   // Makes sure that so many more counts fit.
   void WillCount(uint64_t elements);
   static size_t Bytes(size_t slots, size_t bins, uint64_t elements) {
@@ -95,6 +98,13 @@ class SignSum : public Accumulator {
  public:
   VoteCounts votes;
   void Add(Accumulator* other) override { votes.sign_sum += static_cast<SignSum&>(*other).votes.sign_sum; }
+  bool Travels() const override { return true; }
+  void Save(const Put& put) const override { put(&votes.sign_sum, sizeof votes.sign_sum); }
+  void Load(const Get& get) override {
+    auto sum = votes.sign_sum;
+    get(&sum, sizeof sum);
+    votes.sign_sum += sum;
+  }
 };
 
 }  // namespace braid

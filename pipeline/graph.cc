@@ -39,8 +39,8 @@ struct Worker {
 class GraphRun {
  public:
   GraphRun(const Plan& plan, const Share& share, const std::vector<std::string>& shard_paths, Progress* progress,
-           StatisticsKeeper* keeper, const std::function<void(const WrittenUnit&)>& unit_done)
-      : plan_(plan), share_(share), unit_done_(unit_done), progress_(*progress), keeper_(*keeper),
+           StatisticsKeeper* keeper, Exchange* exchange, const std::function<void(const WrittenUnit&)>& unit_done)
+      : plan_(plan), share_(share), exchange_(exchange), unit_done_(unit_done), progress_(*progress), keeper_(*keeper),
         budget_(plan.memory.pool),
         draft_tokens_(plan.memory.drafts), files_(plan, &budget_, &progress_.of(Stage::kRead)),
         open_(plan.most_models + 1, plan.memory.open), writer_(plan, share, shard_paths, progress),
@@ -60,6 +60,14 @@ class GraphRun {
   // The I/O thread. False, or null: the run has failed.
   void ReadAll(Read::gateway_type& gateway);
   bool MeasureAll(Read::gateway_type& gateway);
+  std::shared_ptr<ScopeRun> Measure(const PlannedScope& scope, Read::gateway_type& gateway);
+  bool TakeTogether(ScopeRun* run, bool claims, Read::gateway_type& gateway);
+  bool TakeNormsTogether(std::vector<std::optional<TaskVectorNorms>>* norms, Read::gateway_type& gateway);
+  bool ReadMerge(ScopeRun* run, Read::gateway_type& gateway);
+  bool Shared(const PlannedScope& scope) const {
+    return exchange_ != nullptr && plan_.tensors[scope.tensors.front()].action == TensorAction::kMerge &&
+           exchange_->Shares(plan_, share_, scope);
+  }
   bool ReadScope(const PlannedScope& scope, bool anew, Read::gateway_type& gateway);
   bool ReadFailedDrafts(Read::gateway_type& gateway);
   bool ReadRounds(ScopeRun* run, Read::gateway_type& gateway);
@@ -71,6 +79,7 @@ class GraphRun {
   // Bodies of nodes.
   void RouteTile(TileWork* work, Route::output_ports_type& ports);
   void CountClaims(TileWork* work);
+  void CountedClaims(TileWork* work);
   void AccumulateTile(TileWork* work, Accumulate::output_ports_type& ports);
   void DraftTile(TileWork* work, Draft::output_ports_type& ports);
   void FinishDraft(ScopeRun* run, Draft::output_ports_type& ports);
@@ -112,6 +121,7 @@ class GraphRun {
 
   const Plan& plan_;
   const Share& share_;
+  Exchange* const exchange_;
   const std::function<void(const WrittenUnit&)>& unit_done_;
   Progress& progress_;
   StatisticsKeeper& keeper_;
@@ -176,7 +186,8 @@ GraphResult GraphRun::Run(const std::string& fingerprint, const std::atomic<int>
       Guarded([&] {
         const std::shared_ptr<ScopeRun> run = work->scope->shared_from_this();
         run->InOrder(work, [&](TileWork* next) {
-          if (!next->scope->merging()) std::get<0>(ports).try_put(next);
+          if (next->scope->counts_claims()) CountedClaims(next);
+          else if (!next->scope->merging()) std::get<0>(ports).try_put(next);
           else if (next->written) std::get<1>(ports).try_put(next);
           else Release(next, false);   // its share of the quotas was all that it came for
         });
@@ -266,13 +277,12 @@ void GraphRun::ReadAll(Read::gateway_type& gateway) {
     if (scope.elements == 0) continue;
     if (plan_.in_order && !ReadFailedDrafts(gateway)) return;
     if (measured_.empty() || &measured_.front()->scope() != &scope) {
-      if (share_.Any(scope) && !ReadScope(scope, false, gateway)) return;
+      if ((share_.Any(scope) || Shared(scope)) && !ReadScope(scope, false, gateway)) return;
       continue;
     }
     const std::shared_ptr<ScopeRun> run = std::move(measured_.front());
     measured_.pop_front();
-    if (!share_.Any(scope)) Forget(run.get());
-    else if (!ReadRound(run.get(), gateway)) return;
+    if (!ReadMerge(run.get(), gateway)) return;
   }
   const auto drafted = std::exchange(drafted_, {});   // ReadScope drops what is settled
   for (const auto& run : drafted) {
@@ -297,21 +307,137 @@ bool GraphRun::ReadFailedDrafts(Read::gateway_type& gateway) {
   }
 }
 
-// All rounds before the merge, of all scopes; then the scale of the merges is known.
+// All rounds before the merge, of all scopes; then the scale of the merges is known. Ranks that take statistics together
+// leave out what others merge, and get its norms.
 bool GraphRun::MeasureAll(Read::gateway_type& gateway) {
-  for (const PlannedScope& scope : plan_.scopes) {
+  std::vector<std::optional<TaskVectorNorms>> norms(plan_.scopes.size());
+  const bool together = exchange_ != nullptr && !plan_.model_scope;
+  for (size_t s = 0; s < plan_.scopes.size(); ++s) {
+    const PlannedScope& scope = plan_.scopes[s];
     if (scope.elements == 0 || plan_.tensors[scope.tensors.front()].action != TensorAction::kMerge) continue;
-    measured_.push_back(StartScope(scope, false));
-    if (measured_.back() == nullptr || !ReadRounds(measured_.back().get(), gateway)) return false;
+    norms[s] = TaskVectorNorms();
+    if (together && !share_.Any(scope)) continue;
+    measured_.push_back(Measure(scope, gateway));
+    if (measured_.back() == nullptr) return false;
   }
-  std::map<std::string_view, TaskVectorNorms> norms;
-  StallTimer stall(progress_.of(Stage::kRead));
   for (const auto& run : measured_) {
+    StallTimer stall(progress_.of(Stage::kRead));
     if (!run->WaitForNorms()) return false;
-    norms[plan_.tensors[run->scope().tensors.front()].name] = run->merger()->norms();
+    norms[static_cast<size_t>(&run->scope() - plan_.scopes.data())] = run->merger()->norms();
   }
-  alpha_ = AutomaticAlpha(norms);
+  if (together && !TakeNormsTogether(&norms, gateway)) return false;
+  std::map<std::string_view, TaskVectorNorms> by_name;
+  for (size_t s = 0; s < norms.size(); ++s)
+    if (norms[s]) by_name[plan_.tensors[plan_.scopes[s].tensors.front()].name] = *norms[s];
+  alpha_ = AutomaticAlpha(by_name);
   coefficients_ = ScaledCoefficients(plan_, *alpha_);
+  return true;
+}
+
+std::shared_ptr<ScopeRun> GraphRun::Measure(const PlannedScope& scope, Read::gateway_type& gateway) {
+  std::shared_ptr<ScopeRun> run = StartScope(scope, false);
+  return run != nullptr && ReadRounds(run.get(), gateway) ? run : nullptr;
+}
+
+// --- with other ranks ---------------------------------------------------------------------------------------
+
+// A scope's norms are of the unit that it begins in.
+bool GraphRun::TakeNormsTogether(std::vector<std::optional<TaskVectorNorms>>* norms, Read::gateway_type& gateway) {
+  class Norms : public Counter {
+   public:
+    Norms(GraphRun* graph, std::vector<std::optional<TaskVectorNorms>>* norms, Read::gateway_type& gateway)
+        : graph_(*graph), known_(*norms), gateway_(gateway), norms_(*norms) {}
+    bool Count(UnitRun part) override {
+      return ForEach(part, [&](size_t s) {
+        if (graph_.share_.Any(graph_.plan_.scopes[s])) {
+          norms_[s] = known_[s];
+          return true;
+        }
+        const auto run = graph_.Measure(graph_.plan_.scopes[s], gateway_);
+        if (run == nullptr || !run->WaitForNorms()) return false;
+        norms_[s] = run->merger()->norms();
+        graph_.Forget(run.get());
+        return true;
+      });
+    }
+    void Save(UnitRun part, const Put& put) override {
+      ForEach(part, [&](size_t s) { return put(&*norms_[s], sizeof(TaskVectorNorms)), true; });
+    }
+    void Load(UnitRun part, const Get& get) override {
+      ForEach(part, [&](size_t s) {
+        TaskVectorNorms more;
+        get(&more, sizeof more);
+        norms_[s]->mean += more.mean, norms_[s]->merged += more.merged;
+        return true;
+      });
+    }
+    void Clear() override {
+      for (auto& norms : norms_)
+        if (norms) *norms = {};
+    }
+    bool failed() const override { return graph_.failed_; }
+    const std::vector<std::optional<TaskVectorNorms>>& norms() const { return norms_; }
+
+   private:
+    bool ForEach(UnitRun part, const std::function<bool(size_t)>& visit) {
+      for (size_t s = 0; s < norms_.size(); ++s) {
+        if (!norms_[s]) continue;
+        const uint32_t unit =
+            UnitsOf(graph_.plan_, graph_.share_.all_units(), graph_.plan_.scopes[s].tensors.front()).first;
+        if (unit >= part.first && unit < part.last && !visit(s)) return false;
+      }
+      return true;
+    }
+
+    GraphRun& graph_;
+    const std::vector<std::optional<TaskVectorNorms>>& known_;
+    Read::gateway_type& gateway_;
+    std::vector<std::optional<TaskVectorNorms>> norms_;
+  } counter(this, norms, gateway);
+  counter.Clear();
+  const UnitRun all{0, static_cast<uint32_t>(share_.all_units().size())};
+  if (!exchange_->Take({.scope = SharedRound::kNorms, .units = all}, &counter)) return false;
+  *norms = counter.norms();
+  return true;
+}
+
+bool GraphRun::TakeTogether(ScopeRun* run, bool claims, Read::gateway_type& gateway) {
+  class Round : public Counter {
+   public:
+    Round(GraphRun* graph, ScopeRun* run, bool claims, Read::gateway_type& gateway)
+        : graph_(*graph), run_(*run), claims_(claims), gateway_(gateway) {
+      run_.BeginPart({0, 0}, claims_);   // nothing yet
+    }
+    bool Count(UnitRun part) override {
+      run_.BeginPart(part, claims_);
+      if (run_.Pieces().empty()) return true;
+      if (!graph_.ReadRound(&run_, gateway_)) return false;
+      StallTimer stall(graph_.progress_.of(Stage::kRead));
+      return run_.WaitForPart();
+    }
+    void Save(UnitRun part, const Put& put) override { run_.SavePart(part, put); }
+    void Load(UnitRun part, const Get& get) override { run_.LoadPart(part, get); }
+    void Clear() override { run_.ClearPart(); }
+    bool failed() const override { return graph_.failed_; }
+
+   private:
+    GraphRun& graph_;
+    ScopeRun& run_;
+    const bool claims_;
+    Read::gateway_type& gateway_;
+  } counter(this, run, claims, gateway);
+  const SharedRound round{.scope = static_cast<uint32_t>(&run->scope() - plan_.scopes.data()),
+                          .round = run->round(), .claims = claims, .units = run->shared_units()};
+  if (!exchange_->Take(round, &counter)) return false;
+  run->EndParts();
+  return true;
+}
+
+// Of a scope that waits, or whose statistics were taken together.
+bool GraphRun::ReadMerge(ScopeRun* run, Read::gateway_type& gateway) {
+  if (run->shared() && run->spec().ordered && !TakeTogether(run, true, gateway)) return false;
+  if (share_.Any(run->scope())) return ReadRound(run, gateway);
+  Forget(run);
   return true;
 }
 
@@ -326,6 +452,14 @@ bool GraphRun::ReadScope(const PlannedScope& scope, bool anew, Read::gateway_typ
 // Until the last one is on its way; of a scope that is measured, the last one before its merge.
 bool GraphRun::ReadRounds(ScopeRun* run, Read::gateway_type& gateway) {
   for (;;) {
+    if (run->shared() && run->merging()) return ReadMerge(run, gateway);
+    if (run->shared() && run->spec().ordered && !TakeTogether(run, true, gateway)) return false;
+    if (run->shared() && run->StatisticsTravel()) {
+      if (!TakeTogether(run, false, gateway)) return false;
+      FinishStatistics(run);
+      if (run->waits()) return true;
+      continue;
+    }
     if (run->spec().sample && !run->resident()) {
       {
         StageTimer timer(progress_.of(Stage::kRead));
@@ -349,8 +483,12 @@ std::shared_ptr<ScopeRun> GraphRun::StartScope(const PlannedScope& scope, bool a
     StallTimer stall(progress_.of(Stage::kRead));
     if (!budget_.Take(bytes)) return nullptr;
   }
-  auto run = std::make_shared<ScopeRun>(plan_, share_, scope, anew);
+  auto run = std::make_shared<ScopeRun>(plan_, share_, scope, anew, Shared(scope));
   run->taken = bytes;
+  if (run->shared()) {
+    if (!budget_.Take(run->SharedBytes())) return nullptr;
+    run->taken += run->SharedBytes();
+  }
   if (run->merging() || run->drafting()) budget_.Give(std::exchange(run->taken, 0));   // no statistics after all
   {
     std::lock_guard lock(mutex_);
@@ -382,6 +520,7 @@ bool GraphRun::ReadTile(ScopeRun* run, const Piece& piece, uint64_t first, uint6
   TileWork* work = works_.Take();
   work->scope = run, work->tensor = t, work->slot = piece.slot, work->order = order;
   work->written = piece.written, work->written_order = written_order;
+  work->shared = piece.shared, work->begins = first == piece.elements.first && piece.shared != Piece::kNone;
   work->first = first, work->count = std::min(plan_.TileElements(tensor), piece.elements.last - first);
   work->cost = TileCost(plan_, tensor, work->count);
   {
@@ -449,6 +588,12 @@ void GraphRun::CountClaims(TileWork* work) {
   });
 }
 
+void GraphRun::CountedClaims(TileWork* work) {
+  const std::shared_ptr<ScopeRun> run = work->scope->shared_from_this();
+  Release(work, false);
+  if (run->TileDone()) run->PartDone();
+}
+
 void GraphRun::AccumulateTile(TileWork* work, Accumulate::output_ports_type& ports) {
   Guarded([&] {
     const std::shared_ptr<ScopeRun> run = work->scope->shared_from_this();
@@ -469,6 +614,7 @@ void GraphRun::AccumulateTile(TileWork* work, Accumulate::output_ports_type& por
     }
     if (!run->resident()) Release(work, false);
     if (!run->TileDone()) return;
+    if (run->in_part()) return run->PartDone();
     FinishStatistics(run.get());
     for (TileWork* tile : run->tiles) std::get<0>(ports).try_put(tile);
   });
@@ -479,7 +625,7 @@ void GraphRun::FinishStatistics(ScopeRun* run) {
   run->FinishRound();
   if (!run->merging() && !run->drafting()) return;
   if (run->merging()) keeper_.Keep(run->scope(), run->merger());
-  const uint64_t kept = std::min(run->taken, run->scope().kept_bytes);
+  const uint64_t kept = std::min(run->taken, run->scope().kept_bytes + run->SharedBytes());
   budget_.Give(std::exchange(run->taken, kept) - kept);
   if (!run->waits()) return;
   for (TileWork* tile : std::exchange(run->tiles, {})) Release(tile, false);
@@ -627,13 +773,15 @@ void GraphRun::FinishUnit(WrittenUnit unit) {
 
 GraphResult RunGraph(const Plan& plan, const Share& share, const std::string& fingerprint,
                      const std::vector<std::string>& shard_paths, const std::atomic<int>& interrupt, bool quiet,
-                     Progress* progress, StatisticsKeeper* keeper,
+                     Progress* progress, StatisticsKeeper* keeper, Exchange* exchange,
                      const std::function<void(const WrittenUnit&)>& unit_done) {
-  const double part = static_cast<double>(share.bytes_written()) / static_cast<double>(plan.totals.bytes_written);
+  const double part = progress->of_all_ranks ? 1.0
+                                             : static_cast<double>(share.bytes_written()) /
+                                                   static_cast<double>(plan.totals.bytes_written);
   progress->bytes_to_read += static_cast<uint64_t>(static_cast<double>(plan.totals.bytes_read) * std::min(part, 1.0));
-  progress->bytes_to_write += share.bytes_written();
+  progress->bytes_to_write += progress->of_all_ranks ? plan.totals.bytes_written : share.bytes_written();
   ProgressReporter reporter(*progress, quiet);
-  return GraphRun(plan, share, shard_paths, progress, keeper, unit_done).Run(fingerprint, interrupt, &reporter);
+  return GraphRun(plan, share, shard_paths, progress, keeper, exchange, unit_done).Run(fingerprint, interrupt, &reporter);
 }
 
 }  // namespace braid

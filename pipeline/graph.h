@@ -20,8 +20,9 @@
 // With Plan::measured all rounds before the merge come first, for all scopes; what a scope has found out then waits,
 // its tiles are read anew for the merge.
 //
-// Of a plan that several ranks share, a scope of which only parts are merged here goes through all its statistics; then
-// those parts are read for the merge, and, where quotas are handed out in order, what comes before them.
+// Of a plan that several ranks share, a scope of which only parts are merged here counts some of its statistics, and gets
+// the others by the exchange; of an ordered round, the claims first. Without an exchange it goes through all of them, and
+// where quotas are handed out in order, what comes before a part is read for them.
 //
 // Messages are pointers. The bytes stay in the maps; a merged tile's bytes are in its token.
 #pragma once
@@ -35,6 +36,7 @@
 #include <vector>
 
 #include "ops/merger.h"
+#include "pipeline/exchange.h"
 #include "pipeline/plan.h"
 #include "pipeline/progress.h"
 #include "pipeline/share.h"
@@ -56,10 +58,11 @@ struct GraphResult {
 // standard output ("-").
 // `interrupt`: when it becomes non-zero the run ends within a tile, with Error(kInterrupted). `quiet`: no progress on
 // stderr. `keeper` gets the statistics of every scope. `unit_done` is called with each unit of the share when it is
-// durable, on several threads. Throws Error; then the files are incomplete, but for those units.
+// durable, on several threads. `exchange`: with ranks that take statistics together; null: this one takes all that its
+// share needs. Throws Error; then the files are incomplete, but for those units.
 GraphResult RunGraph(const Plan& plan, const Share& share, const std::string& fingerprint,
                      const std::vector<std::string>& shard_paths, const std::atomic<int>& interrupt, bool quiet,
-                     Progress* progress, StatisticsKeeper* keeper,
+                     Progress* progress, StatisticsKeeper* keeper, Exchange* exchange = nullptr,
                      const std::function<void(const WrittenUnit&)>& unit_done = {});
 
 }  // namespace braid

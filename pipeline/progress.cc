@@ -54,6 +54,8 @@ ProgressReporter::ProgressReporter(const Progress& progress, bool quiet)
 }
 
 void ProgressReporter::Tick() {
+  if (progress_.of_all_ranks)
+    of_all_ranks_ = progress_.of_all_ranks(progress_.of(Stage::kRead).bytes + progress_.of(Stage::kWrite).bytes);
   if (quiet_) return;
   const auto now = std::chrono::steady_clock::now();
   if (now - last_ < (terminal_ ? std::chrono::milliseconds(200) : std::chrono::milliseconds(5000))) return;
@@ -69,8 +71,9 @@ void ProgressReporter::Finish() {
 std::string ProgressReporter::Line(double seconds) const {
   const uint64_t read = progress_.of(Stage::kRead).bytes, written = progress_.of(Stage::kWrite).bytes;
   const uint64_t total = progress_.bytes_to_read + progress_.bytes_to_write;
+  const uint64_t done = progress_.of_all_ranks ? of_all_ranks_ : read + written;
   const double share =
-      total == 0 ? 1.0 : std::min(1.0, static_cast<double>(read + written) / static_cast<double>(total));
+      total == 0 ? 1.0 : std::min(1.0, static_cast<double>(done) / static_cast<double>(total));
   std::string bar;
   if (terminal_) {
     constexpr int kWidth = 24;
@@ -79,7 +82,7 @@ std::string ProgressReporter::Line(double seconds) const {
           "] ";
   }
   return fmt::format("{}{:3.0f} %  {} of {}  in {}/s  out {}/s  left {}  memory {}", bar, share * 100,
-                     SizeText(read + written), SizeText(total),
+                     SizeText(done), SizeText(total),
                      SizeText(static_cast<uint64_t>(static_cast<double>(read) / seconds)),
                      SizeText(static_cast<uint64_t>(static_cast<double>(written) / seconds)),
                      share > 0.01 ? DurationText(seconds / share - seconds) : "?", SizeText(ReadResidentMemory().now));

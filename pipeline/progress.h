@@ -6,6 +6,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 
@@ -23,6 +24,9 @@ struct StageCounters {
 
 struct Progress {
   uint64_t bytes_to_read = 0, bytes_to_write = 0;
+  // Of ranks that were started together: tells the others how many bytes this one has read and written, and says how
+  // many all of them have, as far as it knows.
+  std::function<uint64_t(uint64_t)> of_all_ranks = {};
   std::array<StageCounters, static_cast<size_t>(Stage::kCount)> stages;
   StageCounters& of(Stage stage) { return stages[static_cast<size_t>(stage)]; }
   const StageCounters& of(Stage stage) const { return stages[static_cast<size_t>(stage)]; }
@@ -72,6 +76,7 @@ class ProgressReporter {
 
   const Progress& progress_;
   bool quiet_, terminal_;
+  uint64_t of_all_ranks_ = 0;
   std::chrono::steady_clock::time_point start_, last_;
 };
 

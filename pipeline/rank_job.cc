@@ -9,7 +9,6 @@
 #include <cerrno>
 #include <charconv>
 #include <chrono>
-#include <filesystem>
 #include <thread>
 
 #include "io/checksum.h"
@@ -18,27 +17,16 @@
 #include "io/shard_writer.h"
 #include "pipeline/interrupt.h"
 #include "pipeline/manifest.h"
+#include "pipeline/rank_files.h"
 #include "pipeline/recipe_writer.h"
 #include "pipeline/run_internal.h"
 
 namespace braid {
 namespace {
 
-namespace fs = std::filesystem;
-
 constexpr std::string_view kUnit = "unit-";
 constexpr uint64_t kPiece = 1 << 20;    // of a tensor that is read back
 constexpr uint64_t kSamples = 4, kSampleBytes = 4096;   // per shard of a source
-
-// Beside `path`, then in its place: nobody ever sees half of it. Others may write the same at the same time.
-void WriteAtOnce(const std::string& path, std::string_view text) {
-  char host[256] = {};
-  gethostname(host, sizeof host - 1);
-  const std::string temporary = fmt::format("{}.{}.{}", path, host, getpid());
-  TheOs().Unlink(temporary.c_str());   // of a process with our name that died
-  WriteDurably(temporary, text);
-  if (TheOs().Rename(temporary.c_str(), path.c_str(), 0) < 0) throw SystemError(errno, "create it", path);
-}
 
 // A model that was trained further has the same headers. Its elements differ nearly everywhere.
 void AddSamples(const Shard& shard, Checksum* sum) {
@@ -98,17 +86,16 @@ std::string RankJob::MarkPath(uint32_t unit) const {
 
 std::optional<std::vector<uint32_t>> RankJob::Missing() const {
   std::vector<bool> done(units_.size());
-  std::error_code error;
-  for (fs::directory_iterator entry(staging_.shared_directory(), error), end; !error && entry != end;
-       entry.increment(error)) {
-    const std::string name = entry->path().filename().string();
-    uint32_t unit = 0;
-    const char* const last = name.data() + name.size();
-    if (!name.starts_with(kUnit) || std::from_chars(name.data() + kUnit.size(), last, unit).ptr != last) continue;
-    if (unit < done.size()) done[unit] = true;
+  try {
+    for (const std::string& name : ListRankFiles(staging_.shared_directory())) {
+      uint32_t unit = 0;
+      const char* const last = name.data() + name.size();
+      if (!name.starts_with(kUnit) || std::from_chars(name.data() + kUnit.size(), last, unit).ptr != last) continue;
+      if (unit < done.size()) done[unit] = true;
+    }
+  } catch (const RankFilesGone&) {
+    return std::nullopt;
   }
-  if (error == std::errc::no_such_file_or_directory) return std::nullopt;
-  if (error) throw SystemError(error.value(), "list it", staging_.shared_directory());
   std::vector<uint32_t> missing;
   for (uint32_t u = 0; u < done.size(); ++u)
     if (!done[u]) missing.push_back(u);
@@ -123,7 +110,10 @@ void RankJob::Mark(const WrittenUnit& written) const {
   Json mark = {{"unit", unit}, {"sums", Json::array()}};
   for (const auto& [tensor, sum] : written.sums) mark["sums"].push_back({tensor, SumText(sum)});
   if (written.alpha) mark["alpha"] = std::bit_cast<uint64_t>(*written.alpha);
-  WriteAtOnce(MarkPath(static_cast<uint32_t>(unit)), mark.dump() + "\n");
+  const std::string text = mark.dump() + "\n";
+  RankFile file(MarkPath(static_cast<uint32_t>(unit)));
+  file.Append(text.data(), text.size());
+  file.Commit();
 }
 
 RankJob::Found RankJob::ReadMarks() const {

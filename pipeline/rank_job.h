@@ -35,6 +35,7 @@ class RankJob {
 
   const std::vector<OutputUnit>& units() const { return units_; }
   const std::vector<std::string>& shard_paths() const { return paths_; }
+  const std::string& directory() const { return staging_.shared_directory(); }
 
   // Those that nobody has marked. Nothing at all when others have published meanwhile. Throws Error.
   std::optional<std::vector<uint32_t>> Missing() const;

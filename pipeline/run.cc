@@ -195,11 +195,12 @@ MergeReport RunMerge(Recipe recipe, const MergeOptions& options, const std::atom
   const auto print = [&](const std::string& warning) {
     if (!options.quiet) PrintToStderr("warning: " + warning + "\n");
   };
-  if (options.rank && !plan.spills.empty())
-    throw Error(ErrorCode::kUsage, "with --rank no stage can be spilled, as this recipe's are")
+  const bool several = options.rank || options.group != nullptr;
+  if (several && !plan.spills.empty())
+    throw Error(ErrorCode::kUsage, "several ranks cannot spill stages, as this recipe needs")
         .Path(plan.recipe.path)
         .Hint("braid plan says which; merge these by themselves");
-  if (options.rank) {
+  if (several) {
     std::for_each(warnings.begin(), warnings.end(), print);
     MergeReport report = RunRank(plan, fingerprint, options, interrupt, progress);
     report.warnings = std::move(warnings);

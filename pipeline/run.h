@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "pipeline/exchange.h"
 #include "pipeline/graph.h"
 #include "pipeline/plan.h"
 #include "pipeline/progress.h"
@@ -27,6 +28,7 @@ struct MergeOptions {
   bool copy_tokenizer = true;
   bool write_model_card = true;   // README.md
   std::optional<RankOptions> rank = {};   // nothing: alone
+  Group* group = nullptr;                 // processes that were started together, and are the ranks
 };
 
 // What a rank did.
@@ -35,6 +37,7 @@ struct RankReport : RankOptions {
   uint64_t units_missing = 0;          // that other ranks have still to write
   bool complete = false;               // OUT is there
   bool published = false;              // by this rank
+  bool together = false;               // with others that were started with it: the report is of all of them
 };
 
 struct MergeReport {

@@ -6,14 +6,16 @@
 
 namespace braid {
 
-ScopeRun::ScopeRun(const Plan& plan, const Share& share, const PlannedScope& scope, bool anew)
-    : plan_(plan), share_(share), scope_(scope) {
-  const bool streamed = anew || !share.Whole(scope);
+ScopeRun::ScopeRun(const Plan& plan, const Share& share, const PlannedScope& scope, bool anew, bool shared)
+    : plan_(plan), share_(share), scope_(scope), shared_(shared) {
+  const bool streamed = anew || shared || !share.Whole(scope);
   resident_ = scope.resident && !streamed;
   drafts_tiles_ = scope.approach == Approach::kDraft && !streamed;
   if (plan.tensors[scope.tensors.front()].action == TensorAction::kMerge)
     merger_ = plan.MakeMerger(scope, streamed ? Approach::kPlain : scope.approach);
   if (merger_ != nullptr && scope.keeps_decisions && !streamed) merger_->KeepDecisions();
+  shared_ = shared_ && merger_ != nullptr && merger_->statistics_rounds() > 0;
+  if (shared_) MakePieces();
   BeginRound();
 }
 
@@ -39,19 +41,27 @@ bool ScopeRun::ReadsTensor(uint32_t tensor) const {
 std::vector<Piece> ScopeRun::Pieces() const {
   const bool writes = merging() || drafting();
   std::vector<Piece> pieces;
+  if (part_) {
+    for (size_t i = 0; i < pieces_.size(); ++i)
+      if (pieces_[i].unit >= part_->first && pieces_[i].unit < part_->last &&
+          (writes || ReadsTensor(scope_.tensors[pieces_[i].slot])))
+        pieces.push_back({pieces_[i].slot, pieces_[i].elements, i, false});
+    return pieces;
+  }
   size_t end = 0;   // behind the last one that is written
   for (uint32_t slot = 0; slot < scope_.tensors.size(); ++slot) {
     const uint32_t t = scope_.tensors[slot];
     if (!ReadsTensor(t)) continue;
     uint64_t at = 0;
     const auto skip_to = [&](uint64_t element) {
-      if (at < element && (!writes || spec_.ordered)) pieces.push_back({slot, {at, element}, !writes && resident_});
+      if (at < element && (!writes || (spec_.ordered && !quotas_known_)))
+        pieces.push_back({slot, {at, element}, Piece::kNone, !writes && resident_});
       at = element;
     };
     if (writes) {
       for (const ElementRange& range : share_.Merged(t)) {
         skip_to(range.first);
-        pieces.push_back({slot, range, true});
+        pieces.push_back({slot, range, quotas_known_ ? PieceAt(slot, range.first) : Piece::kNone, true});
         at = range.last, end = pieces.size();
       }
     }
@@ -71,13 +81,20 @@ void ScopeRun::BeginRound() {
     for (uint32_t t : scope_.tensors)
       sums_begin_.push_back(doubles), doubles += spec_.sums * plan_.SumBlocks(plan_.tensors[t]);
   sums_ = std::vector<double>(doubles, 0.0);   // gives the memory of the last round's back
-  next_order_ = 0;
   quota_left_.clear();
-  quotas_spent_ = false;
+  quotas_known_ = false;
+  claims_.clear();
   if (spec_.ordered) {
     const size_t quotas = plan_.tensors[scope_.tensors.front()].models.size() * merger_->claims_per_model();
     for (size_t i = 0; i < quotas; ++i) quota_left_.push_back(merger_->Quota(i));
   }
+  BeginTiles();
+  if (drafting()) drafts.resize(unwritten);
+}
+
+void ScopeRun::BeginTiles() {
+  next_order_ = 0;
+  quotas_spent_ = false;
   remaining_ = 0, unwritten = 0;
   for (const Piece& piece : Pieces()) {
     const uint64_t tile = plan_.TileElements(plan_.tensors[scope_.tensors[piece.slot]]);
@@ -85,7 +102,6 @@ void ScopeRun::BeginRound() {
     remaining_ += its;
     if (piece.written) unwritten += its;
   }
-  if (drafting()) drafts.resize(unwritten);
 }
 
 Accumulator* ScopeRun::TakeAccumulator() {
@@ -165,8 +181,14 @@ bool ScopeRun::WaitForDraft() {
   return outcome_ == Outcome::kSettled;
 }
 
+void ScopeRun::AddClaims(const TileWork& work) {
+  for (size_t q = 0; q < work.claims.size(); ++q) claims_[work.shared * work.claims.size() + q] += work.claims[q];
+}
+
 void ScopeRun::Grant(TileWork* work) {
   bool spent = true;
+  if (work->begins && quotas_known_)
+    std::copy_n(&claims_[work->shared * quota_left_.size()], quota_left_.size(), quota_left_.begin());
   for (size_t m = 0; m < quota_left_.size(); ++m) {
     if (quota_left_[m] == Merger::kNoQuota) continue;
     work->claims[m] = std::min(work->claims[m], quota_left_[m]);

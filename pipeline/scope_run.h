@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -43,6 +44,9 @@ struct DraftedTile {
 struct Piece {
   uint32_t slot = 0;        // index into PlannedScope::tensors
   ElementRange elements;
+  // Where its first tile takes its quotas from, of a scope that ranks share; otherwise none.
+  static constexpr size_t kNone = SIZE_MAX;
+  size_t shared = kNone;
   bool written = false;     // its tiles come out of this round, or stay until they do; otherwise they are only counted
 };
 
@@ -56,6 +60,8 @@ struct TileWork {
   uint64_t cost = 0;         // bytes taken from the budget
   uint64_t order = 0;        // place among the scope's tiles of this round
   bool written = false;
+  size_t shared = Piece::kNone;   // of the scope's shared pieces, the one that it is in
+  bool begins = false;       // that piece's quotas begin with it
   uint64_t written_order = 0;  // place among those that are written
   std::vector<SourceWindow> windows;  // the base's, if any, then one per model; empty: takes no part
   std::vector<uint64_t> claims;  // per threshold: entries equal to it, then how many of them count as above it
@@ -66,8 +72,8 @@ struct TileWork {
 class ScopeRun : public std::enable_shared_from_this<ScopeRun> {
  public:
   // `anew`: a draft did not come out; the scope is streamed, its thresholds found by histograms. So is a scope that is
-  // merged in part.
-  ScopeRun(const Plan& plan, const Share& share, const PlannedScope& scope, bool anew);
+  // merged in part. `shared`: several ranks take its statistics together.
+  ScopeRun(const Plan& plan, const Share& share, const PlannedScope& scope, bool anew, bool shared);
 
   const PlannedScope& scope() const { return scope_; }
   bool resident() const { return resident_; }
@@ -88,6 +94,21 @@ class ScopeRun : public std::enable_shared_from_this<ScopeRun> {
 
   // What the current round reads, in order. Any thread.
   std::vector<Piece> Pieces() const;
+
+  // --- statistics that several ranks take together (exchange.h), part by part; the I/O thread's
+  bool shared() const { return shared_; }
+  UnitRun shared_units() const { return shared_units_; }
+  uint64_t SharedBytes() const;              // that this takes
+  bool StatisticsTravel() const;             // of this round
+  void BeginPart(UnitRun part, bool claims); // the round's tiles are those of the part; of an ordered round, to be counted
+  bool counts_claims() const { return counting_claims_; }
+  bool in_part() const { return part_.has_value(); }
+  void PartDone();                           // by whoever counts its last tile
+  bool WaitForPart();                        // false: cancelled
+  void SavePart(UnitRun part, const Accumulator::Put& put);
+  void LoadPart(UnitRun part, const Accumulator::Get& get);
+  void ClearPart();
+  void EndParts();                           // all ranks' are there
 
   // An accumulator to count into; waits for one when all are in use. Give it back. Any thread.
   Accumulator* TakeAccumulator();
@@ -122,7 +143,8 @@ class ScopeRun : public std::enable_shared_from_this<ScopeRun> {
       TileWork* const next = waiting_.begin()->second;
       waiting_.erase(waiting_.begin());
       ++next_order_;
-      Grant(next);
+      if (counting_claims_) AddClaims(*next);
+      else Grant(next);
       emit(next);  // last: this may end the round, and another thread begins the next one
     }
   }
@@ -142,14 +164,30 @@ class ScopeRun : public std::enable_shared_from_this<ScopeRun> {
   uint64_t unwritten = 0;            // tiles of the merge still to be written; the writer thread's
 
  private:
+  // Of one tensor's blocks, those in one unit.
+  struct SharedPiece {
+    uint32_t slot = 0;
+    ElementRange elements;
+    uint32_t unit = 0;
+  };
+
   void BeginRound();
+  void BeginTiles();
+  void MakePieces();
+  size_t PieceAt(uint32_t slot, uint64_t element) const;
+  template <typename Visit>
+  void ForEachPiece(UnitRun part, Visit visit) const;
+  template <typename Visit>
+  void ForEachSums(const SharedPiece& piece, Visit visit);
+  Accumulator* Folded();
+  void AddClaims(const TileWork& work);
   void Grant(TileWork* work);
   std::vector<double> TotalSums() const;
 
   const Plan& plan_;
   const Share& share_;
   const PlannedScope& scope_;
-  bool resident_, drafts_tiles_;
+  bool resident_, drafts_tiles_, shared_;
   std::unique_ptr<Merger> merger_;
   std::atomic<bool> draft_failed_{false};
   enum class Outcome { kNone, kSettled, kAnew } outcome_ = Outcome::kNone;   // of a draft
@@ -171,6 +209,13 @@ class ScopeRun : public std::enable_shared_from_this<ScopeRun> {
   uint64_t next_order_ = 0;
   std::vector<uint64_t> quota_left_;
   std::atomic<bool> quotas_spent_{false};
+
+  std::vector<SharedPiece> pieces_;  // in the order of the scope
+  UnitRun shared_units_;
+  std::optional<UnitRun> part_;
+  bool counting_claims_ = false, part_done_ = false;
+  bool quotas_known_ = false;        // of this round
+  std::vector<uint64_t> claims_;     // per piece and quota; when they are known, what is left where the piece begins
 };
 
 }  // namespace braid

@@ -53,13 +53,48 @@ class Cuts {
   std::span<const PlannedTensor> tensors_;
 };
 
-// What a tile of a tensor begins with a multiple of.
+}  // namespace
+
 uint64_t BlockOf(const Plan& plan, const PlannedTensor& tensor) {
   const uint64_t unit = plan.TileUnit(tensor);
   return unit == 0 ? kReductionBlock : unit;
 }
 
-}  // namespace
+UnitRun UnitsOf(const Plan& plan, const std::vector<OutputUnit>& units, uint32_t t) {
+  const PlannedTensor& tensor = plan.tensors[t];
+  const auto place = [&](uint64_t byte) {   // the unit that has it
+    const auto at = std::partition_point(units.begin(), units.end(), [&](const OutputUnit& unit) {
+      return unit.shard < tensor.shard || (unit.shard == tensor.shard && unit.end <= byte);
+    });
+    return static_cast<uint32_t>(at - units.begin());
+  };
+  const uint32_t first = place(tensor.offset);
+  return {first, tensor.bytes == 0 ? first : place(tensor.offset + tensor.bytes - 1) + 1};
+}
+
+ElementRange BlocksIn(const Plan& plan, const PlannedTensor& tensor, const OutputUnit& unit) {
+  const uint64_t block = BlockOf(plan, tensor);
+  const uint64_t block_bytes = block * static_cast<uint64_t>(DTypeBits(tensor.type)) / 8;
+  const auto before = [&](uint64_t place) {   // whole blocks before a place in the file
+    if (place <= tensor.offset) return uint64_t{0};
+    const uint64_t bytes = place - tensor.offset;
+    return bytes >= tensor.bytes ? tensor.elements : std::min(tensor.elements, bytes / block_bytes * block);
+  };
+  return {before(unit.begin), before(unit.end)};
+}
+
+std::vector<UnitRun> RunsOfRanks(const std::vector<OutputUnit>& units, uint32_t of) {
+  std::vector<uint32_t> all(units.size());
+  std::iota(all.begin(), all.end(), 0);
+  std::vector<UnitRun> runs;
+  uint32_t at = 0;
+  for (uint32_t rank = 0; rank < of; ++rank) {
+    const auto size = static_cast<uint32_t>(UnitsOfRank(units, all, rank, of).size());
+    runs.push_back({at, at + size});
+    at += size;
+  }
+  return runs;
+}
 
 std::vector<OutputUnit> OutputUnits(const Plan& plan) {
   uint64_t total = 0;
@@ -110,8 +145,9 @@ Share::Share(const Plan& plan) : plan_(plan), everything_(true), written_(plan.s
   for (const PlannedTensor& tensor : plan.tensors) whole_.push_back({0, tensor.elements});
 }
 
-Share::Share(const Plan& plan, std::vector<OutputUnit> units)
-    : plan_(plan), units_(std::move(units)), written_(plan.shards.size()) {
+Share::Share(const Plan& plan, std::vector<OutputUnit> all_units, const std::vector<uint32_t>& units)
+    : plan_(plan), all_units_(std::move(all_units)), written_(plan.shards.size()) {
+  for (uint32_t u : units) units_.push_back(all_units_[u]);
   for (const OutputUnit& unit : units_) {
     std::vector<ByteRange>& ranges = written_[unit.shard];
     // The header of a single file holds checksums: whoever publishes writes it.

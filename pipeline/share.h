@@ -31,6 +31,11 @@ struct OutputUnit {
   uint64_t bytes() const { return end - begin; }
 };
 
+// Units [first, last).
+struct UnitRun {
+  uint32_t first = 0, last = 0;
+};
+
 struct ElementRange {
   uint64_t first = 0, last = 0;   // behind the last one
 };
@@ -41,6 +46,18 @@ std::vector<OutputUnit> OutputUnits(const Plan& plan);
 // Of those that `wanted` names, a run with about an nth of their bytes: all ranks' runs are disjoint and cover them.
 std::vector<uint32_t> UnitsOfRank(const std::vector<OutputUnit>& units, const std::vector<uint32_t>& wanted,
                                   uint32_t rank, uint32_t of);
+
+// The runs of all ranks when no unit is done yet.
+std::vector<UnitRun> RunsOfRanks(const std::vector<OutputUnit>& units, uint32_t of);
+
+// What tiles of a tensor are multiples of: reduction blocks, or its units.
+uint64_t BlockOf(const Plan& plan, const PlannedTensor& tensor);
+
+// The units that a tensor has bytes in.
+UnitRun UnitsOf(const Plan& plan, const std::vector<OutputUnit>& units, uint32_t tensor);
+
+// The blocks of a tensor whose last byte lies in a unit: each is in one.
+ElementRange BlocksIn(const Plan& plan, const PlannedTensor& tensor, const OutputUnit& unit);
 
 // A unit whose bytes are durable, and checksums of tensors that were completed since the last one was.
 struct WrittenUnit {
@@ -53,10 +70,12 @@ struct WrittenUnit {
 class Share {
  public:
   explicit Share(const Plan& plan);   // everything
-  Share(const Plan& plan, std::vector<OutputUnit> units);
+  // Of all units, those.
+  Share(const Plan& plan, std::vector<OutputUnit> all_units, const std::vector<uint32_t>& units);
 
   bool everything() const { return everything_; }
   const std::vector<OutputUnit>& units() const { return units_; }   // ascending; none where it is everything
+  const std::vector<OutputUnit>& all_units() const { return all_units_; }
 
   // Elements of a tensor that are merged, ascending and apart: whole reduction blocks or tile units.
   std::span<const ElementRange> Merged(uint32_t tensor) const;
@@ -74,7 +93,7 @@ class Share {
 
   const Plan& plan_;
   bool everything_ = false;
-  std::vector<OutputUnit> units_;
+  std::vector<OutputUnit> all_units_, units_;
   std::vector<std::vector<ByteRange>> written_;   // per shard
   std::vector<State> states_;                     // per tensor
   std::vector<ElementRange> whole_;               // per tensor: all of it, if it is whole

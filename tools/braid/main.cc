@@ -13,6 +13,7 @@
 #include "io/error.h"
 #include "io/json.h"
 #include "tools/braid/command.h"
+#include "tools/braid/group.h"
 
 namespace braid {
 namespace {
@@ -30,6 +31,7 @@ void OnSignal(int signal) {
 
 // With fputs, because fmt::print throws when the stream is full or closed, and there is nobody left to tell.
 void PrintError(const Error& error) {
+  LetEarlierRanksSpeak();
   std::fputs(fmt::format("braid: error: {}\n", error.what()).c_str(), stderr);
   if (!g_json) return;
   Json out = {{"status", "error"}, {"code", ErrorCodeName(error.code())}, {"message", error.what()}};
@@ -148,5 +150,7 @@ void HandleSignals() {
 int main(int argc, char** argv) {
   braid::OpenStandardStreams();
   braid::ReturnFreedMemory();
-  return braid::Main(argc, argv);
+  const int status = braid::Main(argc, argv);
+  braid::LeaveGroup(status);
+  return status;
 }

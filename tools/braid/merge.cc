@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <csignal>
 #include <memory>
 
 #include "io/error.h"
@@ -12,6 +13,7 @@
 #include "pipeline/run.h"
 #include "pipeline/shard_output.h"
 #include "tools/braid/command.h"
+#include "tools/braid/group.h"
 #include "tools/braid/merge_options.h"
 
 namespace braid {
@@ -63,13 +65,14 @@ void PrintSummary(const MergeReport& report) {
   fmt::print(Results(), "merged {} tensors ({} copied, {} unchanged), {:.2f} billion parameters, in {:.1f} s\n",
              report.totals.merged, report.totals.copied, report.totals.unchanged,
              static_cast<double>(report.totals.parameters) / 1e9, report.seconds);
-  if (report.bytes_written != report.totals.bytes_written)
+  if (report.bytes_written != report.totals.bytes_written && !report.rank)
     fmt::print(Results(), "compressed {} to {}\n", SizeText(report.totals.bytes_written),
                Percent(report.bytes_written, report.totals.bytes_written));
   fmt::print(Results(), "read {} and wrote {} ({:.2f} GB/s), peak memory {} MiB\n", SizeText(report.bytes_read),
              SizeText(report.bytes_written), Gigabytes(report.bytes_read + report.bytes_written) / seconds,
              report.peak_resident >> 20);
-  if (report.result.entries > 0)
+  if (report.rank) fmt::print(Results(), "by {} ranks\n", report.rank->of);
+  if (report.result.entries > 0 && !report.rank)   // a rank knows of its own
     fmt::print(Results(), "trimmed {} of the task vectors' entries; signs conflicted at {} of the parameters\n",
                Percent(report.result.entries - report.result.kept, report.result.entries),
                Percent(report.result.counts.conflicts, report.totals.merged_elements));
@@ -104,12 +107,17 @@ void PrintStages(const Progress& progress) {
 }
 
 void Run(const MergeArguments& arguments) {
-  HandleSignals();
   MergeOptions options;
+  if (arguments.of == 0) options.group = JoinGroup();
+  // What ends one of several ends all of them, without a word from each: the launcher sees to it.
+  if (options.group == nullptr) HandleSignals();
+  else signal(SIGPIPE, SIG_IGN);
   options.out = arguments.out;
   options.plan = PlanOptionsFrom(arguments);
   options.force = arguments.force;
-  options.quiet = arguments.quiet;
+  options.quiet = arguments.quiet || (options.group != nullptr && options.group->rank() > 0);
+  if (options.group != nullptr && !arguments.cache.empty())
+    throw Error(ErrorCode::kUsage, "--cache cannot be used with several ranks: each would write it anew");
   if (arguments.of > 0) {
     if (arguments.rank >= arguments.of)
       throw Error(ErrorCode::kUsage, fmt::format("there is no rank {} of {}", arguments.rank, arguments.of))
@@ -126,11 +134,12 @@ void Run(const MergeArguments& arguments) {
 void MergeAndReport(Recipe recipe, const MergeOptions& options, bool stats) {
   Progress progress;
   const MergeReport report = RunMerge(std::move(recipe), options, Interrupt(), &progress);
+  if (options.group != nullptr && options.group->rank() > 0) return;
   if (JsonWanted()) {
     fmt::print(Results(), "{}\n", ReportToJson(report, progress, stats).dump(-1, ' ', false, Json::error_handler_t::replace));
     return;
   }
-  if (!options.quiet) report.rank ? PrintRank(report) : PrintSummary(report);
+  if (!options.quiet) report.rank && !report.rank->together ? PrintRank(report) : PrintSummary(report);
   if (stats) PrintStages(progress);
 }
 

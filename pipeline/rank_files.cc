@@ -1,0 +1,68 @@
+#include "pipeline/rank_files.h"
+
+#include <fmt/format.h>
+#include <linux/fs.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <filesystem>
+
+namespace braid {
+namespace {
+
+// That no other process uses.
+std::string OwnName(const std::string& path) {
+  static std::atomic<uint64_t> count{0};
+  char host[256] = {};
+  gethostname(host, sizeof host - 1);
+  return fmt::format("{}.{}.{}.{}~", path, host, getpid(), count++);
+}
+
+Fd Create(const std::string& path) {
+  TheOs().Unlink(path.c_str());   // of a process with our number that died
+  Fd fd(TheOs().Open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0666));
+  if (!fd) throw SystemError(errno, "create it", path);
+  return fd;
+}
+
+}  // namespace
+
+RankFile::RankFile(const std::string& path) : path_(path), temporary_(OwnName(path)), fd_(Create(temporary_)) {}
+
+RankFile::~RankFile() {
+  if (fd_) TheOs().Unlink(temporary_.c_str());
+}
+
+void RankFile::Append(const void* data, size_t bytes) {
+  WriteExactly(fd_.get(), data, bytes, bytes_, temporary_);
+  bytes_ += bytes;
+}
+
+void RankFile::Commit(bool durable) {
+  if (durable && TheOs().Fsync(fd_.get()) < 0) throw SystemError(errno, "make it durable", temporary_);
+  if (TheOs().Rename(temporary_.c_str(), path_.c_str(), 0) < 0) throw SystemError(errno, "create it", path_);
+  fd_.Reset();
+}
+
+RankFilesGone::RankFilesGone(const std::string& directory)
+    : Error(ErrorCode::kIo, "the ranks' directory is gone: another rank has published, or somebody removed it") {
+  Path(directory);
+}
+
+std::vector<std::string> ListRankFiles(const std::string& directory) {
+  const std::string probe = OwnName(directory + "/look");
+  const Fd fd(TheOs().Open(probe.c_str(), O_WRONLY | O_CREAT | O_NOFOLLOW, 0666));
+  if (!fd && (errno == ENOENT || errno == ENOTDIR)) throw RankFilesGone(directory);
+  if (!fd) throw SystemError(errno, "create it", probe);
+  TheOs().Unlink(probe.c_str());
+  std::vector<std::string> names;
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry(directory, error), end; !error && entry != end; entry.increment(error))
+    names.push_back(entry->path().filename().string());
+  if (error == std::errc::no_such_file_or_directory) throw RankFilesGone(directory);
+  if (error) throw SystemError(error.value(), "list it", directory);
+  return names;
+}
+
+}  // namespace braid

@@ -1,0 +1,155 @@
+#include "tools/braid/group.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "io/error.h"
+
+#ifdef BRAID_MPI
+#include <mpi.h>
+#endif
+
+namespace braid {
+namespace {
+
+int NumberIn(const char* variable) {
+  const char* const text = std::getenv(variable);
+  return text == nullptr ? 0 : std::atoi(text);
+}
+
+// What the launchers say: OpenMPI's mpirun; others by PMI; srun with PMIx.
+bool StartedWithOthers() {
+  return NumberIn("OMPI_COMM_WORLD_SIZE") > 1 || NumberIn("PMI_SIZE") > 1 ||
+         (std::getenv("PMIX_RANK") != nullptr && NumberIn("SLURM_STEP_NUM_TASKS") > 1);
+}
+
+#ifdef BRAID_MPI
+
+class MpiGroup : public Group {
+ public:
+  MpiGroup() {
+    int given = 0, rank = 0, size = 0;
+    MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &given);
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &size);
+    MPI_Comm_dup(MPI_COMM_WORLD, &told_by_);
+    rank_ = static_cast<uint32_t>(rank), of_ = static_cast<uint32_t>(size);
+    threads_ = given == MPI_THREAD_MULTIPLE;
+    told_.resize(of_);
+  }
+
+  uint32_t rank() const override { return rank_; }
+  uint32_t of() const override { return of_; }
+  void Send(uint32_t to, const void* data, size_t bytes) override {
+    MPI_Request request;
+    MPI_Isend(data, static_cast<int>(bytes), MPI_BYTE, static_cast<int>(to), 0, MPI_COMM_WORLD, &request);
+    Complete(&request);
+  }
+  void Receive(uint32_t from, void* data, size_t bytes) override {
+    MPI_Request request;
+    MPI_Irecv(data, static_cast<int>(bytes), MPI_BYTE, static_cast<int>(from), 0, MPI_COMM_WORLD, &request);
+    Complete(&request);
+  }
+  void Broadcast(uint32_t from, void* data, size_t bytes) override {
+    MPI_Request request;
+    MPI_Ibcast(data, static_cast<int>(bytes), MPI_BYTE, static_cast<int>(from), MPI_COMM_WORLD, &request);
+    Complete(&request);
+  }
+  void Wait() override {
+    MPI_Request request;
+    MPI_Ibarrier(MPI_COMM_WORLD, &request);
+    Complete(&request);
+  }
+  uint64_t Sum(uint64_t value) override {
+    uint64_t sum = 0;
+    MPI_Request request;
+    MPI_Iallreduce(&value, &sum, 1, MPI_UINT64_T, MPI_SUM, MPI_COMM_WORLD, &request);
+    Complete(&request);
+    return sum;
+  }
+
+  // The others tell rank 0 from time to time; it looks what has come.
+  uint64_t Progress(uint64_t bytes) override {
+    if (!threads_) return bytes * of_;   // the thread that asks may not speak: a guess
+    told_[rank_] = bytes;
+    if (rank_ == 0) {
+      for (;;) {
+        int there = 0;
+        MPI_Status status;
+        MPI_Iprobe(MPI_ANY_SOURCE, 0, told_by_, &there, &status);
+        if (there == 0) break;
+        MPI_Recv(&told_[static_cast<size_t>(status.MPI_SOURCE)], 1, MPI_UINT64_T, status.MPI_SOURCE, 0, told_by_,
+                 MPI_STATUS_IGNORE);
+      }
+      return std::accumulate(told_.begin(), told_.end(), uint64_t{0});
+    }
+    const auto now = std::chrono::steady_clock::now();
+    int sent = 1;
+    if (telling_ != MPI_REQUEST_NULL) MPI_Test(&telling_, &sent, MPI_STATUS_IGNORE);
+    if (sent == 0 || now - last_told_ < std::chrono::milliseconds(500)) return bytes;
+    last_told_ = now, message_ = bytes;
+    MPI_Isend(&message_, 1, MPI_UINT64_T, 0, 0, told_by_, &telling_);
+    return bytes;
+  }
+
+ private:
+  // MPI's own waiting takes a core, which the merge of another rank can use.
+  static void Complete(MPI_Request* request) {
+    auto pause = std::chrono::microseconds(5);
+    for (int done = 0;;) {
+      MPI_Test(request, &done, MPI_STATUS_IGNORE);
+      if (done != 0) return;
+      std::this_thread::sleep_for(pause);
+      pause = std::min(pause * 2, std::chrono::microseconds(1000));
+    }
+  }
+
+  uint32_t rank_ = 0, of_ = 1;
+  bool threads_ = false;
+  MPI_Comm told_by_ = MPI_COMM_NULL;
+  std::vector<uint64_t> told_;
+  uint64_t message_ = 0;
+  MPI_Request telling_ = MPI_REQUEST_NULL;
+  std::chrono::steady_clock::time_point last_told_;
+};
+
+MpiGroup* g_group = nullptr;
+
+#endif
+
+}  // namespace
+
+Group* JoinGroup() {
+  if (!StartedWithOthers()) return nullptr;
+#ifdef BRAID_MPI
+  g_group = new MpiGroup();   // until the process ends
+  return g_group;
+#else
+  throw Error(ErrorCode::kUsage, "a launcher has started several processes, and this braid was built without MPI")
+      .Hint("give each of them its part: --rank $OMPI_COMM_WORLD_RANK --of $OMPI_COMM_WORLD_SIZE (Slurm: "
+            "$SLURM_PROCID, $SLURM_NTASKS), or build it where OpenMPI is installed");
+#endif
+}
+
+void LetEarlierRanksSpeak() {
+#ifdef BRAID_MPI
+  if (g_group != nullptr)
+    std::this_thread::sleep_for(std::min(g_group->rank() * std::chrono::milliseconds(400), std::chrono::milliseconds(4000)));
+#endif
+}
+
+void LeaveGroup([[maybe_unused]] int status) {
+#ifdef BRAID_MPI
+  if (g_group == nullptr) return;
+  if (status != 0) MPI_Abort(MPI_COMM_WORLD, status);
+  MPI_Finalize();
+#endif
+}
+
+}  // namespace braid
