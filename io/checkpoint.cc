@@ -22,7 +22,7 @@ constexpr const char* kSingleFile = "model.safetensors";
 constexpr const char* kIndexFile = "model.safetensors.index.json";
 constexpr const char* kAdapterFile = "adapter_model.safetensors";
 
-enum class Purpose { kMerge, kReading };
+enum class Purpose { kMerge, kDelta, kReading };
 
 struct Place {
   std::string path;
@@ -70,10 +70,29 @@ Place Locate(const std::string& reference) {
   RefuseMissing(reference, path);
 }
 
+// All files are a delta's, of one base, or none is.
+void AddDeltaMarks(const SafetensorsHeader& header, const std::string& path, Checkpoint* checkpoint) {
+  std::optional<DeltaMarks> marks = FindDeltaMarks(header, path);
+  if (checkpoint->shards.empty()) {
+    checkpoint->delta = std::move(marks);
+    return;
+  }
+  if (marks.has_value() != checkpoint->delta.has_value() || (marks && (marks->base != checkpoint->delta->base || marks->samples != checkpoint->delta->samples)))
+    throw Error(ErrorCode::kBadInput, fmt::format("only one of this file and {} is of a delta of that base",
+                                                  checkpoint->shards.front().name))
+        .Path(path)
+        .Hint("the files are of different merges");
+  if (marks) {
+    std::vector<DType>& types = checkpoint->delta->types;
+    types.insert(types.end(), marks->types.begin(), marks->types.end());
+  }
+}
+
 void AddShard(Checkpoint* checkpoint, const std::string& path, const std::string& name) {
   Shard shard;
   shard.path = path, shard.name = name;
   SafetensorsHeader header = ReadShard(&shard);
+  AddDeltaMarks(header, path, checkpoint);
   uint32_t number = static_cast<uint32_t>(checkpoint->shards.size());
   for (TensorInfo& tensor : header.tensors) checkpoint->tensors.push_back({std::move(tensor), number});
   for (const std::string& warning : header.warnings) checkpoint->warnings.push_back(name + ": " + warning);
@@ -206,6 +225,8 @@ Checkpoint Open(const std::string& reference, Purpose purpose) {
     OpenFile(&checkpoint, place.path);
 
   if (checkpoint.tensors.empty()) checkpoint.warnings.push_back("there are no tensors in this checkpoint");
+  if (purpose == Purpose::kMerge) RefuseDelta(checkpoint);
+  if (purpose == Purpose::kDelta) RequireDelta(checkpoint);
   if (purpose == Purpose::kMerge) RefuseQuantised(checkpoint), RefuseAdapter(checkpoint);
   return checkpoint;
 }
@@ -280,6 +301,8 @@ uint64_t Checkpoint::MemoryBytes() const {
 }
 
 Checkpoint OpenCheckpoint(const std::string& reference) { return Open(reference, Purpose::kMerge); }
+
+Checkpoint OpenDelta(const std::string& reference) { return Open(reference, Purpose::kDelta); }
 
 Checkpoint OpenCheckpointForReading(const std::string& reference) {
   return Open(reference, Purpose::kReading);

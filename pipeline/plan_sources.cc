@@ -20,8 +20,10 @@ uint32_t OpenOnce(Plan* plan, const std::string& reference, Location where) {
   for (size_t i = 0; i < plan->checkpoints.size(); ++i)
     if (plan->checkpoints[i].reference == reference) return static_cast<uint32_t>(i);
   try {
-    plan->checkpoints.push_back(OpenCheckpoint(reference));
+    const bool delta = plan->applies() && plan->base >= 0;   // behind the base
+    plan->checkpoints.push_back(delta ? OpenDelta(reference) : OpenCheckpoint(reference));
   } catch (const Error& error) {
+    if (plan->applies()) throw;   // no recipe asked for it
     // A broken file is no fault of the recipe.
     if (error.code() == ErrorCode::kUsage || error.code() == ErrorCode::kIncompatible)
       throw AskedForAt(error, plan->recipe, where);
@@ -93,6 +95,10 @@ class TensorPlanner {
   SourceGroup Widened(const SourceGroup& group) const;
   SourceGroup::Source LenderOf(const SourceGroup& group) const;
   void PlanExcluded(const WantedTensor& wanted, const SourceGroup& group);
+  DType TypeByDelta(const PlannedTensor& tensor) const {
+    const TensorSource& source = tensor.models.front();
+    return plan_.checkpoints[static_cast<size_t>(source.checkpoint)].delta->types[source.tensor];
+  }
   void CheckSomethingIsMerged() const;
   TensorSource Find(uint32_t checkpoint, const std::string& name, uint32_t guess);
   TensorSource LentByBase(const SourceGroup& group, const PlannedTensor& tensor);
@@ -278,6 +284,8 @@ void TensorPlanner::PlanOne(const WantedTensor& wanted, const SourceGroup& sourc
   const auto find = [&](const SourceGroup::Source& source) {
     return Find(source.checkpoint, wanted.NameIn(source), wanted.guess);
   };
+  // What a delta does not have is the base's, whatever it is.
+  if (plan_.applies() && !find(group.models.front()).present()) return PlanExcluded(wanted, sources);
   PlannedTensor tensor;
   tensor.name = wanted.name;
   if (group.base) tensor.base = find(*group.base);
@@ -368,7 +376,7 @@ void TensorPlanner::CheckShapesAndTypes(const SourceGroup& group, PlannedTensor*
   }
   if (all_lanes) {
     const Recipe& recipe = plan_.recipe;
-    tensor->type = recipe.out_dtype ? *recipe.out_dtype : recipe.dtype ? *recipe.dtype : *promoted;
+    tensor->type = plan_.applies() ? TypeByDelta(*tensor) : recipe.out_dtype ? *recipe.out_dtype : recipe.dtype ? *recipe.dtype : *promoted;
     tensor->bytes = tensor->elements * static_cast<uint64_t>(LaneBytes(tensor->type));
     return;
   }

@@ -85,8 +85,9 @@ void PrintPlan(const Plan& plan) {
     line("", "the last round begins when the others are through: the alpha of layer_scale is found from all tensors");
   line("reads", fmt::format("{} (what is mapped and still in the page cache is not read from the disk again)",
                             SizeText(totals.bytes_read)));
-  line("writes", fmt::format("{} in {} shard{}", SizeText(totals.bytes_written), plan.shards.size(),
-                             plan.shards.size() == 1 ? "" : "s"));
+  line("writes", fmt::format("{} in {} shard{}{}", SizeText(totals.bytes_written), plan.shards.size(),
+                             plan.shards.size() == 1 ? "" : "s",
+                             plan.delta() ? ", a delta: the merged task vector without the base" : ""));
   if (const Compression compression = plan.recipe.output.compress; compression != Compression::kNone)
     line("", fmt::format("compressed ({}) by {} threads: so much is not known yet", CompressionName(compression),
                          plan.memory.encoders));
