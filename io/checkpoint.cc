@@ -24,7 +24,7 @@ constexpr const char* kSingleFile = "model.safetensors";
 constexpr const char* kIndexFile = "model.safetensors.index.json";
 constexpr const char* kAdapterFile = "adapter_model.safetensors";
 
-enum class Purpose { kMerge, kReading };
+enum class Purpose { kMerge, kDelta, kReading };
 
 struct Place {
   std::string path;
@@ -72,7 +72,29 @@ Place Locate(const std::string& reference) {
   RefuseMissing(reference, path);
 }
 
+// All files are a delta's, of one base, or none is.
+void AddDeltaMarks(const SafetensorsHeader& header, const std::string& path, Checkpoint* checkpoint) {
+  std::optional<DeltaMarks> marks = FindDeltaMarks(header, path);
+  if (checkpoint->shards.empty()) {
+    checkpoint->delta = std::move(marks);
+    return;
+  }
+  const auto& first = checkpoint->delta;
+  const bool alike = marks.has_value() == first.has_value() &&
+                     (!marks || (marks->base == first->base && marks->samples == first->samples));
+  if (!alike)
+    throw Error(ErrorCode::kBadInput, fmt::format("only one of this file and {} is of a delta of that base",
+                                                  checkpoint->shards.front().name))
+        .Path(path)
+        .Hint("the files are of different merges");
+  if (marks) {
+    std::vector<DType>& types = checkpoint->delta->types;
+    types.insert(types.end(), marks->types.begin(), marks->types.end());
+  }
+}
+
 void AddShard(Checkpoint* checkpoint, Shard shard, SafetensorsHeader header) {
+  AddDeltaMarks(header, shard.path, checkpoint);
   shard.metadata = std::move(header.metadata);
   uint32_t number = static_cast<uint32_t>(checkpoint->shards.size());
   for (TensorInfo& tensor : header.tensors) checkpoint->tensors.push_back({std::move(tensor), number});
@@ -238,7 +260,11 @@ Checkpoint Open(const std::string& reference, Purpose purpose, std::shared_ptr<I
   if (checkpoint.tensors.empty()) checkpoint.warnings.push_back("there are no tensors in this checkpoint");
   if (purpose == Purpose::kReading) return checkpoint;
   for (Shard& shard : checkpoint.shards) shard.metadata.clear();
-  RefuseQuantised(checkpoint), RefuseAdapter(checkpoint);
+  if (purpose == Purpose::kDelta) {
+    RequireDelta(checkpoint);
+  } else {
+    RefuseDelta(checkpoint), RefuseQuantised(checkpoint), RefuseAdapter(checkpoint);
+  }
   return checkpoint;
 }
 
@@ -325,6 +351,8 @@ uint64_t Checkpoint::MemoryBytes() const {
 Checkpoint OpenCheckpoint(const std::string& reference, std::shared_ptr<InputStream> stream) {
   return Open(reference, Purpose::kMerge, stream != nullptr ? std::move(stream) : StreamOf(reference));
 }
+
+Checkpoint OpenDelta(const std::string& reference) { return Open(reference, Purpose::kDelta, nullptr); }
 
 Checkpoint OpenCheckpointForReading(const std::string& reference) {
   return Open(reference, Purpose::kReading, StreamOf(reference));

@@ -16,6 +16,7 @@
 #include <string_view>
 #include <vector>
 
+#include "io/delta_marks.h"
 #include "io/model_config.h"
 #include "io/os.h"
 #include "io/safetensors.h"
@@ -64,6 +65,7 @@ struct Checkpoint {
   std::vector<Shard> shards;              // in file-name order
   std::vector<CheckpointTensor> tensors;  // in file order: by shard, then by offset
   ModelConfig config;
+  std::optional<DeltaMarks> delta;        // of a delta; its types are in the order of `tensors`
   std::vector<std::string> warnings;
 
   // Index into `tensors`, or nothing. Logarithmic: a hash table's collisions could be arranged by a file.
@@ -80,11 +82,14 @@ struct Checkpoint {
 //
 // Throws Error: kUsage when nothing is there (for an id, the hint is the command that downloads it),
 // kBadInput for files that are not what they claim (a shard missing, an index that disagrees, a weight_map
-// name that leaves the directory), kIncompatible for what cannot be merged: adapters, quantised weights, only
-// .bin files. `stream`: what the reference names, if it was opened before.
+// name that leaves the directory), kIncompatible for what cannot be merged: adapters, quantised weights, deltas,
+// only .bin files. `stream`: what the reference names, if it was opened before.
 Checkpoint OpenCheckpoint(const std::string& reference, std::shared_ptr<InputStream> stream = nullptr);
 
-// As OpenCheckpoint, but lets quantised checkpoints and adapters pass: for `inspect`, `diff` and `verify`.
+// As OpenCheckpoint, but lets quantised checkpoints, adapters and deltas pass: for `inspect`, `diff` and `verify`.
 Checkpoint OpenCheckpointForReading(const std::string& reference);
+
+// As OpenCheckpoint, but of a delta, and of nothing else (kIncompatible).
+Checkpoint OpenDelta(const std::string& reference);
 
 }  // namespace braid

@@ -127,4 +127,19 @@ void RefuseOtherFormat(const std::string& file) {
     refuse("this is not a file of weights", "give the directory that it lies in");
 }
 
+void RefuseDelta(const Checkpoint& checkpoint) {
+  if (!checkpoint.delta) return;
+  throw Error(ErrorCode::kIncompatible, "this is a delta: what a merge adds to its base, and no model")
+      .Path(checkpoint.reference)
+      .Hint("make the model first: braid apply BASE DELTA OUT");
+}
+
+void RequireDelta(const Checkpoint& checkpoint) {
+  if (checkpoint.delta) return;
+  throw Error(ErrorCode::kIncompatible, "this is no delta")
+      .Path(checkpoint.reference)
+      .Hint("a delta is what braid merge writes with content = \"delta\"; a fine-tune is merged with "
+            "method = \"task_arithmetic\"");
+}
+
 }  // namespace braid

@@ -15,6 +15,10 @@ void RefuseQuantised(const Checkpoint& checkpoint);
 // Throws Error(kIncompatible) when the tensors are those of a LoRA adapter rather than of a model.
 void RefuseAdapter(const Checkpoint& checkpoint);
 
+// Throws Error(kIncompatible) for a delta where a model is wanted, and the other way round.
+void RefuseDelta(const Checkpoint& checkpoint);
+void RequireDelta(const Checkpoint& checkpoint);
+
 // Whether the directory holds a PEFT adapter.
 bool HoldsAdapter(const ModelDirectory& directory);
 

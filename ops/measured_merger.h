@@ -13,12 +13,8 @@
 
 namespace braid {
 
-// Elements of one tensor that are merged at once to be measured: whole rows or slices, where tiles are made of them. They take 4
-// bytes per model, and 8 more, of a worker's workspace.
-uint64_t MeasuredPart(const MethodInfo& method, const Coefficients& c, const TensorFacts& tensor);
-
 // `merger`: of a method with a base and a lambda. In the round "norms" its coefficients have to have a lambda of 1.
-// `largest_part`: the largest MeasuredPart of the scope's tensors.
+// `largest_part`: the largest TaskVectorPart (ops/task_vector_parts.h) of the scope's tensors.
 std::unique_ptr<Merger> NewMeasuredMerger(const MethodInfo& method, size_t num_models, uint64_t largest_part,
                                           std::unique_ptr<Merger> merger);
 

@@ -50,6 +50,7 @@ MethodInfo ModelStock() {
                           .help = "a ratio of its own for each row, along the last axis"},
                          LambdaParameter()},
           .by_rows = FilterWise,
+          .adds_float32 = false,
           .make = Make};
 }
 

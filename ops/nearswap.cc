@@ -84,6 +84,7 @@ MethodInfo Nearswap() {
           .parameters = {{.name = "t", .default_value = kNoDefault, .min = 0, .required_in_yaml = true,
                           .help = "distance up to which elements are taken whole; beyond it, the share t / distance"},
                          LambdaParameter()},
+          .adds_float32 = false,
           .check = Check,
           .make = Make};
 }

@@ -94,6 +94,7 @@ std::string ManifestText(const Plan& plan, const std::string& fingerprint, const
                          std::optional<double> alpha) {
   std::string text = fmt::format("{{\n \"format\": 1,\n \"method\": {},\n \"fingerprint\": {},\n",
                                  JsonString(plan.method->name), JsonString(fingerprint));
+  if (plan.delta()) text += " \"content\": \"delta\",\n";
   if (alpha) text += fmt::format(" \"layer_scale_alpha\": {},\n", *alpha);
   for (const PlannedStage& stage : plan.stages)
     text += fmt::format("{}{{\"name\": {}, \"method\": {}}}{}", &stage == &plan.stages.front() ? " \"stages\": [" : ", ",

@@ -125,10 +125,13 @@ std::string ModelCard(const Plan& plan, const std::string& title) {
   card += fmt::format("library_name: {}\n", sentence_transformers ? "sentence-transformers" : "transformers");
   if (const std::string licence = CommonLicence(plan); !licence.empty()) card += fmt::format("license: {}\n", licence);
   card += "tags:\n- mergekit\n- merge\n- braid\n---\n";
-  card +=
-      fmt::format("# {}\n\nThis checkpoint is a merge of pre-trained models, made with Braid.\n\n", Printable(title));
+  card += fmt::format("# {}\n\n", Printable(title));
+  card += plan.delta() ? "This is no checkpoint but a delta: what a merge of pre-trained models, made with Braid, adds to its "
+                         "base. `braid apply BASE DELTA OUT` makes the checkpoint.\n\n"
+                       : "This checkpoint is a merge of pre-trained models, made with Braid.\n\n";
   card += plan.stages.empty() ? MethodText(plan) : StagesText(plan);
   card += RemarksOf(plan);
+  if (plan.recipe.text.empty()) return card;
   const std::string fence = FenceFor(plan.recipe.text);
   card += fmt::format("\n## Recipe\n\n{}{}\n{}{}{}\n", fence, plan.recipe.syntax == Syntax::kYaml ? "yaml" : "toml",
                       plan.recipe.text, plan.recipe.text.ends_with('\n') ? "" : "\n", fence);

@@ -8,6 +8,7 @@
 #include "io/file_system.h"
 #include "io/input_stream.h"
 #include "ops/measured_merger.h"
+#include "ops/task_vector_parts.h"
 #include "pipeline/budget.h"
 #include "pipeline/layer_scale.h"
 #include "pipeline/plan_internal.h"
@@ -26,11 +27,12 @@ ReadChoice HowToRead(const Checkpoint& checkpoint, ReadMode mode) {
 }  // namespace
 
 void PlanOneMerge(Plan* plan, Recipe recipe, const PlanOptions& options) {
-  plan->method = FindMethod(recipe.method);
+  plan->method = recipe.method == ApplyDelta().name ? &ApplyDelta() : FindMethod(recipe.method);
   plan->recipe = std::move(recipe);
   plan->relative = plan->method->base == BaseUse::kRequired ||
                    (plan->method->base == BaseUse::kOptional && plan->recipe.base);
   OpenSources(plan, options.interrupt);
+  if (plan->applies()) CheckDeltaFits(*plan);
   // The checkpoints are open; every header has been checked.
   for (size_t c = plan->reading.size(); c < plan->checkpoints.size(); ++c)
     plan->reading.push_back(HowToRead(plan->checkpoints[c], options.read));
@@ -45,6 +47,7 @@ void PlanOneMerge(Plan* plan, Recipe recipe, const PlanOptions& options) {
   PlanLayerScale(plan);
   // Each output tensor knows its sources, coefficients and type.
   MarkUnchanged(plan);
+  PlanDelta(plan);
   // What is left is read because it may change.
 }
 
@@ -122,13 +125,14 @@ std::unique_ptr<Merger> Plan::MakeMerger(const PlannedScope& scope, Approach app
                                           : coefficients[tensors[scope.tensors.front()].coefficients];
   TensorFacts facts{.elements = scope.elements};
   if (!model_scope) facts = tensors[scope.tensors.front()].Facts();
-  if (measured && approach == Approach::kDraft) approach = Approach::kPlain;   // merged only when all is measured
+  if ((measured || delta()) && approach == Approach::kDraft) approach = Approach::kPlain;   // merged only when all is known
   std::unique_ptr<Merger> merger = method->make(*method, shared, facts, approach);
-  if (measured) {
+  if (measured || delta()) {
     uint64_t part = 0;
     for (uint32_t t : scope.tensors)
-      part = std::max(part, MeasuredPart(*method, coefficients[tensors[t].coefficients], tensors[t].Facts()));
-    merger = NewMeasuredMerger(*method, shared.model.size(), part, std::move(merger));
+      part = std::max(part, TaskVectorPart(*method, coefficients[tensors[t].coefficients], tensors[t].Facts()));
+    if (measured) merger = NewMeasuredMerger(*method, shared.model.size(), part, std::move(merger));
+    if (delta()) merger = NewDeltaMerger(*method, shared.model.size(), part, std::move(merger));
   }
   if (!statistics.directory.empty()) merger->UseStatistics(scope.known);
   return merger;

@@ -19,6 +19,7 @@
 #include "io/compressed_shard.h"
 #include "io/json.h"
 #include "ops/chain_merger.h"
+#include "ops/delta_merger.h"
 #include "ops/merger.h"
 #include "ops/method.h"
 #include "pipeline/read_backend.h"
@@ -77,6 +78,7 @@ struct PlannedTensor {
   uint32_t shard = 0;               // where it goes
   uint64_t offset = 0;              // first byte, from the start of the shard file
   uint64_t bytes = 0;
+  DType applied = DType::kF32;      // of a delta: the type in the checkpoint that it makes
 
   TensorFacts Facts() const;
   // A source by its slot: 0 is the base, m + 1 model m.
@@ -232,6 +234,9 @@ struct Plan {
   PlanTotals totals;
   std::vector<std::string> warnings;
 
+  // Whether it writes a delta, or applies one.
+  bool delta() const { return recipe.output.content == RecipeOutput::Content::kDelta; }
+  bool applies() const { return method == &ApplyDelta(); }
   // Whose config and order of tensors the output has.
   const Checkpoint& Donor() const { return checkpoints[base >= 0 ? static_cast<size_t>(base) : models.front()]; }
   const TensorInfo& Info(const TensorSource& source) const {
@@ -265,6 +270,11 @@ struct Plan {
 
 // Throws Error: kUsage (recipe, missing sources), kBadInput, kIncompatible, kMemory (budget too small).
 Plan MakePlan(Recipe recipe, const PlanOptions& options);
+
+// `braid apply` as a recipe: it has no file, and no user could write it. Merged, it gives the checkpoint that a base and a
+// delta make, with the base's config and tokenizer: from a delta in float32 what the merge behind it would have written,
+// bit for bit. Its text is the recipe of that merge, where the delta has it.
+Recipe ApplyRecipe(const std::string& base, const std::string& delta);
 
 // Bytes of address space that a tile of `elements` occupies when mapped, in all its sources.
 uint64_t TileCost(const Plan& plan, const PlannedTensor& tensor, uint64_t elements);

@@ -25,6 +25,11 @@ void PlanTensors(Plan* plan, const Vocabulary* vocabulary);  // null: the source
 // plan_unchanged.cc: finds the tensors that come out as the base has them.
 void MarkUnchanged(Plan* plan);
 
+// plan_delta.cc: of a merge that writes a delta, leaves the tensors that are in it. Of a plan that applies one: that the
+// base is the one that it was made from.
+void PlanDelta(Plan* plan);
+void CheckDeltaFits(const Plan& plan);
+
 // plan_layout.cc: output types are known; assigns shards and offsets, and writes the headers.
 void PlanLayout(Plan* plan, const PlanOptions& options);
 

@@ -48,6 +48,7 @@ Json LayoutToJson(const Plan& plan) {
   out["single_file"] = plan.single_file;  // its header holds the checksums, unless it leaves in order
   if (plan.recipe.output.compress != Compression::kNone)
     out["compress"] = CompressionName(plan.recipe.output.compress);
+  if (plan.delta()) out["content"] = "delta";
   out["on_missing"] = static_cast<int>(plan.recipe.on_missing);
   for (const Checkpoint& checkpoint : plan.checkpoints) {
     Json source;
@@ -163,7 +164,7 @@ void WritePlanJson(const Plan& plan, const Json& more, const Write& write) {
                    {"waiting", m.waiting}};
   out["warnings"] = plan.warnings;
   const Json layout = LayoutToJson(plan);
-  for (const char* key : {"sources", "shards", "stages", "spilled", "coefficients", "layer_scale"})
+  for (const char* key : {"content", "sources", "shards", "stages", "spilled", "coefficients", "layer_scale"})
     if (layout.contains(key)) out[key] = layout[key];
   for (size_t i = 0; i < plan.checkpoints.size(); ++i) {
     out["sources"][i]["reference"] = plan.checkpoints[i].reference;

@@ -5,8 +5,10 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <span>
 
+#include "io/base_identity.h"
 #include "io/safetensors.h"
 #include "io/shard_writer.h"
 #include "pipeline/manifest.h"
@@ -16,7 +18,9 @@ namespace braid {
 
 namespace {
 
-PlannedShard MakeShard(std::span<const PlannedTensor> tensors, std::string name, bool with_checksums) {
+// `base`: of a delta.
+PlannedShard MakeShard(std::span<const PlannedTensor> tensors, std::string name, bool with_checksums,
+                       const std::optional<BaseIdentity>& base) {
   std::vector<TensorInfo> infos;
   infos.reserve(tensors.size());
   for (const PlannedTensor& tensor : tensors)
@@ -24,6 +28,11 @@ PlannedShard MakeShard(std::span<const PlannedTensor> tensors, std::string name,
                      .bytes = tensor.bytes});
   std::map<std::string, std::string> metadata = {{"format", "pt"}};
   if (with_checksums) AddChecksumRoom(&metadata, infos.size());
+  if (base) {
+    DeltaMarks marks{.base = base->headers, .samples = base->samples, .types = {}};
+    for (const PlannedTensor& tensor : tensors) marks.types.push_back(tensor.applied);
+    AddDeltaMarks(marks, &metadata);
+  }
   // The data begins with a page: most tensors of most models are whole pages, and those need no page cache then.
   PlannedShard shard{.name = std::move(name), .header = MakeSafetensorsHeader(infos, metadata, ShardWriter::kPage)};
   shard.bytes = shard.header.size();
@@ -50,12 +59,14 @@ void PlanLayout(Plan* plan, const PlanOptions& options) {
     filled += tensor.bytes;
   }
   const size_t shards = begins.size();
+  std::optional<BaseIdentity> base;
+  if (plan->delta()) base = IdentityOfBase(plan->checkpoints[static_cast<size_t>(plan->base)]);
   begins.push_back(plan->tensors.size());
   for (size_t i = 0; i < shards; ++i) {
     const std::span tensors(plan->tensors.begin() + static_cast<ptrdiff_t>(begins[i]), begins[i + 1] - begins[i]);
     std::string name = shards == 1 ? "model.safetensors"
                                    : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards);
-    plan->shards.push_back(MakeShard(tensors, std::move(name), plan->single_file && !plan->in_order));
+    plan->shards.push_back(MakeShard(tensors, std::move(name), plan->single_file && !plan->in_order, base));
     for (PlannedTensor& tensor : tensors) tensor.offset += plan->shards.back().header.size();
     plan->totals.bytes_written += plan->shards.back().bytes;
   }

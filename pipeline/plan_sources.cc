@@ -62,7 +62,10 @@ class Opener {
     std::vector<Checkpoint>& opened = plan_.checkpoints;
     for (size_t i = 0; i < opened.size(); ++i)
       if (opened[i].reference == reference) return static_cast<uint32_t>(i);
-    Located(where, [&] { opened.push_back(OpenCheckpoint(reference, streams_[reference])); });
+    const bool delta = plan_.applies() && plan_.base >= 0;   // behind the base
+    Located(where, [&] {
+      opened.push_back(delta ? OpenDelta(reference) : OpenCheckpoint(reference, streams_[reference]));
+    });
     for (const std::string& warning : opened.back().warnings) plan_.warnings.push_back(warning);
     return static_cast<uint32_t>(opened.size() - 1);
   }
@@ -73,6 +76,7 @@ class Opener {
     try {
       body();
     } catch (const Error& error) {
+      if (plan_.applies()) throw;   // no recipe asked for it
       if (error.code() == ErrorCode::kUsage || error.code() == ErrorCode::kIncompatible)
         throw AskedForAt(error, plan_.recipe, where);
       throw;
@@ -131,6 +135,10 @@ class TensorPlanner {
   SourceGroup Widened(const SourceGroup& group) const;
   SourceGroup::Source LenderOf(const SourceGroup& group) const;
   void PlanExcluded(const WantedTensor& wanted, const SourceGroup& group);
+  DType TypeByDelta(const PlannedTensor& tensor) const {
+    const TensorSource& source = tensor.models.front();
+    return plan_.checkpoints[static_cast<size_t>(source.checkpoint)].delta->types[source.tensor];
+  }
   void CheckSomethingIsMerged() const;
   TensorSource Find(uint32_t checkpoint, const std::string& name, uint32_t guess);
   TensorSource LentByBase(const SourceGroup& group, const PlannedTensor& tensor);
@@ -316,6 +324,8 @@ void TensorPlanner::PlanOne(const WantedTensor& wanted, const SourceGroup& sourc
   const auto find = [&](const SourceGroup::Source& source) {
     return Find(source.checkpoint, wanted.NameIn(source), wanted.guess);
   };
+  // What a delta does not have is the base's, whatever it is.
+  if (plan_.applies() && !find(group.models.front()).present()) return PlanExcluded(wanted, sources);
   PlannedTensor tensor;
   tensor.name = wanted.name;
   if (group.base) tensor.base = find(*group.base);
@@ -406,7 +416,7 @@ void TensorPlanner::CheckShapesAndTypes(const SourceGroup& group, PlannedTensor*
   }
   if (all_lanes) {
     const Recipe& recipe = plan_.recipe;
-    tensor->type = recipe.out_dtype ? *recipe.out_dtype : recipe.dtype ? *recipe.dtype : *promoted;
+    tensor->type = plan_.applies() ? TypeByDelta(*tensor) : recipe.out_dtype ? *recipe.out_dtype : recipe.dtype ? *recipe.dtype : *promoted;
     tensor->bytes = tensor->elements * static_cast<uint64_t>(LaneBytes(tensor->type));
     return;
   }

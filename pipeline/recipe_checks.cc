@@ -45,6 +45,28 @@ void CheckScales(const MethodInfo& method, Recipe* recipe) {
   }
 }
 
+// What of a recipe a delta has no place for. Whether it is empty shows when the models are known.
+void CheckDelta(const MethodInfo& method, const Recipe& recipe) {
+  if (recipe.output.content != RecipeOutput::Content::kDelta) return;
+  const auto refuse = [&](std::string why, std::string hint) {
+    throw RecipeError(recipe, recipe.output.where, std::move(why)).Hint(std::move(hint));
+  };
+  if (!method.HasDelta()) {
+    std::vector<std::string_view> names;
+    for (const MethodInfo& other : Methods())
+      if (other.HasDelta()) names.push_back(other.name);
+    refuse(fmt::format("{} has no delta: its result is not the float32 sum of the base and something else", method.name),
+           fmt::format("methods that have one: {}", fmt::join(names, ", ")));
+  }
+  if (!recipe.modules.empty())
+    refuse("a delta is of whole models: slices and modules would give it the base's tensors under other names",
+           "write the checkpoint");
+  if (recipe.tokenizer || recipe.chat_template)
+    refuse(fmt::format("a delta has the base's tokenizer: '{}' has no place beside it",
+                       recipe.tokenizer ? "tokenizer" : "chat_template"),
+           "write the checkpoint");
+}
+
 }  // namespace
 
 // mergekit counts the base among the models of some methods; here the numbers are of what the recipe is left with.
@@ -233,6 +255,7 @@ void CompleteRecipe(const MethodInfo& method, Recipe* recipe) {
   if (!recipe->base) AdoptBaseOfSlices(recipe);
   CheckBase(method, *recipe);
   CheckScales(method, recipe);
+  CheckDelta(method, *recipe);
   if (recipe->modules.empty()) CompleteModels(method, recipe);
   else CompleteModules(method, recipe);
   if (recipe->on_missing == OnMissing::kBase && !recipe->base)

@@ -368,6 +368,9 @@ void ReadTomlStages(const RecipeNode& root, const RecipeNode& stages, Recipe* re
     TomlReader(stage, &names).Read(table);
   });
   if (const RecipeNode* output = root.Find("output")) recipe->output = ReadOutput(reader, *output);
+  if (recipe->output.content == RecipeOutput::Content::kDelta)
+    reader.Fail(recipe->output.where, "a chain of stages has no delta: its base may be another stage's result",
+                "write the checkpoint");
 }
 
 }  // namespace

@@ -389,7 +389,8 @@ bool SetSeed(Recipe* recipe, double seed) {
 
 void RecordSeed(Recipe* recipe) {
   for (Recipe& stage : recipe->stages) RecordSeed(&stage);
-  const ParameterSpec* spec = FindMethod(recipe->method)->Find("seed");
+  const MethodInfo* const method = FindMethod(recipe->method);   // null: of braid apply, which draws nothing
+  const ParameterSpec* spec = method == nullptr ? nullptr : method->Find("seed");
   if (spec != nullptr && !recipe->settings.contains("seed")) recipe->settings["seed"] = {Unfiltered(spec->default_value)};
 }
 

@@ -108,7 +108,8 @@ void RaiseFileLimit() {
 }  // namespace
 
 std::vector<std::string> InputsOf(const Plan& plan) {
-  std::vector<std::string> inputs = {plan.recipe.path};
+  std::vector<std::string> inputs;
+  if (!plan.recipe.path.empty()) inputs.push_back(plan.recipe.path);   // braid apply has none
   for (const Checkpoint& checkpoint : plan.checkpoints) {
     if (!checkpoint.directory.empty()) inputs.push_back(checkpoint.directory);
     for (const Shard& shard : checkpoint.shards)
@@ -125,13 +126,15 @@ void WriteSideFiles(const Plan& plan, const MergeOptions& options, const GraphRe
   const auto write = [&](const std::string& name, std::string_view text) {
     WriteDurably(staging->PathFor(name), text);
   };
-  WriteDonorFiles(plan, options.copy_tokenizer, staging);
-  if (!plan.donor_config.path.empty()) {
+  // A delta is no model: nothing shall load it as one.
+  if (!plan.delta()) WriteDonorFiles(plan, options.copy_tokenizer, staging);
+  if (!plan.delta() && !plan.donor_config.path.empty()) {
     const std::string config = MergedConfig(plan.donor_config, plan.config_type, plan.untie_head);
     write("config.json", plan.tokenizer.rows > 0 ? WithVocabularySize(config, plan.tokenizer.rows) : config);
   }
   if (plan.shards.size() > 1) write(kIndexName, IndexText(plan));
-  WriteRecipes(plan.recipe, staging);
+  if (!plan.applies()) WriteRecipes(plan.recipe, staging);
+  else if (!plan.recipe.text.empty()) WriteRecipes(ParseTomlRecipe(plan.recipe.text, plan.recipe.path), staging);
   if (options.write_model_card) write("README.md", ModelCard(plan, fs::path(staging->out()).filename().string()));
   write(kManifestName, ManifestText(plan, fingerprint, result.sums, result.alpha));
 }
@@ -148,9 +151,6 @@ std::vector<std::string> WarningTexts(const Plan& plan) {
 
 void CheckOutput(const Plan& plan, const MergeOptions& options) {
   CheckSpool(plan);
-  const RecipeOutput& output = plan.recipe.output;
-  if (output.content == RecipeOutput::Content::kDelta)
-    throw RecipeError(plan.recipe, output.where, "writing a delta is not supported yet");
   const bool pipe = options.out == kStandardOutput;
   if (pipe) CheckStandardOutput(InputsOf(plan));
   else CheckOutputPath(options.out, options.force, InputsOf(plan));

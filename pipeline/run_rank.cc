@@ -75,7 +75,7 @@ MergeReport RunRank(const Plan& plan, const std::string& fingerprint, const Merg
   const RecipeOutput& output = plan.recipe.output;
   if (options.out == kStandardOutput)
     throw Error(ErrorCode::kUsage, "several ranks cannot write one stream").Hint("name a directory as OUT");
-  if (output.content == RecipeOutput::Content::kDelta || output.compress != Compression::kNone)
+  if (output.compress != Compression::kNone)
     throw RecipeError(plan.recipe, output.where, "several ranks cannot write an output of this kind yet");
   if (!plan.streams.empty())
     throw Error(ErrorCode::kUsage, "several ranks cannot read one stream")

@@ -48,7 +48,8 @@ class Recipes(CliTest):
         for recipe in recipes:
             with self.subTest(recipe):
                 with open(self.path(recipe)) as text:
-                    stacked = "slices" in text.read()
+                    said = text.read()
+                stacked, delta = "slices" in said, 'content = "delta"' in said
                 directory, base = families[8 if stacked else 2]
                 if os.path.lexists(self.path("models")):
                     os.remove(self.path("models"))
@@ -59,6 +60,10 @@ class Recipes(CliTest):
                 if compressed := glob.glob(self.path("out", "*.zst")):
                     subprocess.run(["zstd", "-dq", "--rm", *compressed], check=True)
                 self.assert_ok(self.run_braid("verify", "out"))
+                if delta:   # what it makes of its base
+                    os.rename(self.path("out"), self.path("delta"))
+                    self.assert_ok(self.run_braid("apply", "models/base", "delta", "out"))
+                    shutil.copy(self.path("delta", "braid_recipe.toml"), self.path("out", "braid_recipe.toml"))
                 weights[recipe] = read_weights(self.path("out"))
                 # A tokenizer of 259 tokens, where the synthetic models have 512 rows.
                 by_token = ("model.embed_tokens.weight", "lm_head.weight") if "tokenizer" in recipe else ()

@@ -88,7 +88,7 @@ std::string WriteCheckpoint(const TemporaryDirectory& place, const std::string& 
 }
 
 std::vector<StoredTensor> ReadTensors(const std::string& path) {
-  const Checkpoint checkpoint = OpenCheckpoint(path);
+  const Checkpoint checkpoint = OpenCheckpointForReading(path);
   std::vector<StoredTensor> tensors;
   for (const CheckpointTensor& tensor : checkpoint.tensors) {
     StoredTensor read{tensor.info.name, tensor.info.dtype, tensor.info.shape,

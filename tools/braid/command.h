@@ -12,6 +12,7 @@
 namespace braid {
 
 void AddMergeCommand(CLI::App& app);
+void AddApplyCommand(CLI::App& app);
 void AddPlanCommand(CLI::App& app);
 void AddInspectCommand(CLI::App& app);
 void AddDiffCommand(CLI::App& app);

@@ -80,6 +80,7 @@ int Main(int argc, char** argv) {
   app.require_subcommand(1);
   app.set_version_flag("--version", "braid " BRAID_VERSION);
   AddMergeCommand(app);
+  AddApplyCommand(app);
   AddPlanCommand(app);
   AddInspectCommand(app);
   AddDiffCommand(app);

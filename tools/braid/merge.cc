@@ -143,7 +143,7 @@ void MergeAndReport(Recipe recipe, const MergeOptions& options, bool stats) {
   if (stats) PrintStages(progress);
 }
 
-void AddPlanOptions(CLI::App* command, MergeArguments* arguments) {
+void AddResourceOptions(CLI::App* command, MergeArguments* arguments) {
   command->add_option(
       "--memory", arguments->memory,
       "Most memory to use, as 512MiB or 4GB. Default: a quarter of what is available, 256 MiB to 4 GiB");
@@ -161,6 +161,10 @@ void AddPlanOptions(CLI::App* command, MergeArguments* arguments) {
                    "Compress the shards: zstd, planes (smaller and faster, for `braid cat`), or none. Default: as the "
                    "recipe's [output] says")
       ->check(CLI::IsMember({"none", "zstd", "planes"}));
+}
+
+void AddPlanOptions(CLI::App* command, MergeArguments* arguments) {
+  AddResourceOptions(command, arguments);
   command->add_option(
       "--cache", arguments->cache,
       "Directory that keeps thresholds and histograms, so that a later merge of these models with other "

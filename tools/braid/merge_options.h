@@ -15,7 +15,8 @@ struct MergeArguments {
   bool force = false, quiet = false, stats = false;
 };
 
-// --memory, --threads, --shard-size, --compress, --io, --cache.
+// --memory, --threads, --shard-size, --compress, --io; and --cache too.
+void AddResourceOptions(CLI::App* command, MergeArguments* arguments);
 void AddPlanOptions(CLI::App* command, MergeArguments* arguments);
 
 // Merges, and reports on stdout as the arguments and --json say.

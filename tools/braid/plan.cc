@@ -121,8 +121,9 @@ void PrintPlan(const Plan& plan) {
   if (totals.bytes_spooled > 0)
     line("", fmt::format("{} in {} (TMPDIR), gone when the merge ends", SizeText(totals.bytes_spooled),
                          TemporaryDirectoryPath()));
-  line("writes", fmt::format("{} in {} shard{}", SizeText(totals.bytes_written), plan.shards.size(),
-                             plan.shards.size() == 1 ? "" : "s"));
+  line("writes", fmt::format("{} in {} shard{}{}", SizeText(totals.bytes_written), plan.shards.size(),
+                             plan.shards.size() == 1 ? "" : "s",
+                             plan.delta() ? ", a delta: the merged task vector without the base" : ""));
   if (const Compression compression = plan.recipe.output.compress; compression != Compression::kNone)
     line("", fmt::format("compressed ({}) by {} threads: so much is not known yet", CompressionName(compression),
                          plan.memory.encoders));

@@ -1,0 +1,62 @@
+// What a delta's files say of themselves.
+#include "io/delta_marks.h"
+
+#include <gtest/gtest.h>
+
+#include "io/error.h"
+
+namespace braid {
+namespace {
+
+constexpr const char* kSum = "0123456789abcdef0123456789abcdef";
+
+SafetensorsHeader HeaderWith(const std::map<std::string, std::string>& metadata, size_t tensors, DType type = DType::kF32) {
+  std::vector<TensorInfo> infos;
+  for (size_t i = 0; i < tensors; ++i)
+    infos.push_back({.name = "t" + std::to_string(i), .dtype = type, .shape = {1}, .elements = 1,
+                     .bytes = static_cast<uint64_t>(DTypeBits(type) / 8)});
+  const std::string header = MakeSafetensorsHeader(infos, metadata);
+  return ParseSafetensorsHeader(std::string_view(header).substr(8), header.size() + tensors * infos[0].bytes, "x");
+}
+
+TEST(DeltaMarks, ComeBack) {
+  const std::vector<std::vector<DType>> lists = {
+      {DType::kBF16}, {DType::kF32, DType::kBF16, DType::kBF16, DType::kF64, DType::kF16, DType::kF16},
+      std::vector<DType>(1000, DType::kF16)};
+  for (const auto& types : lists) {
+    std::map<std::string, std::string> metadata = {{"format", "pt"}};
+    AddDeltaMarks({.base = kSum, .samples = kSum, .types = types}, &metadata);
+    const auto found = FindDeltaMarks(HeaderWith(metadata, types.size()), "x");
+    ASSERT_TRUE(found.has_value());
+    EXPECT_EQ(found->base, kSum);
+    EXPECT_EQ(found->samples, kSum);
+    EXPECT_EQ(found->types, types);
+    EXPECT_LT(metadata.at("braid.types").size(), 40u) << "runs";
+  }
+  EXPECT_FALSE(FindDeltaMarks(HeaderWith({{"format", "pt"}}, 2), "x"));
+}
+
+TEST(DeltaMarks, AreCheckedBeforeTheyAreBelieved) {
+  const auto code = [](const std::string& key, const std::string& value, DType type = DType::kF32) {
+    std::map<std::string, std::string> metadata;
+    AddDeltaMarks({.base = kSum, .samples = kSum, .types = {DType::kBF16, DType::kBF16}}, &metadata);
+    metadata[key] = value;
+    try {
+      FindDeltaMarks(HeaderWith(metadata, 2, type), "x");
+    } catch (const Error& error) {
+      return error.code();
+    }
+    return ErrorCode::kInternal;
+  };
+  for (const char* types : {"", "BF16*1", "BF16*3", "BF16*18446744073709551615 F32*3", "BF16*-2", " BF16*2", "BF16",
+                            "I8*2", "BF16*1 F32", "BF16*1,F32*1", "X*2", "BF16*2x", "BF16*0"})
+    EXPECT_EQ(code("braid.types", types), ErrorCode::kBadInput) << types;
+  for (const char* key : {"braid.base", "braid.base_samples"})
+    for (const char* sum : {"", "0123", "0123456789ABCDEF0123456789abcdef", "0123456789abcdef0123456789abcdef0"})
+      EXPECT_EQ(code(key, sum), ErrorCode::kBadInput) << key << " " << sum;
+  EXPECT_EQ(code("braid.base", kSum, DType::kI32), ErrorCode::kBadInput) << "no task vector";
+  EXPECT_EQ(code("braid.base", kSum), ErrorCode::kInternal) << "all is well";
+}
+
+}  // namespace
+}  // namespace braid
