@@ -60,6 +60,17 @@ class Apply(CliTest):
         self.assertEqual(read_weights(self.path("applied")), read_weights(self.path("out")))
         self.assertFalse(os.path.exists(self.path("delta", "config.json")))
 
+    def test_through_pipes_and_compressed(self):
+        self.assert_ok(self.merge())
+        self.write_delta("--compress", "planes")
+        self.assertTrue(os.path.exists(self.path("delta", "model.safetensors.planes.zst")))
+        self.assert_ok(self.apply())
+        self.assertEqual(read_weights(self.path("applied")), read_weights(self.path("out")))
+        with open(self.path("stream.safetensors"), "wb") as stream:
+            process = self.start("apply", "base", "delta", "-", "--quiet", stdout=stream)
+            self.assertEqual(process.wait(60), 0)
+        self.assertEqual(read_weights(self.path("stream.safetensors")), read_weights(self.path("out")))
+
     def test_ranks_write_the_same_delta(self):
         self.write_delta()
         for rank in ("0", "1"):

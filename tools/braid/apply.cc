@@ -3,6 +3,7 @@
 #include <string>
 #include <utility>
 
+#include "pipeline/recipe_output.h"
 #include "pipeline/run.h"
 #include "tools/braid/command.h"
 #include "tools/braid/merge_options.h"

@@ -66,7 +66,7 @@ bool WritesToStdout(int argc, char** argv) {
   const std::string_view verb = argc > 1 ? argv[1] : "";
   bool dash = false;
   for (int i = 2; i < argc; ++i) dash |= std::string_view(argv[i]) == "-";
-  return dash && (verb == "merge" || verb == "mergekit-yaml");
+  return dash && (verb == "merge" || verb == "apply" || verb == "mergekit-yaml");
 }
 
 constexpr const char* kExamples =
