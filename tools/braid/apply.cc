@@ -17,6 +17,7 @@ struct ApplyArguments {
 };
 
 void Run(const ApplyArguments& arguments) {
+  RouteResults(arguments.merge.out);
   HandleSignals();
   MergeOptions options;
   options.out = arguments.merge.out;
