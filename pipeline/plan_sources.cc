@@ -270,7 +270,8 @@ bool TensorPlanner::HasSource(const WantedTensor& wanted, const SourceGroup& gro
 TensorSource TensorPlanner::Find(uint32_t index, const std::string& name, uint32_t guess) {
   const Checkpoint& checkpoint = plan_.checkpoints[index];
   std::optional<uint32_t> found = checkpoint.Find(name, guess);
-  const bool tied = checkpoint.config.tie_word_embeddings.value_or(!found);
+  // A delta that lacks a head adds nothing to it.
+  const bool tied = !checkpoint.delta && checkpoint.config.tie_word_embeddings.value_or(!found);
   if (IsOutputHead(name) && tied) {  // a tied head is its embedding
     if (const auto embedding = FindEmbedding(checkpoint)) {
       found = embedding;
