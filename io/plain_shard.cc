@@ -42,7 +42,8 @@ void ReadPlainShard(const std::string& path, const std::atomic<int>* interrupt,
     try {
       got = stream.Read(piece.data(), piece.size());
     } catch (Error& error) {
-      if (const TensorInfo* tensor = known ? TensorAt(known->header, stream.position()) : nullptr) error.Tensor(tensor->name);
+      const TensorInfo* const tensor = known ? TensorAt(known->header, stream.position()) : nullptr;
+      if (tensor != nullptr) error.Tensor(tensor->name);
       throw;
     }
     if (got == 0) break;

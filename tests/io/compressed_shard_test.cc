@@ -68,7 +68,8 @@ class CompressedShardTest : public testing::TestWithParam<Compression> {
     plain.resize(shard.bytes());
     std::mt19937_64 random(7);
     for (uint64_t at = header; at < plain.size();) {
-      const uint64_t here = std::min<uint64_t>(plain.size() - at, random() % 3 == 0 ? random() % 5'000'000 : random() % 9000);
+      const uint64_t most = random() % 3 == 0 ? 5'000'000 : 9000;
+      const uint64_t here = std::min<uint64_t>(plain.size() - at, random() % most);
       file.Read(at, here, reinterpret_cast<std::byte*>(plain.data() + at), "some tensor");
       at += here;
     }
@@ -137,7 +138,10 @@ TEST_P(CompressedShardTest, TruncatedAnywhere) {
   const std::string file = bytes.file();
   size_t at = 0;
   std::vector<size_t> ends = {file.size() - 1, file.size() - 9, bytes.frames.size()};
-  for (const SeekEntry& entry : bytes.entries) ends.push_back(at), ends.push_back(at + entry.compressed / 2), at += entry.compressed;
+  for (const SeekEntry& entry : bytes.entries) {
+    ends.push_back(at), ends.push_back(at + entry.compressed / 2);
+    at += entry.compressed;
+  }
   for (const size_t end : ends) ErrorOf(file.substr(0, end));
   // Frames that are missing, with a table of those that are there.
   for (size_t keep = 0; keep + 1 < bytes.entries.size(); ++keep) {
@@ -216,7 +220,10 @@ TEST_P(CompressedShardTest, Bombs) {
   ErrorOf(bad.file());
   // A header that would be endless.
   CompressedBytes header;
-  for (int i = 0; i < 3; ++i) header.frames += frame, header.entries.push_back({static_cast<uint32_t>(frame.size()), 64 << 20});
+  for (int i = 0; i < 3; ++i) {
+    header.frames += frame;
+    header.entries.push_back({static_cast<uint32_t>(frame.size()), 64 << 20});
+  }
   ErrorOf(header.file());
   header.entries = {{0, 0xffffffff}, {static_cast<uint32_t>(header.frames.size()), 100}};
   ErrorOf(header.file());
