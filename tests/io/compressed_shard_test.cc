@@ -10,6 +10,7 @@
 
 #include "io/checkpoint.h"
 #include "io/compressed_file.h"
+#include "io/plain_shard.h"
 #include "io/input_stream.h"
 #include "tests/io/compressed_fixtures.h"
 #include "tests/io/model_fixtures.h"
@@ -85,6 +86,14 @@ class CompressedShardTest : public testing::TestWithParam<Compression> {
     plain.pop_back();
     return plain;
   }
+  // What has no seek table, or has lost it.
+  static std::string ReadAsStream(const std::string& path) {
+    std::string plain;
+    ReadPlainShard(path, nullptr, [&](const std::byte* bytes, size_t size) {
+      plain.append(reinterpret_cast<const char*>(bytes), size);
+    });
+    return plain;
+  }
   Error ErrorOf(const std::string& bytes) {
     const Error error = fixture::ErrorOf([&] { Read(bytes); });
     EXPECT_EQ(error.code(), ErrorCode::kBadInput) << error.what();
@@ -137,12 +146,13 @@ TEST_P(CompressedShardTest, TruncatedAnywhere) {
   const CompressedBytes bytes = Compressed(ShardOf(Pieces()), GetParam());
   const std::string file = bytes.file();
   size_t at = 0;
-  std::vector<size_t> ends = {file.size() - 1, file.size() - 9, bytes.frames.size()};
+  std::vector<size_t> ends = {file.size() - 1, file.size() - 9, bytes.frames.size() + 1};
   for (const SeekEntry& entry : bytes.entries) {
     ends.push_back(at), ends.push_back(at + entry.compressed / 2);
     at += entry.compressed;
   }
   for (const size_t end : ends) ErrorOf(file.substr(0, end));
+  EXPECT_TRUE(Read(bytes.frames) == ShardOf(Pieces())) << "nothing but the table is missing";
   // Frames that are missing, with a table of those that are there.
   for (size_t keep = 0; keep + 1 < bytes.entries.size(); ++keep) {
     CompressedBytes cut;
