@@ -282,7 +282,8 @@ std::string FileOfShard(const ModelDirectory& directory, const std::string& name
     const std::string candidate = name + std::string(CompressionSuffix(compression));
     if (!directory.Has(candidate)) continue;
     if (file.empty()) file = candidate;
-    else if (warnings != nullptr) warnings->push_back(fmt::format("{} is not used: {} is there too and goes first", candidate, file));
+    else if (warnings != nullptr)
+      warnings->push_back(fmt::format("{} is not used: {} is there too and goes first", candidate, file));
   }
   return file;
 }

@@ -76,7 +76,8 @@ std::string CompressedShard::ReadHeaderBytes(int fd) const {
   while (text.size() < kLengthBytes) next = AppendFrame(fd, next, &text);
   const uint64_t length = LengthOf(text);
   if (length > kMaxHeaderBytes || length > bytes_ - kLengthBytes)
-    throw Error(ErrorCode::kBadInput, fmt::format("this is not a safetensors file: its header would have {} bytes", length))
+    throw Error(ErrorCode::kBadInput,
+                fmt::format("this is not a safetensors file: its header would have {} bytes", length))
         .Path(path_).Hint("of compressed files, only those of safetensors are read");
   while (text.size() < kLengthBytes + length) next = AppendFrame(fd, next, &text);
   text.resize(kLengthBytes + length);
@@ -102,9 +103,11 @@ void CompressedShard::AddFrames(const SafetensorsHeader& header) {
     }
     const bool is_data = begin + bytes > header.data_offset;
     if (is_data && (bytes > kMostFrameBytes || compressed > ZSTD_COMPRESSBOUND(kMostFrameBytes)))
-      throw FrameError(next, 0, fmt::format("it would have {} bytes; {} are the limit", std::max(bytes, compressed), kMostFrameBytes));
+      throw FrameError(next, 0, fmt::format("it would have {} bytes; {} are the limit", std::max(bytes, compressed),
+                                            kMostFrameBytes));
     next.compressed = static_cast<uint32_t>(compressed);
-    if (is_data) most_compressed_ = std::max(most_compressed_, compressed), most_content_ = std::max(most_content_, bytes);
+    if (is_data) most_compressed_ = std::max(most_compressed_, compressed);
+    if (is_data) most_content_ = std::max(most_content_, bytes);
     if (bytes > 0) frames_.push_back(next);
     next.offset += compressed, next.first_part += static_cast<uint32_t>(parts);
   };
@@ -112,7 +115,8 @@ void CompressedShard::AddFrames(const SafetensorsHeader& header) {
     ShardFrames layout(header.data_offset);
     for (const TensorInfo& tensor : header.tensors) layout.Add(tensor.dtype, tensor.bytes);
     for (const ShardFrame& frame : layout.Take()) add(frame.begin, frame.bytes, frame.split);
-    if (next.first_part != entries_.size()) throw FrameError(next, 0, "it is one too many for the tensors that there are");
+    if (next.first_part != entries_.size())
+      throw FrameError(next, 0, "it is one too many for the tensors that there are");
   } else {
     uint64_t begin = 0;
     for (const SeekEntry& entry : entries_) add(begin, entry.content, PlaneSplit::kNone), begin += entry.content;
@@ -134,7 +138,8 @@ uint64_t CompressedShard::MemoryBytes() const {
 Error CompressedShard::FrameError(const CompressedFrame& frame, size_t part, std::string_view message) const {
   uint64_t offset = frame.offset;
   for (size_t p = 0; p < part && frame.first_part + p < entries_.size(); ++p) offset += PartBytes(frame, p);
-  return Error(ErrorCode::kBadInput, fmt::format("frame {} of {}: {}", frame.first_part + part, entries_.size(), message))
+  return Error(ErrorCode::kBadInput,
+               fmt::format("frame {} of {}: {}", frame.first_part + part, entries_.size(), message))
       .Path(path_).Offset(offset).Hint("it is truncated or damaged: copy, download or write it again");
 }
 
@@ -153,8 +158,10 @@ void FrameDecoder::Decode(const CompressedShard& shard, const CompressedFrame& f
     if (said != bytes && said != ZSTD_CONTENTSIZE_UNKNOWN && said != ZSTD_CONTENTSIZE_ERROR)
       throw shard.FrameError(frame, p, fmt::format("it says {} bytes, and the seek table {}", said, bytes));
     const size_t got = ZSTD_decompressDCtx(context_.get(), content, bytes, compressed, size);
-    if (ZSTD_isError(got)) throw shard.FrameError(frame, p, fmt::format("it does not decode: {}", ZSTD_getErrorName(got)));
-    if (got != bytes) throw shard.FrameError(frame, p, fmt::format("it has {} bytes, and the seek table says {}", got, bytes));
+    if (ZSTD_isError(got))
+      throw shard.FrameError(frame, p, fmt::format("it does not decode: {}", ZSTD_getErrorName(got)));
+    if (got != bytes)
+      throw shard.FrameError(frame, p, fmt::format("it has {} bytes, and the seek table says {}", got, bytes));
     compressed += size, content += bytes;
   }
 }

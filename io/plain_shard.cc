@@ -15,12 +15,14 @@ namespace braid {
 namespace {
 
 constexpr size_t kPiece = 1 << 20;
+constexpr size_t kLengthBytes = 8;   // in front of a safetensors header
 
-std::optional<CompressedShard::Opened> OpenIfSeekable(const std::string& path) {
-  if (InputStream::IsNamedBy(path) || CompressionOf(path) == Compression::kNone) return std::nullopt;
+// If there is one, everything in it must be true before anything is written.
+void CheckSeekTable(const std::string& path) {
+  if (InputStream::IsNamedBy(path) || CompressionOf(path) == Compression::kNone) return;
   FileIdentity identity;
   const Fd fd = OpenForReading(path, &identity);
-  return CompressedShard::Open(fd.get(), identity.size, path);
+  CompressedShard::Open(fd.get(), identity.size, path);
 }
 
 const TensorInfo* TensorAt(const SafetensorsHeader& header, uint64_t plain_offset) {
@@ -30,28 +32,62 @@ const TensorInfo* TensorAt(const SafetensorsHeader& header, uint64_t plain_offse
   return found == header.tensors.end() ? nullptr : &*found;
 }
 
+Error Truncated(const InputStream& stream) {
+  return Error(ErrorCode::kBadInput, fmt::format("it ends after {} plain bytes", stream.position()))
+      .Path(stream.name()).Hint("it is truncated, or no safetensors file: copy or download it again");
+}
+
+// The length and the JSON in front of the tensors, as they are.
+std::string ReadHeaderText(InputStream* stream) {
+  std::string text(kLengthBytes, '\0');
+  const auto read = [&](size_t begin) {
+    const size_t bytes = text.size() - begin;
+    if (stream->Read(reinterpret_cast<std::byte*>(text.data() + begin), bytes) < bytes) throw Truncated(*stream);
+  };
+  read(0);
+  uint64_t length = 0;
+  for (size_t i = kLengthBytes; i-- > 0;) length = length << 8 | static_cast<unsigned char>(text[i]);
+  if (length > kMaxHeaderBytes)
+    throw Error(ErrorCode::kBadInput, "it does not begin as a safetensors file does")
+        .Path(stream->name()).Hint("braid cat restores shards; other files are for zstd -d");
+  while (text.size() < kLengthBytes + length) {   // a length is believed as it comes true
+    const size_t had = text.size();
+    text.resize(std::min<size_t>(had + kPiece, kLengthBytes + length));
+    read(had);
+  }
+  return text;
+}
+
 }  // namespace
 
 void ReadPlainShard(const std::string& path, const std::atomic<int>* interrupt,
                     const std::function<void(const std::byte*, size_t)>& write) {
-  const std::optional<CompressedShard::Opened> known = OpenIfSeekable(path);
+  CheckSeekTable(path);
   InputStream stream(path, interrupt);
+  std::string text = ReadHeaderText(&stream);
+  const SafetensorsHeader header =
+      ParseSafetensorsHeader(std::string_view(text).substr(kLengthBytes), std::nullopt, stream.name());
+  write(reinterpret_cast<const std::byte*>(text.data()), text.size());
+  std::string().swap(text);
+
   std::vector<std::byte> piece(kPiece);
   for (;;) {
-    size_t got = 0;
     try {
-      got = stream.Read(piece.data(), piece.size());
+      const size_t got = stream.Read(piece.data(), piece.size());
+      if (got == 0) break;
+      if (stream.position() > header.file_bytes)
+        throw Error(ErrorCode::kBadInput, "it goes on behind the last tensor")
+            .Path(stream.name()).Hint("it is damaged: copy or download it again");
+      write(piece.data(), got);
     } catch (Error& error) {
-      if (const TensorInfo* tensor = known ? TensorAt(known->header, stream.position()) : nullptr) error.Tensor(tensor->name);
+      if (const TensorInfo* at = TensorAt(header, stream.position())) error.Tensor(at->name);
       throw;
     }
-    if (got == 0) break;
-    write(piece.data(), got);
   }
-  if (known && stream.position() != known->shard->bytes())
-    throw Error(ErrorCode::kBadInput, fmt::format("its frames hold {} bytes, and its seek table says {}",
-                                                  stream.position(), known->shard->bytes()))
-        .Path(path).Hint("it is damaged: copy or download it again");
+  if (stream.position() == header.file_bytes) return;
+  Error error = Truncated(stream);
+  if (const TensorInfo* at = TensorAt(header, stream.position())) error.Tensor(at->name);
+  throw error;
 }
 
 }  // namespace braid

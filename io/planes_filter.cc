@@ -51,7 +51,8 @@ struct PlanesFilter::State {
     uint64_t length = 0;
     for (size_t i = kLengthBytes; i-- > 0;) length = length << 8 | static_cast<unsigned char>(ready[i]);
     if (length > kMaxHeaderBytes)
-      throw Error(ErrorCode::kBadInput, fmt::format("its safetensors header would have {} bytes; {} are the limit", length, kMaxHeaderBytes)).Path(name);
+      throw Error(ErrorCode::kBadInput, fmt::format("its safetensors header would have {} bytes; {} are the limit",
+                                                    length, kMaxHeaderBytes)).Path(name);
     while (ready.size() < kLengthBytes + length) {
       const size_t had = ready.size(), more = std::min<size_t>(kStep, kLengthBytes + length - had);
       ready.resize(had + more);
@@ -71,7 +72,8 @@ struct PlanesFilter::State {
     if (next == frames.size()) {
       char more;
       if (ReadUpTo(refill, &more, 1) == 0) return false;
-      throw Error(ErrorCode::kBadInput, "the stream goes on behind the last tensor").Path(name).Hint("it is damaged: copy or download it again");
+      throw Error(ErrorCode::kBadInput, "the stream goes on behind the last tensor")
+          .Path(name).Hint("it is damaged: copy or download it again");
     }
     const ShardFrame& frame = frames[next++];
     const size_t n = frame.bytes / PlanesOf(frame.split);

@@ -62,7 +62,8 @@ std::optional<std::vector<SeekEntry>> ReadSeekTable(int fd, uint64_t file_bytes,
   if ((flags & kReserved) != 0) throw bad(footer_at + 4, fmt::format("has unknown flags ({:#04x})", flags));
   const uint64_t stride = kEntryBytes + ((flags & kHasChecksums) != 0 ? kChecksumBytes : 0);
   const uint64_t table_bytes = kHeaderBytes + count * stride + kFooterBytes;   // 32 bits times 12: cannot overflow
-  if (table_bytes > file_bytes) throw bad(footer_at, fmt::format("says {} frames, more than the file has room for", count));
+  if (table_bytes > file_bytes)
+    throw bad(footer_at, fmt::format("says {} frames, more than the file has room for", count));
   if (table_bytes > kMostTableBytes)
     throw bad(footer_at, fmt::format("has {} bytes; {} are the limit", table_bytes, kMostTableBytes));
   const uint64_t table_at = file_bytes - table_bytes;

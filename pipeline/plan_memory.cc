@@ -212,7 +212,8 @@ void ChooseApproaches(Plan* plan, const PlanOptions& options, const std::vector<
   const auto resident = [&](const PlannedScope& scope) { return FitsThePool(*plan, scope, 0); };
   const auto spread_sample_pays = [&](const PlannedScope& scope) {
     const PlannedTensor& tensor = plan->tensors[scope.tensors.front()];
-    return tensor.rows.empty() && SourceBytes(*plan, tensor) >= options.least_spread_sample && HasCheapSpots(*plan, scope);
+    return tensor.rows.empty() && SourceBytes(*plan, tensor) >= options.least_spread_sample &&
+           HasCheapSpots(*plan, scope);
   };
   for (PlannedScope* scope : draftable) {
     const PlannedTensor& tensor = plan->tensors[scope->tensors.front()];

@@ -177,7 +177,9 @@ TEST(SeekTable, NoneIsNotTheSameAsABrokenOne) {
   EXPECT_FALSE(ReadTable(whole + "y"));                              // what follows hides it
   EXPECT_FALSE(ReadTable(whole.substr(0, whole.size() - 1)));
   EXPECT_TRUE(ReadTable(whole));
-  const auto message = [&](const std::string& bytes) { return std::string(fixture::ErrorOf([&] { ReadTable(bytes); }).what()); };
+  const auto message = [&](const std::string& bytes) {
+    return std::string(fixture::ErrorOf([&] { ReadTable(bytes); }).what());
+  };
   EXPECT_NE(message("x" + whole).find("says 110 bytes of frames, but there are 111"), std::string::npos);
   for (size_t at = 0; at < 8; ++at) {
     std::string bad = whole;

@@ -136,7 +136,9 @@ TEST_F(CompressedFamily, PlainShardsGoFirst) {
     if (entry.path().extension() == ".safetensors")
       std::ofstream(entry.path().string() + ".planes.zst") << "nobody reads this";
   const Plan plan = fixture::PlanOf(Recipe(), {.memory = 256 * kMiB});
-  const auto says_so = [](const std::string& warning) { return warning.find(".planes.zst is not used") != std::string::npos; };
+  const auto says_so = [](const std::string& warning) {
+    return warning.find(".planes.zst is not used") != std::string::npos;
+  };
   EXPECT_EQ(std::count_if(plan.checkpoints[1].warnings.begin(), plan.checkpoints[1].warnings.end(), says_so), 2);
   fixture::ExpectSameFiles(expected, MergedFiles(Recipe(), out(), {.memory = 256 * kMiB, .threads = 2}));
 }

@@ -75,7 +75,8 @@ Json ToJson(const Inspection& found, const std::vector<TensorStatistics>& statis
     const Shard& shard = checkpoint.shards[i];
     Json file = {{"name", shard.name}, {"bytes", shard.bytes()}, {"metadata", found.metadata[i]}};
     if (shard.compressed != nullptr)
-      file["compression"] = CompressionName(shard.compressed->compression()), file["compressed_bytes"] = shard.identity.size;
+      file.update({{"compression", CompressionName(shard.compressed->compression())},
+                   {"compressed_bytes", shard.identity.size}});
     out["files"].push_back(std::move(file));
   }
   for (size_t i = 0; i < checkpoint.tensors.size(); ++i)
@@ -146,7 +147,9 @@ void PrintSummary(const Inspection& found) {
   uint64_t stored = 0;
   size_t compressed = 0;
   for (const Shard& shard : checkpoint.shards) stored += shard.identity.size, compressed += shard.compressed != nullptr;
-  if (compressed > 0) Line("on disk", fmt::format("{}, {} file{} compressed", SizeText(stored), compressed, compressed == 1 ? "" : "s"));
+  if (compressed > 0)
+    Line("on disk",
+         fmt::format("{}, {} file{} compressed", SizeText(stored), compressed, compressed == 1 ? "" : "s"));
   for (const std::string& warning : checkpoint.warnings) Line("warning", Printable(warning));
 }
 
@@ -176,7 +179,7 @@ void AddInspectCommand(CLI::App& app) {
       "inspect", "Show what a checkpoint holds: tensors, types, sizes\n\n  braid inspect models/base --stats\n");
   command
       ->add_option("CHECKPOINT", arguments->checkpoint,
-                   "Directory, .safetensors file, id in the Hugging Face cache, or - for standard input")
+                   "Directory, .safetensors file, compressed or not, id in the Hugging Face cache, or -")
       ->required();
   command->add_flag("--stats", arguments->stats,
                     "Read all data: l2 norm, largest magnitude, mean of the finite values; NaN, Inf, zeros");

@@ -136,8 +136,8 @@ void PrintPlan(const Plan& plan) {
                              (m.drafts * m.buffer_bytes + m.open) >> 20, (m.catalogue + m.scratch) >> 20,
                              (m.least + (1 << 20) - 1) >> 20));
   if (const DecodingSizes& d = m.decoding; d.decoders > 0)
-    line("frames", fmt::format("of compressed shards: {} decoded at once, {} kept for the next tile, {} MiB", d.decoders,
-                               d.kept, d.MemoryBytes() >> 20));
+    line("frames", fmt::format("of compressed shards: {} decoded at once, {} kept for the next tile, {} MiB",
+                               d.decoders, d.kept, d.MemoryBytes() >> 20));
   line("tile", fmt::format("{} elements, {} threads", m.tile_elements, m.threads));
   for (const std::string& warning : WarningTexts(plan)) line("warning", warning);
 }

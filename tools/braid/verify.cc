@@ -75,7 +75,8 @@ void AddVerifyCommand(CLI::App& app) {
       "verify",
       "Check a merged checkpoint against the checksums that the merge left in it\n\n  braid verify merged\n\n"
       "Exit status 0 when it is what the merge wrote, 1 when it is not; then every bad tensor is named.\n");
-  command->add_option("OUT", *out, "Output of a merge: a directory or a .safetensors file")->required();
+  command->add_option("OUT", *out, "Output of a merge: a directory or a .safetensors file, compressed or not")
+      ->required();
   AddJsonFlag(command);
   command->callback([out] { Run(*out); });
 }

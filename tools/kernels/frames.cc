@@ -61,7 +61,8 @@ Codec Ours(Compression compression, DType type) {
     Bytes planes = Bytes(kFrameBytes);
   };
   const auto state = std::make_shared<State>(compression);
-  const ShardFrame frame{.bytes = kFrameBytes, .split = compression == Compression::kPlanes ? SplitOf(type) : PlaneSplit::kNone};
+  const PlaneSplit split = compression == Compression::kPlanes ? SplitOf(type) : PlaneSplit::kNone;
+  const ShardFrame frame{.bytes = kFrameBytes, .split = split};
   return {[=](const Bytes& plain, Bytes* compressed) {
             state->encoded = state->encoder.Encode(frame, plain.data(), compressed->data());
             return state->encoded.bytes;
@@ -70,7 +71,8 @@ Codec Ours(Compression compression, DType type) {
             std::byte* const content = frame.split == PlaneSplit::kNone ? plain->data() : state->planes.data();
             size_t from = 0, to = 0;
             for (const SeekEntry& entry : state->encoded.Entries()) {
-              ZSTD_decompressDCtx(state->decoder, content + to, entry.content, compressed.data() + from, entry.compressed);
+              ZSTD_decompressDCtx(state->decoder, content + to, entry.content, compressed.data() + from,
+                                  entry.compressed);
               from += entry.compressed, to += entry.content;
             }
             const size_t n = kFrameBytes / PlanesOf(frame.split);
