@@ -11,7 +11,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <charconv>
 #include <chrono>
 #include <cstring>
 #include <filesystem>
@@ -137,10 +136,11 @@ class FileExchange : public Exchange {
       : directory_(std::move(directory)), ranks_(std::move(parts)), rank_(rank) {}
 
   bool Shares(const Plan&, const Share& share, const PlannedScope& scope) const override {
-    return !share.Whole(scope);
+    return share.Any(scope) && !share.Whole(scope);
   }
 
   bool Take(const SharedRound& round, Counter* counter) override {
+    auto pause = std::chrono::milliseconds(10);
     for (;;) {
       if (counter->failed()) return false;
       const Cover cover = CoverOf(round.units, List(round));
@@ -156,7 +156,9 @@ class FileExchange : public Exchange {
         counted = true;
         break;
       }
-      if (!counted) std::this_thread::sleep_for(std::chrono::milliseconds(20));   // others are at all of them
+      if (counted) continue;
+      std::this_thread::sleep_for(pause);   // others are at all of them
+      pause = std::min(2 * pause, std::chrono::milliseconds(500));
     }
   }
 
@@ -174,13 +176,8 @@ class FileExchange : public Exchange {
     std::vector<UnitRun> there;
     const std::string prefix = Prefix(round);
     for (const std::string& name : ListRankFiles(directory_)) {
-      UnitRun part;
-      const char* const end = name.data() + name.size();
-      if (!name.starts_with(prefix)) continue;
-      const auto first = std::from_chars(name.data() + prefix.size(), end, part.first);
-      if (first.ec != std::errc() || first.ptr == end || *first.ptr != '-') continue;
-      const auto last = std::from_chars(first.ptr + 1, end, part.last);
-      if (last.ec == std::errc() && last.ptr == end) there.push_back(part);
+      const auto part = name.starts_with(prefix) ? ParseRun(std::string_view(name).substr(prefix.size())) : std::nullopt;
+      if (part) there.push_back(*part);
     }
     return there;
   }

@@ -39,8 +39,8 @@ struct Worker {
 class GraphRun {
  public:
   GraphRun(const Plan& plan, const Share& share, const std::vector<std::string>& shard_paths, Progress* progress,
-           StatisticsKeeper* keeper, Exchange* exchange, const std::function<void(const WrittenUnit&)>& unit_done)
-      : plan_(plan), share_(share), exchange_(exchange), unit_done_(unit_done), progress_(*progress), keeper_(*keeper),
+           StatisticsKeeper* keeper, Exchange* exchange, const std::function<void(const WrittenUnits&)>& units_done)
+      : plan_(plan), share_(share), exchange_(exchange), units_done_(units_done), progress_(*progress), keeper_(*keeper),
         budget_(plan.memory.pool),
         draft_tokens_(plan.memory.drafts), files_(plan, &budget_, &progress_.of(Stage::kRead)),
         open_(plan.most_models + 1, plan.memory.open), writer_(plan, share, shard_paths, progress),
@@ -96,7 +96,7 @@ class GraphRun {
   void Release(TileWork* work, bool last_use);
   void Retire(ScopeRun* run);
   void Forget(ScopeRun* run);
-  void FinishUnit(WrittenUnit unit);
+  void FinishUnits(WrittenUnits units);
   void FinishStatistics(ScopeRun* run);
 
   // Runs a body; its first exception ends the run.
@@ -122,7 +122,7 @@ class GraphRun {
   const Plan& plan_;
   const Share& share_;
   Exchange* const exchange_;
-  const std::function<void(const WrittenUnit&)>& unit_done_;
+  const std::function<void(const WrittenUnits&)>& units_done_;
   Progress& progress_;
   StatisticsKeeper& keeper_;
   Budget budget_;
@@ -234,7 +234,7 @@ GraphResult GraphRun::Run(const std::string& fingerprint, const std::atomic<int>
     flow::make_edge(write, buffers);
 
     writer_.Start([this](std::exception_ptr error) { Fail(error); }, [this](ScopeRun* run) { Retire(run); },
-                  [this](WrittenUnit unit) { FinishUnit(std::move(unit)); });
+                  [this](WrittenUnits units) { FinishUnits(std::move(units)); });
     for (OutputTile& tile : writer_.tiles()) {
       if (tile.draft) free_drafts_.push_back(&tile);
       else buffers.try_put(&tile);
@@ -763,10 +763,10 @@ void GraphRun::Forget(ScopeRun* run) {
 }
 
 // What sources that changed have been merged to does not count.
-void GraphRun::FinishUnit(WrittenUnit unit) {
+void GraphRun::FinishUnits(WrittenUnits units) {
   files_.CheckUnchanged();
-  unit.alpha = alpha_;
-  unit_done_(unit);
+  units.alpha = alpha_;
+  units_done_(units);
 }
 
 }  // namespace
@@ -774,14 +774,14 @@ void GraphRun::FinishUnit(WrittenUnit unit) {
 GraphResult RunGraph(const Plan& plan, const Share& share, const std::string& fingerprint,
                      const std::vector<std::string>& shard_paths, const std::atomic<int>& interrupt, bool quiet,
                      Progress* progress, StatisticsKeeper* keeper, Exchange* exchange,
-                     const std::function<void(const WrittenUnit&)>& unit_done) {
+                     const std::function<void(const WrittenUnits&)>& units_done) {
   const double part = progress->of_all_ranks ? 1.0
                                              : static_cast<double>(share.bytes_written()) /
                                                    static_cast<double>(plan.totals.bytes_written);
   progress->bytes_to_read += static_cast<uint64_t>(static_cast<double>(plan.totals.bytes_read) * std::min(part, 1.0));
   progress->bytes_to_write += progress->of_all_ranks ? plan.totals.bytes_written : share.bytes_written();
   ProgressReporter reporter(*progress, quiet);
-  return GraphRun(plan, share, shard_paths, progress, keeper, exchange, unit_done).Run(fingerprint, interrupt, &reporter);
+  return GraphRun(plan, share, shard_paths, progress, keeper, exchange, units_done).Run(fingerprint, interrupt, &reporter);
 }
 
 }  // namespace braid

@@ -57,12 +57,12 @@ struct GraphResult {
 // Runs the share of a plan into the shard files at `shard_paths`, which are created here and durable afterwards, or to
 // standard output ("-").
 // `interrupt`: when it becomes non-zero the run ends within a tile, with Error(kInterrupted). `quiet`: no progress on
-// stderr. `keeper` gets the statistics of every scope. `unit_done` is called with each unit of the share when it is
+// stderr. `keeper` gets the statistics of every scope. `units_done` is called with units of the share when they are
 // durable, on several threads. `exchange`: with ranks that take statistics together; null: this one takes all that its
 // share needs. Throws Error; then the files are incomplete, but for those units.
 GraphResult RunGraph(const Plan& plan, const Share& share, const std::string& fingerprint,
                      const std::vector<std::string>& shard_paths, const std::atomic<int>& interrupt, bool quiet,
                      Progress* progress, StatisticsKeeper* keeper, Exchange* exchange = nullptr,
-                     const std::function<void(const WrittenUnit&)>& unit_done = {});
+                     const std::function<void(const WrittenUnits&)>& units_done = {});
 
 }  // namespace braid

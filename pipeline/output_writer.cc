@@ -10,6 +10,7 @@ namespace braid {
 namespace {
 
 constexpr size_t kWriters = 2;
+constexpr uint64_t kTellBytes = 256 << 20;
 
 }  // namespace
 
@@ -32,10 +33,10 @@ OutputWriter::OutputWriter(const Plan& plan, const Share& share, const std::vect
 OutputWriter::~OutputWriter() { Stop(); }
 
 void OutputWriter::Start(std::function<void(std::exception_ptr)> fail, std::function<void(ScopeRun*)> retire,
-                         std::function<void(WrittenUnit)> unit_done) {
+                         std::function<void(WrittenUnits)> units_done) {
   fail_ = std::move(fail);
   retire_ = std::move(retire);
-  unit_done_ = std::move(unit_done);
+  units_done_ = std::move(units_done);
   for (size_t i = 0; i < kWriters; ++i) threads_.emplace_back([this] { Loop(); });
 }
 
@@ -74,7 +75,7 @@ void OutputWriter::Stop() {
 void OutputWriter::Finish(const std::string& fingerprint, const std::atomic<int>& interrupt) {
   {
     std::unique_lock lock(order_mutex_);
-    FinishUnits(&lock);   // those without a byte of a tensor
+    FinishUnits(&lock, true);
   }
   output_->Finish(fingerprint, sums_, interrupt);
 }
@@ -163,7 +164,7 @@ void OutputWriter::AddInOrder(Submitted submitted) {
     retire_(run);
     break;
   }
-  FinishUnits(&lock);
+  FinishUnits(&lock, false);
 }
 
 void OutputWriter::AddToChecksum(const OutputTile& tile) {
@@ -192,21 +193,29 @@ void OutputWriter::CountUnits(uint32_t shard, uint64_t begin, uint64_t end) {
        unit != units.end() && unit->shard == shard && unit->begin < end; ++unit) {
     const auto index = static_cast<uint32_t>(unit - units.begin());
     unit_missing_[index] -= std::min(end, unit->end) - std::max(begin, unit->begin);
-    if (unit_missing_[index] == 0) units_finished_.push_back(index);
+    if (unit_missing_[index] > 0) continue;
+    units_finished_.push_back(index);
+    bytes_finished_ += unit->bytes();
   }
 }
 
-// Tells of the units that are complete. It takes the lock away: waiting for the disk is no reason to stop the others.
-void OutputWriter::FinishUnits(std::unique_lock<std::mutex>* lock) {
+// Tells of the units that are complete, when there is much to tell, or nothing has been told for a second: each time
+// waits for the disk. It takes the lock away, which is no reason to stop the others.
+void OutputWriter::FinishUnits(std::unique_lock<std::mutex>* lock, bool all) {
+  const auto now = std::chrono::steady_clock::now();
   if (units_finished_.empty()) return;
-  const std::vector<uint32_t> finished = std::exchange(units_finished_, {});
-  auto sums = std::exchange(new_sums_, {});
+  if (!all && bytes_finished_ < kTellBytes && now - told_ < std::chrono::seconds(1)) return;
+  std::vector<uint32_t> finished = std::exchange(units_finished_, {});
+  WrittenUnits written{.sums = std::exchange(new_sums_, {})};
+  bytes_finished_ = 0, told_ = now;
   lock->unlock();
+  std::sort(finished.begin(), finished.end());
   for (uint32_t index : finished) {
     const OutputUnit& unit = share_.units()[index];
-    output_->Sync(unit.shard);
-    unit_done_({.unit = unit, .sums = std::exchange(sums, {})});
+    if (written.units.empty() || written.units.back().shard != unit.shard) output_->Sync(unit.shard);
+    written.units.push_back(unit);
   }
+  units_done_(std::move(written));
 }
 
 }  // namespace braid

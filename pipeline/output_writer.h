@@ -5,6 +5,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -51,10 +52,10 @@ class OutputWriter {
   // Sets `data`, from the tile's tensor and range, to where in the buffer the bytes can be written from directly.
   void Place(OutputTile* tile) const;
 
-  // `fail` gets an exception of a writer thread; `retire` a scope whose last tile was written; `unit_done`, on a writer
-  // thread, each unit of the share when it is durable. Not all of them before Finish.
+  // `fail` gets an exception of a writer thread; `retire` a scope whose last tile was written; `units_done`, on a writer
+  // thread, units of the share when they are durable: from time to time, and the last of them in Finish.
   void Start(std::function<void(std::exception_ptr)> fail, std::function<void(ScopeRun*)> retire,
-             std::function<void(WrittenUnit)> unit_done);
+             std::function<void(WrittenUnits)> units_done);
 
   // Hands a tile over; `done` is called on a writer thread when it is free again. Any thread.
   void Submit(OutputTile* tile, std::function<void(OutputTile*)> done);
@@ -89,7 +90,7 @@ class OutputWriter {
   template <typename Visit>
   void ForEachOwn(const PlannedTensor& tensor, const OutputTile& tile, Visit visit) const;
   void CountUnits(uint32_t shard, uint64_t begin, uint64_t end);
-  void FinishUnits(std::unique_lock<std::mutex>* lock);
+  void FinishUnits(std::unique_lock<std::mutex>* lock, bool all);
 
   const Plan& plan_;
   const Share& share_;
@@ -101,7 +102,7 @@ class OutputWriter {
   std::vector<OutputTile> tiles_;
   std::function<void(std::exception_ptr)> fail_;
   std::function<void(ScopeRun*)> retire_;
-  std::function<void(WrittenUnit)> unit_done_;
+  std::function<void(WrittenUnits)> units_done_;
 
   std::mutex mutex_;
   std::condition_variable changed_;
@@ -114,6 +115,8 @@ class OutputWriter {
   std::map<uint32_t, Checksum> checksums_;  // of tensors that are not all there yet
   std::vector<uint64_t> unit_missing_;      // bytes per unit of the share
   std::vector<uint32_t> units_finished_;    // and not told yet
+  uint64_t bytes_finished_ = 0;             // of them
+  std::chrono::steady_clock::time_point told_ = std::chrono::steady_clock::now();
   std::vector<std::pair<uint32_t, XXH128_hash_t>> new_sums_;
 };
 

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cerrno>
+#include <charconv>
 #include <filesystem>
 
 namespace braid {
@@ -48,6 +49,16 @@ void RankFile::Commit(bool durable) {
 RankFilesGone::RankFilesGone(const std::string& directory)
     : Error(ErrorCode::kIo, "the ranks' directory is gone: another rank has published, or somebody removed it") {
   Path(directory);
+}
+
+std::optional<UnitRun> ParseRun(std::string_view text) {
+  UnitRun run;
+  const char* const end = text.data() + text.size();
+  const auto first = std::from_chars(text.data(), end, run.first);
+  if (first.ec != std::errc() || first.ptr == end || *first.ptr != '-') return std::nullopt;
+  const auto last = std::from_chars(first.ptr + 1, end, run.last);
+  if (last.ec != std::errc() || last.ptr != end || run.last <= run.first) return std::nullopt;
+  return run;
 }
 
 std::vector<std::string> ListRankFiles(const std::string& directory) {

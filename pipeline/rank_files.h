@@ -2,12 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "io/error.h"
 #include "io/os.h"
+#include "pipeline/share.h"
 
 namespace braid {
 
@@ -32,6 +34,9 @@ class RankFilesGone : public Error {
  public:
   explicit RankFilesGone(const std::string& directory);
 };
+
+// The two numbers of "12-20", the end of a file's name.
+std::optional<UnitRun> ParseRun(std::string_view text);
 
 // Names of all files there, as they are now. A network file system may show a listing that is a minute old, unless its
 // own machine has changed the directory: so this does. Throws Error(kIo); RankFilesGone where there is no directory.

@@ -24,7 +24,7 @@
 namespace braid {
 namespace {
 
-constexpr std::string_view kUnit = "unit-";
+constexpr std::string_view kUnits = "units-";
 constexpr uint64_t kPiece = 1 << 20;    // of a tensor that is read back
 constexpr uint64_t kSamples = 4, kSampleBytes = 4096;   // per shard of a source
 
@@ -70,7 +70,8 @@ std::string RankKey(const Plan& plan, const std::string& fingerprint, const Merg
   add(options.copy_tokenizer ? "tokenizer" : ""), add(options.write_model_card ? "card" : "");
   for (const OutputUnit& unit : units) add(fmt::format("{} {} {}", unit.shard, unit.begin, unit.end));
   for (const Checkpoint& checkpoint : plan.checkpoints)
-    for (const Shard& shard : checkpoint.shards) AddSamples(shard, &sum);
+    for (const Shard& shard : checkpoint.shards)
+      if (!shard.path.empty()) AddSamples(shard, &sum);   // a stage has none
   return SumText(sum.Take());
 }
 
@@ -80,19 +81,24 @@ RankJob::RankJob(const Plan& plan, const std::string& fingerprint, const MergeOp
   for (const PlannedShard& shard : plan.shards) paths_.push_back(staging_.PathFor(shard.name));
 }
 
-std::string RankJob::MarkPath(uint32_t unit) const {
-  return fmt::format("{}/{}{:06}", staging_.shared_directory(), kUnit, unit);
+std::string RankJob::MarkPath(UnitRun run) const {
+  return fmt::format("{}/{}{}-{}", directory(), kUnits, run.first, run.last);
+}
+
+// Every run of units that is done; after another number of ranks they may overlap.
+std::vector<UnitRun> RankJob::Marks() const {
+  std::vector<UnitRun> marks;
+  for (const std::string& name : ListRankFiles(directory())) {
+    const auto run = name.starts_with(kUnits) ? ParseRun(std::string_view(name).substr(kUnits.size())) : std::nullopt;
+    if (run && run->last <= units_.size()) marks.push_back(*run);
+  }
+  return marks;
 }
 
 std::optional<std::vector<uint32_t>> RankJob::Missing() const {
   std::vector<bool> done(units_.size());
   try {
-    for (const std::string& name : ListRankFiles(staging_.shared_directory())) {
-      uint32_t unit = 0;
-      const char* const last = name.data() + name.size();
-      if (!name.starts_with(kUnit) || std::from_chars(name.data() + kUnit.size(), last, unit).ptr != last) continue;
-      if (unit < done.size()) done[unit] = true;
-    }
+    for (UnitRun run : Marks()) std::fill(done.begin() + run.first, done.begin() + run.last, true);
   } catch (const RankFilesGone&) {
     return std::nullopt;
   }
@@ -102,25 +108,33 @@ std::optional<std::vector<uint32_t>> RankJob::Missing() const {
   return missing;
 }
 
-void RankJob::Mark(const WrittenUnit& written) const {
+void RankJob::Mark(const WrittenUnits& written) const {
   const auto before = [](const OutputUnit& a, const OutputUnit& b) {
     return a.shard != b.shard ? a.shard < b.shard : a.begin < b.begin;
   };
-  const auto unit = std::lower_bound(units_.begin(), units_.end(), written.unit, before) - units_.begin();
-  Json mark = {{"unit", unit}, {"sums", Json::array()}};
+  std::vector<UnitRun> runs;
+  for (const OutputUnit& unit : written.units) {
+    const auto u = static_cast<uint32_t>(std::lower_bound(units_.begin(), units_.end(), unit, before) - units_.begin());
+    if (!runs.empty() && runs.back().last == u) ++runs.back().last;
+    else runs.push_back({u, u + 1});
+  }
+  Json mark = {{"sums", Json::array()}};
   for (const auto& [tensor, sum] : written.sums) mark["sums"].push_back({tensor, SumText(sum)});
   if (written.alpha) mark["alpha"] = std::bit_cast<uint64_t>(*written.alpha);
-  const std::string text = mark.dump() + "\n";
-  RankFile file(MarkPath(static_cast<uint32_t>(unit)));
-  file.Append(text.data(), text.size());
-  file.Commit();
+  for (UnitRun run : runs) {
+    const std::string text = mark.dump() + "\n";
+    RankFile file(MarkPath(run));
+    file.Append(text.data(), text.size());
+    file.Commit();
+    mark["sums"] = Json::array();   // once is enough
+  }
 }
 
 RankJob::Found RankJob::ReadMarks() const {
   Found found;
-  for (uint32_t u = 0; u < units_.size(); ++u) {
-    const std::string path = MarkPath(u);
-    const Json mark = ParseJson(ReadSmallFile(path, 1u << 30), path);
+  for (UnitRun run : Marks()) {
+    const std::string path = MarkPath(run);
+    const Json mark = ParseJson(ReadSmallFile(path, 1u << 28), path);
     if (!mark.is_object() || !mark.contains("sums") || !mark["sums"].is_array()) throw Damaged(path);
     for (const Json& entry : mark["sums"]) {
       const auto tensor = entry.is_array() && entry.size() == 2 ? AsSize(entry[0]) : std::nullopt;
@@ -173,7 +187,7 @@ void RankJob::CheckShards() const {
 
 // False when there is nothing left to publish. Waits for a rank that is about to.
 bool RankJob::Lock(Fd* lock, const std::atomic<int>& interrupt) const {
-  const std::string path = staging_.shared_directory() + "/lock";
+  const std::string path = directory() + "/lock";
   *lock = Fd(TheOs().Open(path.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW, 0666));
   if (!*lock && errno == ENOENT) return false;
   if (!*lock) throw SystemError(errno, "open it", path);

@@ -1,7 +1,7 @@
 // One merge by several ranks that share a file system and nothing else: where they meet, and what they leave each other.
 //
 //   OUT.partial/ranks-KEY/            KEY: a hash of all that must be the same for all ranks
-//     unit-000012                     that unit is written and durable; the checksums that came with it
+//     units-12-20                     units 12 up to 20 are written and durable; the checksums that came with them
 //     lock                            of the rank that publishes
 //     checkpoint/                     what is to become OUT
 //
@@ -40,8 +40,8 @@ class RankJob {
   // Those that nobody has marked. Nothing at all when others have published meanwhile. Throws Error.
   std::optional<std::vector<uint32_t>> Missing() const;
 
-  // A unit is durable. Any thread. Throws Error.
-  void Mark(const WrittenUnit& written) const;
+  // Units are durable. Any thread. Throws Error.
+  void Mark(const WrittenUnits& written) const;
 
   // With every unit done: makes OUT appear, or sees that another rank does. The rest of the report's result is the
   // caller's. Throws Error.
@@ -53,7 +53,8 @@ class RankJob {
     std::map<uint32_t, XXH128_hash_t> sums;   // of tensors that one rank wrote from end to end
     std::optional<double> alpha;
   };
-  std::string MarkPath(uint32_t unit) const;
+  std::vector<UnitRun> Marks() const;
+  std::string MarkPath(UnitRun run) const;
   Found ReadMarks() const;
   GraphResult Complete(Found found, const std::atomic<int>& interrupt) const;
   void CheckShards() const;

@@ -121,7 +121,7 @@ MergeReport RunRank(const Plan& plan, const std::string& fingerprint, const Merg
     StatisticsKeeper keeper(plan);
     const auto exchange = ExchangeFor(job, rank, group);
     report.result = RunGraph(plan, share, fingerprint, job.shard_paths(), interrupt, options.quiet, progress, &keeper,
-                             exchange.get(), [&](const WrittenUnit& unit) { job.Mark(unit); });
+                             exchange.get(), [&](const WrittenUnits& units) { job.Mark(units); });
   }
   if (group != nullptr) return finish(PublishTogether(&job, group, interrupt));
   const RankJob::Outcome outcome = job.Publish(interrupt);

@@ -59,9 +59,9 @@ UnitRun UnitsOf(const Plan& plan, const std::vector<OutputUnit>& units, uint32_t
 // The blocks of a tensor whose last byte lies in a unit: each is in one.
 ElementRange BlocksIn(const Plan& plan, const PlannedTensor& tensor, const OutputUnit& unit);
 
-// A unit whose bytes are durable, and checksums of tensors that were completed since the last one was.
-struct WrittenUnit {
-  OutputUnit unit;
+// Units whose bytes are durable, ascending, and checksums of tensors that were completed since the last ones were.
+struct WrittenUnits {
+  std::vector<OutputUnit> units;
   std::vector<std::pair<uint32_t, XXH128_hash_t>> sums = {};
   std::optional<double> alpha = {};   // of layer_scale, where it is found
 };

@@ -4,6 +4,7 @@ bytes of one process, and appears once."""
 import json
 import os
 import random
+import re
 import shutil
 import time
 import unittest
@@ -178,7 +179,8 @@ class Failures(RankTest):
         """Marks of pieces that are done, or None when there is no place for them."""
         for root, _, files in os.walk(self.path("out.partial")):
             if "checkpoint" in os.listdir(root):
-                return sum(1 for file in files if file.startswith("unit-"))
+                runs = [file.split("-")[1:] for file in files if re.fullmatch(r"units-\d+-\d+", file)]
+                return sum(int(last) - int(first) for first, last in runs)
         return None
 
     def test_killed_and_run_again_with_another_number(self):
@@ -285,7 +287,7 @@ class Failures(RankTest):
         whole = self.one_process()
         self.assert_ok(self.rank(0, 2))
         place = self.path("out.partial", os.listdir(self.path("out.partial"))[0])
-        mark = os.path.join(place, sorted(f for f in os.listdir(place) if f.startswith("unit-"))[0])
+        mark = os.path.join(place, sorted(f for f in os.listdir(place) if f.startswith("units-"))[0])
         good = read_text(mark)
         for bad in ("", "{}", '{"sums": [[0]]}', '{"sums": [[99999, "00"]]}', '{"sums": [[0, "zz"]]}', good[:-5]):
             write_text(mark, bad)

@@ -11,6 +11,7 @@
 #include "pipeline/budget.h"
 #include "pipeline/plan.h"
 #include "pipeline/run.h"
+#include "pipeline/share.h"
 #include "tools/braid/command.h"
 #include "tools/braid/merge_options.h"
 
@@ -90,6 +91,19 @@ void PrintStages(const Plan& plan) {
     if (!checkpoint.shards.empty() && !checkpoint.shards.front().path.empty()) PrintModel(checkpoint);
 }
 
+// What each of so many ranks would write.
+void PrintRanks(const Plan& plan, uint32_t of) {
+  const std::vector<OutputUnit> units = OutputUnits(plan);
+  const std::vector<UnitRun> runs = RunsOfRanks(units, of);
+  for (uint32_t rank = 0; rank < of; ++rank) {
+    uint64_t bytes = 0;
+    for (uint32_t u = runs[rank].first; u < runs[rank].last; ++u) bytes += units[u].bytes();
+    fmt::print("{:<11}{} of {} pieces, {}{}\n", fmt::format("rank {}", rank), runs[rank].last - runs[rank].first,
+               units.size(), SizeText(bytes),
+               bytes == 0 ? "" : fmt::format(", from {}", plan.shards[units[runs[rank].first].shard].name));
+  }
+}
+
 void PrintPlan(const Plan& plan) {
   const auto line = PrintLine;
   if (plan.stages.empty()) PrintMerge(plan);
@@ -155,6 +169,7 @@ void Run(const MergeArguments& arguments) {
   }
   PrintPlan(plan);
   fmt::print("{:<11}{} needed, {} free here\n", "disk", SizeText(needed), SizeText(free));
+  if (arguments.of > 0) PrintRanks(plan, static_cast<uint32_t>(arguments.of));
 }
 
 }  // namespace
@@ -165,6 +180,7 @@ void AddPlanCommand(CLI::App& app) {
       "plan", "Show what a merge would read, compute and write, without doing it\n\n  braid plan configs/ties.toml\n");
   command->add_option("RECIPE", arguments->recipe, "Recipe")->required();
   AddPlanOptions(command, arguments.get());
+  command->add_option("--of", arguments->of, "Show what each of so many ranks would write")->check(CLI::Range(1, 100'000));
   AddJsonFlag(command);
   command->callback([arguments] { Run(*arguments); });
 }
