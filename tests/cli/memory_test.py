@@ -126,6 +126,29 @@ class Memory(CliTest):
         write_large_model(self.path("ft"), SEED + 1, shapes, "BF16")
         self.many_sources("33 sources of 12 MB", 64, (1, 2, 8, 16))
 
+    def test_stages(self):
+        """A tree of 8 stages over 9 models."""
+        shapes = {f"model.layers.{i}.mlp.up_proj.weight": [1024, 1024] for i in range(5)}
+        shapes["lm_head.weight"] = [1000, 1024]
+        write_large_model(self.path("base"), SEED, shapes, "BF16")
+        write_large_model(self.path("ft"), SEED + 1, shapes, "BF16")
+        for i in range(8):
+            os.symlink("ft", self.path(f"m{i}"))
+        text = ""
+        for i in range(4):
+            text += f'[[stages]]\nname = "t{i}"\nmethod = "ties"\nbase = "base"\nparameters.density = 0.3\n'
+            text += f'[[stages.models]]\npath = "m{2 * i}"\n[[stages.models]]\npath = "m{2 * i + 1}"\n'
+        for i in range(2):
+            text += f'[[stages]]\nname = "s{i}"\nmethod = "slerp"\nparameters.t = 0.4\n'
+            text += f'[[stages.models]]\nstage = "t{2 * i}"\n[[stages.models]]\nstage = "t{2 * i + 1}"\n'
+        text += '[[stages]]\nname = "d"\nmethod = "dare_ties"\nbase = "base"\nparameters.density = 0.5\n'
+        text += '[[stages.models]]\nstage = "s0"\n[[stages.models]]\nstage = "s1"\n'
+        text += '[[stages]]\nmethod = "linear"\ndtype = "bfloat16"\n'
+        text += '[[stages.models]]\nstage = "d"\n[[stages.models]]\nstage = "t0"\n'
+        write_text(self.path("recipe.toml"), text)
+        for threads in (1, 2, 8):
+            self.measure("8 stages over 9 models of 12 MB", 64, threads)
+
     def test_large_vocabularies(self):
         """Tokenizers are there while a merge is planned: within the promise, or exit 6 with what is enough."""
         for i in range(4):
