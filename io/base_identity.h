@@ -11,7 +11,7 @@ namespace braid {
 
 struct BaseIdentity {
   std::string headers;   // XXH3-128 of all headers, 32 hex digits
-  std::string samples;   // the same of bytes from all over the tensors
+  std::string samples;   // the same of bytes from all over the tensors; "" of a stream, which has no second look
 };
 
 // Reads a kilobyte at some 64 places. Throws Error.

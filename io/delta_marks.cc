@@ -70,7 +70,7 @@ std::optional<DeltaMarks> FindDeltaMarks(const SafetensorsHeader& header, const 
   if (value(kContentKey) != kDelta) return std::nullopt;
   auto types = ReadRuns(value(kTypesKey), header.tensors.size());
   const std::string_view base = value(kBaseKey), samples = value(kSamplesKey);
-  const bool sound = IsSum(base) && IsSum(samples) && types &&
+  const bool sound = IsSum(base) && (samples.empty() || IsSum(samples)) && types &&
                      std::all_of(header.tensors.begin(), header.tensors.end(), [](const TensorInfo& tensor) {
                        return tensor.dtype == DType::kF32 || tensor.dtype == DType::kBF16;
                      });

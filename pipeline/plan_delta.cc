@@ -38,7 +38,8 @@ void CheckDeltaFits(const Plan& plan) {
   const Checkpoint& delta = plan.checkpoints[plan.models.front()];
   const BaseIdentity identity = IdentityOfBase(base);
   const bool same_headers = identity.headers == delta.delta->base;
-  if (same_headers && identity.samples == delta.delta->samples) return;
+  const bool unknown = identity.samples.empty() || delta.delta->samples.empty();
+  if (same_headers && (unknown || identity.samples == delta.delta->samples)) return;
   throw Error(ErrorCode::kIncompatible, fmt::format("the delta {} was made from another base", delta.reference))
       .Path(base.reference)
       .Hint(same_headers ? "the weights differ: perhaps this is a fine-tune of that base"

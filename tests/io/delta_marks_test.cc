@@ -52,7 +52,7 @@ TEST(DeltaMarks, AreCheckedBeforeTheyAreBelieved) {
                             "I8*2", "BF16*1 F32", "BF16*1,F32*1", "X*2", "BF16*2x", "BF16*0"})
     EXPECT_EQ(code("braid.types", types), ErrorCode::kBadInput) << types;
   for (const char* key : {"braid.base", "braid.base_samples"})
-    for (const char* sum : {"", "0123", "0123456789ABCDEF0123456789abcdef", "0123456789abcdef0123456789abcdef0"})
+    for (const char* sum : {"x", "0123", "0123456789ABCDEF0123456789abcdef", "0123456789abcdef0123456789abcdef0"})
       EXPECT_EQ(code(key, sum), ErrorCode::kBadInput) << key << " " << sum;
   EXPECT_EQ(code("braid.base", kSum, DType::kI32), ErrorCode::kBadInput) << "no task vector";
   EXPECT_EQ(code("braid.base", kSum), ErrorCode::kInternal) << "all is well";
