@@ -115,6 +115,31 @@ class Merges(Piped):
             damaged.truncate(os.path.getsize(file) - 10)
         self.assert_fails(self.merge(), BAD_INPUT, "a/model.safetensors.zst", "the stream ends within it")
 
+    def test_two_merges_joined(self):
+        write_text(self.path("first.toml"), recipe(["a", "b"], more='dtype = "float32"'))
+        for scope in ("tensor", "model"):
+            write_text(self.path("second.toml"), recipe(["first.safetensors", "b"], scope=scope))
+            self.assert_ok(self.merge(recipe_file="first.toml", out="first.safetensors"))
+            expected = self.weights_of(self.merge(recipe_file="second.toml"))
+            os.remove(self.path("first.safetensors"))
+            write_text(self.path("second.toml"), recipe(["-", "b"], scope=scope))
+            first = self.start("merge", "first.toml", "-")
+            second = self.merge(recipe_file="second.toml", stdin=first.stdout)
+            first.stdout.close()
+            first.stderr.close()
+            self.assertEqual(first.wait(), 0)
+            self.assertEqual(self.weights_of(second), expected)
+        # A reader that goes away; a writer that fails.
+        write_text(self.path("broken.toml"), recipe(["-", "missing"]))
+        first = self.start("merge", "first.toml", "-")
+        self.assertEqual(self.merge(recipe_file="broken.toml", stdin=first.stdout).code, USAGE)
+        first.stdout.close()
+        self.addCleanup(first.stderr.close)
+        self.assertIn(first.wait(timeout=60), (0, 141))
+        first = self.start("merge", "broken.toml", "-")
+        self.assert_fails(self.merge(recipe_file="second.toml", stdin=first.stdout), BAD_INPUT, "nothing comes out of it")
+        first.stdout.close(), first.stderr.close(), first.wait()
+
     def test_side_files_come_from_a_directory(self):
         self.write_recipe(["a", "b"], base="-")
         self.assert_ok(self.merge(stdin=self.cat("base")))
@@ -152,6 +177,8 @@ class Recipes(Piped):
             write_text(self.path(name), text)
             expected = self.weights_of(self.merge("--quiet", recipe_file=name))
             for model in sorted(set(re.findall(r"models/(\w+)", re.sub("#.*", "", text)))):
+                if "delta" in name and model == "base":
+                    continue  # which is looked at here and there
                 write_text(self.path("piped" + os.path.splitext(name)[1]), re.sub(f'"?models/{model}\\b"?', '"-"', text))
                 file = "piped" + os.path.splitext(name)[1]
                 plan = self.assert_ok(self.run_braid("plan", file, "--json", stdin=self.cat("models/" + model))).json()
