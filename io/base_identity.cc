@@ -8,6 +8,7 @@
 
 #include "io/checksum.h"
 #include "io/compressed_file.h"
+#include "io/error.h"
 #include "io/spot_reader.h"
 
 namespace braid {
@@ -71,7 +72,13 @@ std::string SampleTensors(const Checkpoint& base) {
 
 BaseIdentity IdentityOfBase(const Checkpoint& base) {
   Checksum headers;
-  for (const Shard& shard : base.shards) headers.Add(&shard.header_sum, sizeof shard.header_sum);
+  for (const Shard& shard : base.shards) {
+    if (shard.stream != nullptr)
+      throw Error(ErrorCode::kUsage, "the base of a delta is looked at here and there, which a stream cannot be")
+          .Path(shard.path)
+          .Hint("save it to a file first");
+    headers.Add(&shard.header_sum, sizeof shard.header_sum);
+  }
   return {.headers = TakeText(&headers), .samples = SampleTensors(base)};
 }
 

@@ -14,7 +14,6 @@ from support import (
     BRAID,
     CliTest,
     main,
-    read_text,
     write_family,
     write_text,
 )
@@ -94,17 +93,6 @@ class Stream(StreamTest):
         self.write_models()
         write_text(self.path("config.yml"), MERGEKIT)
         self.assertEqual(self.stream(recipe_file="config.yml", verb="mergekit-yaml")[0], self.expected())
-
-    def test_apply(self):
-        self.write_models(UNSORTED)
-        expected = self.expected()
-        text = read_text(self.path("recipe.toml"))
-        write_text(self.path("delta.toml"), 'output = "delta"\n' + text)
-        self.assert_ok(self.merge(recipe_file="delta.toml", out="delta"))
-        process = self.start("apply", "base", "delta", "-", "--json", env=self.env)
-        out, err = process.communicate(timeout=60)
-        self.assertEqual((process.returncode, json.loads(err)["output"]), (0, "-"))
-        self.assertEqual(out, expected)
 
     def test_verify_finds_no_checksums(self):
         self.write_models()

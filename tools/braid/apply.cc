@@ -17,7 +17,6 @@ struct ApplyArguments {
 };
 
 void Run(const ApplyArguments& arguments) {
-  RouteResults(arguments.merge.out);
   HandleSignals();
   MergeOptions options;
   options.out = arguments.merge.out;

@@ -30,9 +30,9 @@ void SetExitStatus(int status);
 void AddJsonFlag(CLI::App* command);
 bool JsonWanted();
 
-// Where results go: stdout, unless `out`, where a merge writes to, is "-": then weights go there.
+// Where results go: stdout, unless weights do.
 std::FILE* Results();
-void RouteResults(const std::string& out);
+void SendResultsToStderr();
 
 // The signal that asked us to stop, or 0. Set by the handler; a second signal ends the process at once.
 const std::atomic<int>& Interrupt();

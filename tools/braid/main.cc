@@ -61,7 +61,7 @@ int ExitCodeOf(const Error& error) {
   return static_cast<int>(error.code());
 }
 
-// Whether a reader of stdout seems to expect weights, should the command line turn out to be wrong.
+// Whether a reader of stdout expects weights, even if the command line turns out to be wrong.
 bool WritesToStdout(int argc, char** argv) {
   const std::string_view verb = argc > 1 ? argv[1] : "";
   bool dash = false;
@@ -92,7 +92,7 @@ int Main(int argc, char** argv) {
   AddMergekitYamlCommand(app);
   // A usage error must be JSON as well, and then CLI11 has not told us yet that --json is there.
   for (int i = 1; i < argc; ++i) g_json |= std::string_view(argv[i]) == "--json";
-  if (WritesToStdout(argc, argv)) RouteResults("-");
+  if (WritesToStdout(argc, argv)) SendResultsToStderr();
   try {
     app.parse(argc, argv);
     FlushResults();
@@ -135,7 +135,7 @@ void SetExitStatus(int status) { g_exit_status = status; }
 void AddJsonFlag(CLI::App* command) { command->add_flag("--json", g_json, "Print the result as one JSON object"); }
 bool JsonWanted() { return g_json; }
 std::FILE* Results() { return g_results; }
-void RouteResults(const std::string& out) { g_results = out == "-" ? stderr : stdout; }
+void SendResultsToStderr() { g_results = stderr; }
 const std::atomic<int>& Interrupt() { return g_interrupt; }
 
 void HandleSignals() {

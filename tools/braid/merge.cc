@@ -107,7 +107,6 @@ void PrintStages(const Progress& progress) {
 }
 
 void Run(const MergeArguments& arguments) {
-  RouteResults(arguments.out);
   MergeOptions options;
   if (arguments.of == 0) options.group = JoinGroup();
   // What ends one of several ends all of them, without a word from each: the launcher sees to it.

@@ -49,7 +49,6 @@ void SeedRecipe(int64_t seed, Recipe* recipe) {
 }
 
 void Run(MergekitArguments& arguments) {
-  RouteResults(arguments.merge.out);
   HandleSignals();
   if (!arguments.cache.empty()) setenv("HF_HUB_CACHE", arguments.cache.c_str(), 1);
   MergeOptions options;
