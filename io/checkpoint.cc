@@ -353,7 +353,9 @@ Checkpoint OpenCheckpoint(const std::string& reference, std::shared_ptr<InputStr
   return Open(reference, Purpose::kMerge, stream != nullptr ? std::move(stream) : StreamOf(reference));
 }
 
-Checkpoint OpenDelta(const std::string& reference) { return Open(reference, Purpose::kDelta, nullptr); }
+Checkpoint OpenDelta(const std::string& reference, std::shared_ptr<InputStream> stream) {
+  return Open(reference, Purpose::kDelta, stream != nullptr ? std::move(stream) : StreamOf(reference));
+}
 
 Checkpoint OpenCheckpointForReading(const std::string& reference) {
   return Open(reference, Purpose::kReading, StreamOf(reference));

@@ -90,6 +90,6 @@ Checkpoint OpenCheckpoint(const std::string& reference, std::shared_ptr<InputStr
 Checkpoint OpenCheckpointForReading(const std::string& reference);
 
 // As OpenCheckpoint, but of a delta, and of nothing else (kIncompatible).
-Checkpoint OpenDelta(const std::string& reference);
+Checkpoint OpenDelta(const std::string& reference, std::shared_ptr<InputStream> stream = nullptr);
 
 }  // namespace braid

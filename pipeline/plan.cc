@@ -58,6 +58,10 @@ Plan MakePlan(Recipe recipe, const PlanOptions& options) {
   if (recipe.stages.empty()) PlanOneMerge(&plan, std::move(recipe), options);
   else PlanStages(&plan, std::move(recipe), options);
   FindStreams(&plan);
+  if (!plan.streams.empty() && !plan.spills.empty())
+    throw Error(ErrorCode::kUsage, "with a stage that is merged first, for statistics of whole models, no source is a stream")
+        .Path(plan.checkpoints[plan.streams.front().checkpoint].reference)
+        .Hint("save it to a file first");
   PlanLayout(&plan, options);
   LayOutSpills(&plan, options);
   // Every output byte has its place.

@@ -24,7 +24,7 @@ class Opener {
   Opener(Plan* plan, const std::atomic<int>* interrupt) : plan_(*plan) {
     ForEachSource([&](const std::string& reference, Location where) {
       const std::string path = ExpandHome(reference);
-      if (!InputStream::IsNamedBy(path) || streams_.contains(reference)) return;
+      if (IsOpen(reference) || streams_.contains(reference) || !InputStream::IsNamedBy(path)) return;
       Located(where, [&] { streams_[reference] = std::make_shared<InputStream>(path, interrupt); });
     });
   }
@@ -57,6 +57,12 @@ class Opener {
       }
   }
 
+  // By an earlier stage, perhaps.
+  bool IsOpen(const std::string& reference) const {
+    return std::any_of(plan_.checkpoints.begin(), plan_.checkpoints.end(),
+                       [&](const Checkpoint& checkpoint) { return checkpoint.reference == reference; });
+  }
+
   // `where`: the first place in the recipe that names it.
   uint32_t Open(const std::string& reference, Location where) {
     std::vector<Checkpoint>& opened = plan_.checkpoints;
@@ -64,7 +70,7 @@ class Opener {
       if (opened[i].reference == reference) return static_cast<uint32_t>(i);
     const bool delta = plan_.applies() && plan_.base >= 0;   // behind the base
     Located(where, [&] {
-      opened.push_back(delta ? OpenDelta(reference) : OpenCheckpoint(reference, streams_[reference]));
+      opened.push_back((delta ? OpenDelta : OpenCheckpoint)(reference, streams_[reference]));
     });
     for (const std::string& warning : opened.back().warnings) plan_.warnings.push_back(warning);
     return static_cast<uint32_t>(opened.size() - 1);

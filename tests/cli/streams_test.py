@@ -140,6 +140,45 @@ class Merges(Piped):
         self.assert_fails(self.merge(recipe_file="second.toml", stdin=first.stdout), BAD_INPUT, "nothing comes out of it")
         first.stdout.close(), first.stderr.close(), first.wait()
 
+    def test_a_delta_from_a_pipe(self):
+        self.write_recipe()
+        write_text(self.path("delta.toml"), 'output = "delta"\n' + read_text(self.path("recipe.toml")))
+        self.assert_ok(self.merge(recipe_file="delta.toml", out="delta"))
+        self.assert_ok(self.run_braid("apply", "base", "-", "out", stdin=self.cat("delta")))
+        self.assertEqual(read_weights(self.path("out")), self.expected)
+        shutil.rmtree(self.path("out"))
+        self.assert_ok(self.run_braid("apply", "-", "delta", "out", stdin=self.cat("base")))
+        self.assertEqual(read_weights(self.path("out")), self.expected)
+
+    def test_stages(self):
+        stages = '''
+[[stages]]
+name = "first"
+method = "task_arithmetic"
+base = "{base}"
+[[stages.models]]
+path = "{a}"
+weight = 0.5
+[[stages]]
+method = "linear"
+[[stages.models]]
+stage = "first"
+weight = 0.5
+[[stages.models]]
+path = "{b}"
+weight = 0.5
+'''
+        write_text(self.path("plain.toml"), stages.format(base="base", a="a", b="b"))
+        expected = self.weights_of(self.merge(recipe_file="plain.toml"))
+        for name in ("base", "a", "b"):
+            with self.subTest(name):
+                write_text(self.path("piped.toml"), stages.format(**{**dict(base="base", a="a", b="b"), name: "-"}))
+                self.assertEqual(self.weights_of(self.merge(recipe_file="piped.toml", stdin=self.cat(name))), expected)
+        write_text(self.path("plain.toml"), stages.format(base="base", a="b", b="b"))
+        expected = self.weights_of(self.merge(recipe_file="plain.toml"))
+        write_text(self.path("piped.toml"), stages.format(base="base", a="-", b="-"))
+        self.assertEqual(self.weights_of(self.merge(recipe_file="piped.toml", stdin=self.cat("b"))), expected)
+
     def test_side_files_come_from_a_directory(self):
         self.write_recipe(["a", "b"], base="-")
         self.assert_ok(self.merge(stdin=self.cat("base")))
