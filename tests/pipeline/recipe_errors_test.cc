@@ -181,7 +181,7 @@ const BadRecipe kBadYaml[] = {
     {"broken syntax", "3:1", "", "merge_method: ties\nmodels: [\n"},
     {"a list", "1:1", "a recipe is a table", "- ties\n"},
     {"a word", "1:1", "a recipe is a table", "ties\n"},
-    {"a document that is empty", "2:1", "an empty recipe", "merge_method: linear\nmodels: [{model: a, parameters: {weight: 1}}]\n---\n"},
+    {"a document that is empty", "4:1", "an empty recipe", "merge_method: linear\nmodels: [{model: a, parameters: {weight: 1}}]\n---\n"},
     {"duplicate key", "3:1", "the key 'base_model' is there twice, first at 2:1", YAML_TIES "base_model: c\n"},
     {"duplicate key, deep", "7:7", "the key 'weight' is there twice, first at 6:7",
      YAML_MODEL "weight: 1\n      weight: 2\n"},

@@ -62,6 +62,7 @@ class Stages : public testing::Test {
         tensors.push_back(Floats(shapes_[t].first, type, shapes_[t].second, values));
       }
       tensors.push_back(fixture::Integers("ids", {1, 2, 3}));
+      std::filesystem::remove_all(place_ / name);   // shards of another number
       fixture::WriteCheckpoint(place_, name, tensors, 1 + random_.Below(2));
     }
   }
@@ -78,7 +79,7 @@ class Stages : public testing::Test {
         {.top = "method = 'ties'\n" + rescale + scope, .base = true, .weights = true, .densities = true},
         {.top = "method = 'ties'\nparameters.ties_at_threshold = 'keep'\n", .base = true, .densities = true},
         {.top = "method = 'task_arithmetic'\n", .base = true, .weights = true},
-        {.top = "method = 'breadcrumbs_ties'\nparameters.gamma = 0.1\n" + rescale + scope, .base = true, .densities = true},
+        {.top = "method = 'breadcrumbs_ties'\nparameters.gamma = 0.1\n" + rescale, .base = true, .densities = true},
         {.top = "method = 'dare_ties'\n" + rescale + seed, .base = true, .weights = true, .densities = true},
         {.top = "method = 'della'\n" + rescale + seed, .base = true, .densities = true},
         {.top = "method = 'sce'\nparameters.select_topk = 0.3\n", .base = true, .least = 2},
@@ -203,6 +204,7 @@ class Stages : public testing::Test {
     }
     const std::string chain = place_.Write("chain.toml", ChainText());
     SCOPED_TRACE(ChainText());
+    (error ? refused_ : merged_) += 1;
     if (error) {
       const Error thrown = fixture::ErrorOf([&] { fixture::Merge(chain, place_ / "out", DrawOptions(), true); });
       EXPECT_EQ(thrown.tensor(), error->tensor()) << thrown.what() << "\ninstead of\n" << error->what();
@@ -238,13 +240,14 @@ class Stages : public testing::Test {
   test::Random random_;
   bool coarse_ = false;
   double model_scopes_ = 0;
+  int merged_ = 0, refused_ = 0;   // trees; some have no merge, as when directions cancel
   std::vector<std::pair<std::string, std::vector<uint64_t>>> shapes_;
   std::vector<DrawnStage> stages_;
 };
 
 TEST_F(Stages, WithStatisticsOfWholeModels) {
   model_scopes_ = 0.4;
-  for (int i = 0; i < 12 && !HasFailure(); ++i) {
+  for (int i = 0; i < 6 && !HasFailure(); ++i) {
     shapes_.clear(), stages_.clear();
     WriteSources();
     for (int j = 0; j < 3 && !HasFailure(); ++j) {
@@ -253,10 +256,11 @@ TEST_F(Stages, WithStatisticsOfWholeModels) {
       Compare();
     }
   }
+  EXPECT_GT(merged_, refused_);
 }
 
 TEST_F(Stages, AreEqualToSeparateMerges) {
-  for (int i = 0; i < 24 && !HasFailure(); ++i) {
+  for (int i = 0; i < 8 && !HasFailure(); ++i) {
     shapes_.clear(), stages_.clear();
     WriteSources();
     for (int j = 0; j < 3 && !HasFailure(); ++j) {
@@ -265,6 +269,7 @@ TEST_F(Stages, AreEqualToSeparateMerges) {
       Compare();
     }
   }
+  EXPECT_GT(merged_, refused_);
 }
 
 }  // namespace
