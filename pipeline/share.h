@@ -61,7 +61,7 @@ ElementRange BlocksIn(const Plan& plan, const PlannedTensor& tensor, const Outpu
 
 // Units whose bytes are durable, ascending, and checksums of tensors that were completed since the last ones were.
 struct WrittenUnits {
-  std::vector<OutputUnit> units;
+  std::vector<OutputUnit> units = {};
   std::vector<std::pair<uint32_t, XXH128_hash_t>> sums = {};
   std::optional<double> alpha = {};   // of layer_scale, where it is found
 };
