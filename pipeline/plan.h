@@ -215,6 +215,7 @@ struct Plan {
   DType config_type = DType::kF32;        // what config.json will say: the type of most parameters
   bool untie_head = false;                // tie_word_embeddings becomes false
   bool model_scope = false;
+  uint64_t left_out_elements = 0;         // of unchanged tensors that a delta leaves out
   bool measured = false;                  // every scope is measured before one is merged (layer_scale.h)
   bool single_file = false;
   bool in_order = false;                  // bytes leave in the order of the files: a pipe, or compressed shards

@@ -22,6 +22,8 @@ void PlanDelta(Plan* plan) {
       tensor.applied = std::exchange(tensor.type, written);
       tensor.bytes = tensor.elements * static_cast<uint64_t>(LaneBytes(written));
       merged.push_back(std::move(tensor));
+    } else if (tensor.action == TensorAction::kKeep && plan->Info(tensor.base).name == tensor.name) {
+      plan->left_out_elements += tensor.elements;
     } else if (plan->Info(tensor.base).name != tensor.name) {
       throw Error(ErrorCode::kIncompatible, "a delta cannot say that this tensor is another one of the base's")
           .Tensor(tensor.name)

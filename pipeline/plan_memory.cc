@@ -347,7 +347,7 @@ void PlanScopes(Plan* plan) {
     // Bytewise by name: the order in which equal magnitudes at the threshold are kept, and sums are added.
     std::sort(whole_model.begin(), whole_model.end(),
               [&](uint32_t a, uint32_t b) { return plan->tensors[a].name < plan->tensors[b].name; });
-    PlannedScope scope{.tensors = std::move(whole_model)};
+    PlannedScope scope{.tensors = std::move(whole_model), .elements = plan->left_out_elements};
     for (const PlannedTensor& tensor : plan->tensors)  // the zeros of unchanged tensors are entries too
       if (tensor.action == TensorAction::kMerge || tensor.action == TensorAction::kKeep)
         scope.elements += tensor.elements;

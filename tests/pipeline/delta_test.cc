@@ -48,10 +48,17 @@ class DeltaTest : public testing::Test {
     const std::string delta_recipe = place_.Write("delta.toml", "output = 'delta'\n" + text);
     for (const char* out : {"out", "delta", "applied"}) std::filesystem::remove_all(place_ / out);
     fixture::Merge(recipe_path, place_ / "out", Options(recipe_path, layout));
+    if (fixture::PlanOf(recipe_path, layout).totals.merged == 0) return ExpectNoDelta(delta_recipe);
     fixture::Merge(delta_recipe, place_ / "delta", Options(delta_recipe, layout));
     Apply(base, place_ / "delta", place_ / "applied", {.memory = 8 << 20, .threads = 2, .shard_bytes = layout.shard_bytes});
     fixture::ExpectSameFiles(LoadedFiles(place_ / "out"), LoadedFiles(place_ / "applied"));
     EXPECT_FALSE(std::filesystem::exists(place_ / "delta/config.json")) << "nothing shall take it for a model";
+  }
+
+  // Of a merge that changes nothing.
+  void ExpectNoDelta(const std::string& delta_recipe) {
+    const Error error = fixture::ErrorOf([&] { fixture::PlanOf(delta_recipe, {}); });
+    EXPECT_NE(error.message().find("the delta is empty"), std::string::npos) << error.message();
   }
 
   PlanOptions Options(const std::string& recipe, PlanOptions options) {
