@@ -87,6 +87,7 @@ ONE_TENSOR = Family("one-tensor", 2, 4e9)
 # A budget that is small for every size, so that all are merged in the same way: with more, a model whose tensors fit is
 # read once instead of three times, and time is no line.
 SCALING = {"method": "ties", "state": "cold", "parameters": TIES, "memory": "32MiB"}
+NUMBERS = {**SCALING, "memory": "128MiB"}
 
 ROWS = [
     Row("ties cold", B124, "ties", "cold", 1.15, TIES),
@@ -97,13 +98,14 @@ ROWS = [
     Row("task_arithmetic cold", B124, "task_arithmetic", "cold", 1.1, {"lambda": 0.7}),
     Row("linear warm", B124, "linear", "warm", peer_target=6),
     Row("task_arithmetic warm", B124, "task_arithmetic", "warm", parameters={"lambda": 0.7}, peer_target=5),
-    Row("size 0.07B", B007, **SCALING, series=("size", "fine-tunes")),
+    Row("size 0.07B", B007, **SCALING, series=("size",)),
     Row("size 0.35B", B035, **SCALING, series=("size",)),
     Row("size 1.24B", B124, **SCALING, series=("size",)),
     Row("size 3B", B3, **SCALING, series=("size",)),
-    Row("fine-tunes 8", B007, **SCALING, finetunes=8, series=("fine-tunes",)),
-    Row("fine-tunes 16", B007, **SCALING, finetunes=16, series=("fine-tunes",)),
-    Row("fine-tunes 32", B007, **SCALING, finetunes=32, series=("fine-tunes",)),
+    Row("fine-tunes 3", B007, **NUMBERS, series=("fine-tunes",)),
+    Row("fine-tunes 8", B007, **NUMBERS, finetunes=8, series=("fine-tunes",)),
+    Row("fine-tunes 16", B007, **NUMBERS, finetunes=16, series=("fine-tunes",)),
+    Row("fine-tunes 32", B007, **NUMBERS, finetunes=32, series=("fine-tunes",)),
     Row("cgroup 512MiB", B124, "ties", "cold", 1.15, TIES, finetunes=4, memory="256MiB", planned=True,
         cgroup=512 * MIB),
     Row("one tensor 8GB", ONE_TENSOR, "ties", "cold", 2.1, TIES, finetunes=2, memory="256MiB"),
