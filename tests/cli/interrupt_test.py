@@ -129,7 +129,8 @@ class Interrupts(CliTest):
 
     def test_two_at_once(self):
         first = self.start_merge()
-        while not os.path.exists(self.path("out.partial")):
+        # A shard is made under the lock; the directory is there a moment before it is locked.
+        while not (os.path.isdir(self.path("out.partial")) and os.listdir(self.path("out.partial"))):
             self.assertIsNone(first.poll())
             time.sleep(0.002)
         first.send_signal(signal.SIGSTOP)
