@@ -115,7 +115,9 @@ TEST(Methods, WhatAddsToABaseHasALambda) {
   for (const MethodInfo& method : Methods()) {
     const bool adds = method.base == BaseUse::kRequired || method.base == BaseUse::kOptional;
     ASSERT_EQ(method.Find("lambda") != nullptr, adds) << method.name;
-    if (adds) EXPECT_EQ(method.Find("lambda")->default_value, 1) << method.name;
+    if (adds) {
+      EXPECT_EQ(method.Find("lambda")->default_value, 1) << method.name;
+    }
   }
 }
 
