@@ -25,8 +25,8 @@ class Collected : public ByteStream {
 };
 
 struct Shard {
-  std::string header, data;
-  std::vector<ShardFrame> frames;
+  std::string header, data = {};
+  std::vector<ShardFrame> frames = {};
 };
 
 Shard RandomShard(test::Random& random) {
