@@ -32,7 +32,7 @@ def entry_of(name, bytes_read, seconds, peak=100 * MIB, finetunes=3):
         "finetunes": finetunes, "memory": "128MiB", "state": "cold", "cgroup": None, "planned": False, "cached": False,
         "seconds": seconds, "cpu_seconds": 1.0, "peak_bytes": peak, "disk_read_bytes": bytes_read,
         "bytes_in": bytes_read, "bytes_out": 0, "limit": {"seconds": seconds / 1.1}, "ratio": 1.1, "gb_per_second": 1.0,
-        "braid": {"parameters": bytes_read},
+        "braid": {"parameters": bytes_read, "bytes_read": bytes_read},
         "checks": [fits.check("x limit", 1.1, 1.15, True), fits.check("peak memory", 100, 192, True, "MiB")],
     }
 
@@ -67,6 +67,12 @@ class Fits(BenchTest):
         met = {one["what"]: one["met"] for one in bent["checks"]}
         self.assertFalse(met["deviation of b"])
         self.assertFalse(met["spread of peak memory"])
+
+    def test_bytes_count_as_often_as_they_are_read(self):
+        entries = [entry_of(f"r{i}", x, 0.1 + 2e-9 * x) for i, x in enumerate((1e9, 2e9, 12e9))]
+        entries[2]["bytes_in"] = 4e9
+        fit = fits.fit_series(rows.Series("fine-tunes", deviation=0.10), entries)
+        self.assertTrue(fit["checks"][0]["met"], fit)
 
     def test_one_measured_row_is_no_line(self):
         entries = [entry_of("a", 1e9, 1.0), {"name": "b", "skipped": "needs 40 GB of disk"}]
