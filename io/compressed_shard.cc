@@ -114,7 +114,7 @@ void CompressedShard::AddFrames(const SafetensorsHeader& header) {
   if (planes) {
     ShardFrames layout(header.data_offset);
     for (const TensorInfo& tensor : header.tensors) layout.Add(tensor.dtype, tensor.bytes);
-    for (const ShardFrame& frame : layout.Take()) add(frame.begin, frame.bytes, frame.split);
+    while (const std::optional<ShardFrame> frame = layout.Next()) add(frame->begin, frame->bytes, frame->split);
     if (next.first_part != entries_.size())
       throw FrameError(next, 0, "it is one too many for the tensors that there are");
   } else {

@@ -60,30 +60,29 @@ struct PlanesFilter::State {
     }
     const std::string_view json(ready.data() + kLengthBytes, length);
     const SafetensorsHeader header = ParseSafetensorsHeader(json, std::nullopt, name);
-    ShardFrames layout(header.data_offset);
-    for (const TensorInfo& tensor : header.tensors) layout.Add(tensor.dtype, tensor.bytes);
-    frames = layout.Take();
-    next = 1;   // the header has been read
+    layout.emplace(header.data_offset);
+    for (const TensorInfo& tensor : header.tensors) layout->Add(tensor.dtype, tensor.bytes);
+    layout->Next();   // the header, which has been read
     phase = Phase::kFrames;
   }
 
   // False when there is none: then nothing may follow.
   bool ReadFrame(const Refill& refill) {
-    if (next == frames.size()) {
+    const std::optional<ShardFrame> frame = layout->Next();
+    if (!frame) {
       char more;
       if (ReadUpTo(refill, &more, 1) == 0) return false;
       throw Error(ErrorCode::kBadInput, "the stream goes on behind the last tensor")
           .Path(name).Hint("it is damaged: copy or download it again");
     }
-    const ShardFrame& frame = frames[next++];
-    const size_t n = frame.bytes / PlanesOf(frame.split);
+    const size_t n = frame->bytes / PlanesOf(frame->split);
     if (ready.capacity() > 2 * kFrameBytes) std::vector<char>().swap(ready);   // of a large header
-    ready.resize(frame.bytes);
-    planes.resize(std::max<size_t>(planes.size(), frame.bytes));
-    char* const to = frame.split == PlaneSplit::kNone ? ready.data() : planes.data();
-    ReadFully(refill, to, frame.bytes, fmt::format("byte planes {} of {}", next - 1, frames.size() - 1));
-    if (frame.split != PlaneSplit::kNone)
-      JoinPlanes(frame.split, reinterpret_cast<const std::byte*>(planes.data()), n, 0, n,
+    ready.resize(frame->bytes);
+    planes.resize(std::max<size_t>(planes.size(), frame->bytes));
+    char* const to = frame->split == PlaneSplit::kNone ? ready.data() : planes.data();
+    ReadFully(refill, to, frame->bytes, fmt::format("byte planes {} of {}", ++frames_read, layout->count() - 1));
+    if (frame->split != PlaneSplit::kNone)
+      JoinPlanes(frame->split, reinterpret_cast<const std::byte*>(planes.data()), n, 0, n,
                  reinterpret_cast<std::byte*>(ready.data()));
     return true;
   }
@@ -93,14 +92,14 @@ struct PlanesFilter::State {
   std::vector<char> ready;   // plain bytes,
   size_t given = 0;          // and how many of them have left
   std::vector<char> planes;
-  std::vector<ShardFrame> frames;
-  size_t next = 0;
+  std::optional<ShardFrames> layout;
+  size_t frames_read = 0;   // of tensors
 };
 
 PlanesFilter::PlanesFilter(std::string name) : state_(std::make_shared<State>(std::move(name))) {}
 
 uint64_t PlanesFilter::MemoryBytes() const {
-  return state_->phase == State::Phase::kFrames ? 2 * kFrameBytes + state_->frames.size() * sizeof(ShardFrame) : 0;
+  return state_->phase == State::Phase::kFrames ? 2 * kFrameBytes + state_->layout->MemoryBytes() : 0;
 }
 
 std::streamsize PlanesFilter::Give(const Refill& refill, char* to, std::streamsize bytes) {

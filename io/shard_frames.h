@@ -16,7 +16,9 @@
 // The content of a planes file is therefore as long as the shard, and the preamble.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -57,11 +59,20 @@ class ShardFrames {
   // `header_bytes`: all that is in front of the first tensor.
   explicit ShardFrames(uint64_t header_bytes);
   void Add(DType type, uint64_t bytes);
-  std::vector<ShardFrame> Take() { return std::move(frames_); }
+
+  uint64_t count() const { return count_; }
+  // Once all tensors are added: one frame after the other, or nothing behind the last. A header that nobody has compared
+  // with its data may claim frames without end, so they are not listed before they are asked for.
+  std::optional<ShardFrame> Next();
+  // All of them, of a shard that is as long as it says.
+  std::vector<ShardFrame> Take();
+  uint64_t MemoryBytes() const { return runs_.capacity() * sizeof(ShardFrame); }
 
  private:
-  std::vector<ShardFrame> frames_;
-  bool open_ = false;   // whether the last frame may grow
+  std::vector<ShardFrame> runs_;   // frames; of a large tensor all pieces as one
+  uint64_t count_ = 1;
+  size_t next_ = 0;                // what Next has not returned begins there
+  bool open_ = false;              // whether the last frame may grow
 };
 
 }  // namespace braid

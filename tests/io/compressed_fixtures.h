@@ -1,6 +1,8 @@
 // Plain shards made into compressed ones.
 #pragma once
 
+#include <sys/resource.h>
+
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -13,6 +15,13 @@
 #include "io/seek_table.h"
 
 namespace braid::fixture {
+
+// The most that this process has had in memory so far, in bytes.
+inline uint64_t PeakMemory() {
+  rusage usage;
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<uint64_t>(usage.ru_maxrss) << 10;
+}
 
 struct CompressedBytes {
   std::string frames;                // all but the seek table

@@ -14,6 +14,7 @@
 #include "io/input_stream.h"
 #include "tests/io/compressed_fixtures.h"
 #include "tests/io/model_fixtures.h"
+#include "tests/ops/test_support.h"
 
 namespace braid {
 namespace {
@@ -167,7 +168,7 @@ TEST_P(CompressedShardTest, TruncatedAnywhere) {
 TEST_P(CompressedShardTest, FlippedBits) {
   const std::string shard = ShardOf({{"a", DType::kBF16, 3000}, {"b", DType::kI64, 100}, {"c", DType::kF32, 500}});
   const std::string file = Compressed(shard, GetParam()).file();
-  std::mt19937_64 random(std::random_device{}());
+  test::Random random;
   for (int i = 0; i < 3000; ++i) {
     std::string bad = file;
     const size_t at = random() % bad.size();
@@ -237,6 +238,27 @@ TEST_P(CompressedShardTest, Bombs) {
   ErrorOf(header.file());
   header.entries = {{0, 0xffffffff}, {static_cast<uint32_t>(header.frames.size()), 100}};
   ErrorOf(header.file());
+}
+
+// A table of frames of 4 GiB that take no room agrees with a header that asks for as much.
+TEST(CompressedShard, FramesThatTakeNoRoom) {
+  constexpr uint64_t kFrames = 16'384, kEach = 0xffffffff, kClaimed = kFrames * kEach;   // 64 TiB
+  const std::string header = MakeSafetensorsHeader({{"a", DType::kU8, {kFrames, kEach}, kClaimed, 0, kClaimed}}, {});
+  for (const Compression compression : {Compression::kZstd, Compression::kPlanes}) {
+    const ShardFrame frame{.begin = 0, .bytes = header.size(), .header = true};
+    std::vector<std::byte> to(FrameEncoder::MostBytes(header.size()));
+    FrameEncoder encoder(compression);
+    const EncodedFrame encoded = encoder.Encode(frame, reinterpret_cast<const std::byte*>(header.data()), to.data());
+    CompressedBytes bytes{{reinterpret_cast<const char*>(to.data()), encoded.bytes},
+                          {encoded.Entries().begin(), encoded.Entries().end()}};
+    bytes.entries.resize(bytes.entries.size() + kFrames, {0, kEach});
+    const fixture::TemporaryDirectory place;
+    Shard shard;
+    shard.path = place.Write("x.safetensors" + std::string(CompressionSuffix(compression)), bytes.file());
+    const uint64_t before = fixture::PeakMemory();
+    EXPECT_EQ(fixture::ErrorOf([&] { ReadShard(&shard); }).code(), ErrorCode::kBadInput);
+    EXPECT_LT(fixture::PeakMemory() - before, 64u << 20);
+  }
 }
 
 // Files of other programs: frames of any size, none as we would cut them, the header in two of them.

@@ -12,6 +12,7 @@
 #include "io/zstd_filter.h"
 #include "tests/io/compressed_fixtures.h"
 #include "tests/io/model_fixtures.h"
+#include "tests/ops/test_support.h"
 
 namespace braid {
 namespace {
@@ -82,7 +83,7 @@ TEST(PlanesFilter, WhatIsCutOffOrGoesOnIsAnError) {
 
 TEST(PlanesFilter, FlippedBits) {
   const std::string shard = Shard(500, 20, 10), file = fixture::Compressed(shard, Compression::kPlanes).file();
-  std::mt19937_64 random(std::random_device{}());
+  test::Random random;
   for (int i = 0; i < 3000; ++i) {
     std::string bad = file;
     const size_t at = random() % bad.size();
@@ -95,6 +96,21 @@ TEST(PlanesFilter, FlippedBits) {
       EXPECT_EQ(error.code(), ErrorCode::kBadInput) << error.what();
     }
   }
+}
+
+// A short stream may say that it is as long as a header allows: frames are made of what comes, not of what is said.
+TEST(PlanesFilter, AHeaderThatClaimsFramesWithoutEnd) {
+  constexpr uint64_t kClaimed = uint64_t{1} << 49;   // 268 million frames
+  const std::string header = MakeSafetensorsHeader({{"a", DType::kU8, {1 << 20, 1 << 29}, kClaimed, 0, kClaimed}}, {});
+  const ShardFrame frame{.begin = 0, .bytes = header.size(), .header = true};
+  std::vector<std::byte> to(FrameEncoder::MostBytes(header.size()));
+  FrameEncoder encoder(Compression::kPlanes);
+  const size_t size = encoder.Encode(frame, reinterpret_cast<const std::byte*>(header.data()), to.data()).bytes;
+  const uint64_t before = fixture::PeakMemory();
+  const Error error = fixture::ErrorOf([&] { Plain({reinterpret_cast<const char*>(to.data()), size}); });
+  EXPECT_EQ(error.code(), ErrorCode::kBadInput);
+  EXPECT_NE(error.message().find("byte planes 1 of 268435456"), std::string::npos) << error.message();
+  EXPECT_LT(fixture::PeakMemory() - before, 64u << 20);
 }
 
 // --- whole files, as `braid cat` reads them ---------------------------------------------------------------
