@@ -67,6 +67,12 @@ bool IsShared(const std::string& name) {
   return std::regex_match(name, shared);
 }
 
+// A directory that begins with scratch_directory().
+bool IsScratch(const std::string& name) {
+  static const std::regex scratch(R"(\.scratch-\w{6})");
+  return std::regex_match(name, scratch);
+}
+
 // The first entry of a directory, or of those in it, that no checkpoint would hold, or "". What a downloader keeps
 // in .cache is nobody's work.
 std::string AlienIn(const fs::path& directory, const std::string& prefix = "") {
@@ -275,7 +281,7 @@ void Staging::TakeLock() {
   for (const auto& entry : fs::directory_iterator(staging_)) {
     const std::string name = entry.path().filename().string();
     const bool is_directory = entry.is_directory() && !entry.is_symlink();
-    if (!BelongsToACheckpoint(name, is_directory) && !(is_directory && IsShared(name)))
+    if (!BelongsToACheckpoint(name, is_directory) && !(is_directory && (IsShared(name) || IsScratch(name))))
       throw Refused(staging_, fmt::format("it holds {}, which no merge leaves there", Printable(name)),
                     "remove it, or choose another output path");
   }

@@ -44,8 +44,8 @@ class Staging {
   // For a single file, the one path whatever the name.
   std::string PathFor(const std::string& name);
 
-  // A directory that is not there yet, for files that are no part of the output: whoever makes it removes it before
-  // Publish.
+  // For files that are no part of the output: what the name of a directory begins with, before a hyphen and six letters
+  // or digits. Whoever makes it removes it before Publish.
   std::string scratch_directory() const { return staging_ + "/.scratch"; }
 
   // What a user should know: a dead OUT.partial was removed.

@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 #include <sys/resource.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -216,8 +215,7 @@ MergeReport RunMerge(Recipe recipe, const MergeOptions& options, const std::atom
   std::for_each(warnings.begin(), warnings.end(), print);
 
   // What stages leave each other.
-  SpilledFiles spilled(staging ? staging->scratch_directory()
-                               : fmt::format("{}/braid-stages-{}", TemporaryDirectoryPath(), getpid()));
+  SpilledFiles spilled(staging ? staging->scratch_directory() : TemporaryDirectoryPath() + "/braid-stages");
   RunSpilledStages(&plan, spilled, interrupt, options.quiet, progress);
 
   StatisticsKeeper keeper(plan);

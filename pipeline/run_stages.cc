@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <cerrno>
+#include <cstdlib>
 #include <filesystem>
 #include <system_error>
 
@@ -16,24 +18,24 @@ namespace braid {
 namespace fs = std::filesystem;
 
 std::string SpilledFiles::PathFor(uint32_t stage) {
-  std::error_code failed;
-  if (!made_) fs::create_directory(directory_, failed);
-  if (failed) throw SystemError(failed.value(), "make it", directory_);
-  made_ = true;
+  if (directory_.empty()) {
+    std::string made = name_ + "-XXXXXX";
+    if (::mkdtemp(made.data()) == nullptr) throw SystemError(errno, "make it", made);
+    directory_ = std::move(made);
+  }
   return fmt::format("{}/stage-{}.safetensors", directory_, stage + 1);
 }
 
 void SpilledFiles::Remove() {
-  if (!made_) return;
   std::error_code failed;
-  fs::remove_all(directory_, failed);
+  if (!directory_.empty()) fs::remove_all(directory_, failed);
   if (failed) throw SystemError(failed.value(), "remove it", directory_);
-  made_ = false;
+  directory_.clear();
 }
 
 SpilledFiles::~SpilledFiles() {
   std::error_code ignored;
-  if (made_) fs::remove_all(directory_, ignored);
+  if (!directory_.empty()) fs::remove_all(directory_, ignored);
 }
 
 void RunSpilledStages(Plan* plan, SpilledFiles& files, const std::atomic<int>& interrupt, bool quiet,

@@ -144,6 +144,7 @@ TEST_F(StagingTest, ALinkIsFollowed) {
 TEST_F(StagingTest, AnotherMergeAtWork) {
   fs::create_directory(out() + ".partial");
   place_.Write("out.partial/model.safetensors", "half");
+  place_.Write("out.partial/.scratch-a1B2c3/stage-1.safetensors", "half");
   Fd other(TheOs().Open((out() + ".partial").c_str(), O_RDONLY | O_DIRECTORY));
   ASSERT_EQ(TheOs().Flock(other.get(), LOCK_EX | LOCK_NB), 0);
   ExpectRefused(out(), false, ErrorCode::kIo);
