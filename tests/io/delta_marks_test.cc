@@ -4,13 +4,15 @@
 #include <gtest/gtest.h>
 
 #include "io/error.h"
+#include "tests/ops/test_support.h"
 
 namespace braid {
 namespace {
 
 constexpr const char* kSum = "0123456789abcdef0123456789abcdef";
 
-SafetensorsHeader HeaderWith(const std::map<std::string, std::string>& metadata, size_t tensors, DType type = DType::kF32) {
+SafetensorsHeader HeaderWith(const std::map<std::string, std::string>& metadata, size_t tensors,
+                             DType type = DType::kF32) {
   std::vector<TensorInfo> infos;
   for (size_t i = 0; i < tensors; ++i)
     infos.push_back({.name = "t" + std::to_string(i), .dtype = type, .shape = {1}, .elements = 1,
@@ -56,6 +58,30 @@ TEST(DeltaMarks, AreCheckedBeforeTheyAreBelieved) {
       EXPECT_EQ(code(key, sum), ErrorCode::kBadInput) << key << " " << sum;
   EXPECT_EQ(code("braid.base", kSum, DType::kI32), ErrorCode::kBadInput) << "no task vector";
   EXPECT_EQ(code("braid.base", kSum), ErrorCode::kInternal) << "all is well";
+}
+
+// Whatever the types say, they are as many as there are tensors, or an error.
+TEST(DeltaMarks, AnyText) {
+  test::Random random;
+  const std::vector<std::string> parts = {"BF16", "F32", "F64", "I8", "*", "*", " ", "1", "2", "3", "0", "-", "+", "9",
+                                          "18446744073709551615", "18446744073709551614", "x", "\t"};
+  std::map<std::string, std::string> metadata;
+  AddDeltaMarks({.base = kSum, .samples = kSum, .types = {DType::kBF16, DType::kF32, DType::kF32}}, &metadata);
+  int read = 0;
+  for (int i = 0; i < 20'000; ++i) {
+    std::string text = i % 2 == 0 ? "BF16*1 F32*2" : "";
+    if (text.empty())
+      for (size_t n = 1 + random.Below(8); n > 0; --n) text += parts[random.Below(parts.size())];
+    else text.replace(random.Below(text.size()), random.Below(3), parts[random.Below(parts.size())]);
+    metadata["braid.types"] = text;
+    try {
+      EXPECT_EQ(FindDeltaMarks(HeaderWith(metadata, 3), "x")->types.size(), 3u) << text;
+      ++read;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kBadInput) << text;
+    }
+  }
+  EXPECT_GT(read, 20);
 }
 
 }  // namespace
