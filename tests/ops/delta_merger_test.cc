@@ -5,24 +5,13 @@
 
 #include <cmath>
 
-#include "ops/task_vector_parts.h"
 #include "tests/ops/merge_driver.h"
+#include "tests/ops/method_in_parts.h"
 #include "tests/ops/random_coefficients.h"
 #include "tests/ops/reference.h"
 
 namespace braid::test {
 namespace {
-
-// The method, writing its delta. It is not drafted, as in a plan.
-MethodInfo DeltaOf(const MethodInfo& method) {
-  MethodInfo delta = method;
-  delta.make = [](const MethodInfo& its, const Coefficients& c, const TensorFacts& scope, Approach approach) {
-    const Approach approach_of_it = approach == Approach::kDraft ? Approach::kPlain : approach;
-    return NewDeltaMerger(its, c.model.size(), TaskVectorPart(its, c, scope),
-                          FindMethod(its.name)->make(its, c, scope, approach_of_it));
-  };
-  return delta;
-}
 
 // Small numbers, with duplicates and what is no number here and there.
 Source Odd(Random& random, DType type, size_t n, const std::vector<float>* around) {
@@ -48,7 +37,7 @@ class DeltaTest : public testing::TestWithParam<std::string> {};
 
 TEST_P(DeltaTest, TheBaseAndItMakeTheMerge) {
   const MethodInfo& method = *FindMethod(GetParam());
-  const MethodInfo delta_method = DeltaOf(method);
+  const MethodInfo delta_method = InParts<NewDeltaMerger>(method);
   Random random;
   for (int round = 0; round < 16; ++round) {
     const size_t models =

@@ -6,24 +6,13 @@
 
 #include <cmath>
 
-#include "ops/task_vector_parts.h"
 #include "tests/ops/merge_driver.h"
+#include "tests/ops/method_in_parts.h"
 #include "tests/ops/random_coefficients.h"
 #include "tests/ops/reference.h"
 
 namespace braid::test {
 namespace {
-
-// The method, measured. Its merge is not drafted, as in a plan.
-MethodInfo Measured(const MethodInfo& method) {
-  MethodInfo measured = method;
-  measured.make = [](const MethodInfo& its, const Coefficients& c, const TensorFacts& scope, Approach approach) {
-    const Approach approach_of_it = approach == Approach::kDraft ? Approach::kPlain : approach;
-    return NewMeasuredMerger(its, c.model.size(), TaskVectorPart(its, c, scope),
-                             FindMethod(its.name)->make(its, c, scope, approach_of_it));
-  };
-  return measured;
-}
 
 // Sums of 16 interleaved lanes, in a fixed tree.
 double Norm(const std::vector<float>& lanes) {
@@ -78,7 +67,7 @@ class MeasuredTest : public testing::TestWithParam<std::string> {};
 
 TEST_P(MeasuredTest, NormsAreThoseOfWhatIsMerged) {
   const MethodInfo& method = *FindMethod(GetParam());
-  const MethodInfo measured = Measured(method);
+  const MethodInfo measured = InParts<NewMeasuredMerger>(method);
   Random random;
   for (int round = 0; round < 12; ++round) {
     const size_t models =
