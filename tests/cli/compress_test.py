@@ -7,20 +7,20 @@ import signal
 import subprocess
 import time
 
-from support import USAGE, CliTest, main, read_text, tree_of, write_family, write_text
+from support import (
+    MERGEKIT_RECIPE,
+    USAGE,
+    CliTest,
+    main,
+    read_bytes,
+    read_text,
+    tree_of,
+    write_family,
+    write_text,
+)
 
 SHAPES = {f"model.layers.{i}.weight": [400, 500] for i in range(12)}
 SHAPES["lm_head.weight"] = [3000, 512]
-MERGEKIT = """merge_method: ties
-base_model: base
-models: [{model: a}, {model: b}]
-parameters: {weight: 0.5, density: 0.5}
-"""
-
-
-def in_bytes(path):
-    with open(path, "rb") as f:
-        return f.read()
 
 
 class Compressed(CliTest):
@@ -65,13 +65,13 @@ class Compressed(CliTest):
                 self.assertEqual(trees[0], trees[-1])
 
     def test_mergekits_recipe(self):
-        write_text(self.path("recipe.yml"), MERGEKIT)
+        write_text(self.path("recipe.yml"), MERGEKIT_RECIPE)
         self.assert_ok(self.merge("--shard-size", "2MB", "--compress", "zstd", recipe_file="recipe.yml"))
         restored = self.restored("out")
         for name, what in self.plain.items():
             if name.endswith(".safetensors"):
                 self.assertEqual(restored[name], what, name)
-        self.assertEqual(read_text(self.path("out", "mergekit_config.yml")), MERGEKIT)
+        self.assertEqual(read_text(self.path("out", "mergekit_config.yml")), MERGEKIT_RECIPE)
 
     def test_force_replaces_a_compressed_checkpoint(self):
         for mode in ("zstd", "planes", "none"):
@@ -83,7 +83,7 @@ class Compressed(CliTest):
         self.assert_ok(self.merge(out="whole"))
         subprocess.run(["zstd", "-dq", self.path("one.safetensors.zst")], check=True)
         self.assertEqual(
-            in_bytes(self.path("one.safetensors")), in_bytes(self.path("whole", "model.safetensors"))
+            read_bytes(self.path("one.safetensors")), read_bytes(self.path("whole", "model.safetensors"))
         )
         self.assert_merge_fails(
             USAGE, "call it two.safetensors.planes.zst", out="two.safetensors", options=["--compress", "planes"]
@@ -95,7 +95,7 @@ class Compressed(CliTest):
         out, err = process.communicate(timeout=60)
         self.assertEqual((process.returncode, err), (0, b""))
         plain = subprocess.run(["zstd", "-dcq"], input=out, stdout=subprocess.PIPE, check=True).stdout
-        self.assertEqual(plain, in_bytes(self.path("whole", "model.safetensors")))
+        self.assertEqual(plain, read_bytes(self.path("whole", "model.safetensors")))
 
     def test_readers_of_a_stream(self):
         for scope in ("tensor", "model"):

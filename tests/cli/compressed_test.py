@@ -7,15 +7,10 @@ import struct
 import subprocess
 import unittest
 
-from support import BAD_INPUT, BRAID, MIB, CliTest, main, recipe, synth, tree_of, write_text
+from support import BAD_INPUT, BRAID, MIB, CliTest, main, read_bytes, recipe, synth, tree_of, write_text
 
 CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "configs")
 SUFFIX = {"zstd": ".zst", "planes": ".planes.zst"}
-
-
-def read(path):
-    with open(path, "rb") as f:
-        return f.read()
 
 
 def write(path, data):
@@ -59,7 +54,7 @@ class Compressed(CliTest):
             self.assertEqual(self.shards(how, suffix), [name + suffix for name in names])
             self.assertEqual(self.shards(how), [])
             index = "model.safetensors.index.json"
-            self.assertEqual(read(self.path(how, index)), read(self.path("plain", index)), "it has the plain names")
+            self.assertEqual(read_bytes(self.path(how, index)), read_bytes(self.path("plain", index)), "it has the plain names")
             self.assert_ok(self.run_braid("verify", how))
             self.assert_ok(self.run_braid("diff", "plain", how))
             self.assertIn("compressed", self.assert_ok(self.run_braid("inspect", how)).stdout)
@@ -70,14 +65,14 @@ class Compressed(CliTest):
             for name in names:
                 result = self.cat(f"{how}/{name}{suffix}")
                 self.assertEqual(result.returncode, 0, result.stderr)
-                self.assertTrue(result.stdout == read(self.path("plain", name)), name)
+                self.assertTrue(result.stdout == read_bytes(self.path("plain", name)), name)
                 with open(self.path(how, name + suffix), "rb") as f:
                     self.assertTrue(self.cat("-", stdin=f).stdout == result.stdout)
 
         # zstd -d makes the directory what every other program can load.
         for name in names:
             subprocess.run(["zstd", "-q", "-d", "--rm", self.path("zstd", name + ".zst")], check=True)
-            self.assertTrue(read(self.path("zstd", name)) == read(self.path("plain", name)))
+            self.assertTrue(read_bytes(self.path("zstd", name)) == read_bytes(self.path("plain", name)))
         self.assert_ok(self.run_braid("verify", "zstd"))
         # What zstd -d makes of byte planes no program takes for weights.
         planes = self.path("planes", names[0] + ".planes.zst")
@@ -100,7 +95,7 @@ class Compressed(CliTest):
         shutil.copy(planes, self.path("ft1"))
         # The base compressed by another program.
         plain = self.path("base", "model.safetensors")
-        write(plain + ".zst", seekable(read(plain), 1_000_003))
+        write(plain + ".zst", seekable(read_bytes(plain), 1_000_003))
         os.remove(plain)
         for memory in (20, 64, 512):
             for options in (("--threads", "1"), ("--threads", "4", "--io", "direct"), ("--io", "mapped")):
@@ -117,10 +112,10 @@ class Compressed(CliTest):
             shutil.copytree(self.path(architecture), self.path(architecture + "-compressed"))
             for model in ("base", "math", "code", "chat"):
                 path = self.path(architecture + "-compressed", model, "model.safetensors")
-                write(path + ".zst", seekable(read(path), 3_000_001))
+                write(path + ".zst", seekable(read_bytes(path), 3_000_001))
                 os.remove(path)
         for file in sorted(os.listdir(self.path("configs"))):
-            text = read(self.path("configs", file)).decode()
+            text = read_bytes(self.path("configs", file)).decode()
             if not file.endswith((".toml", ".yml")) or '"-"' in text:
                 continue
             trees = []
@@ -137,9 +132,9 @@ class Compressed(CliTest):
     def test_a_compressed_file_is_a_model_too(self):
         synth(self.dir, "tiny", "--finetunes", "2")
         plain = self.path("ft1", "model.safetensors")
-        write(self.path("one.safetensors.zst"), seekable(read(plain), 5000))
+        write(self.path("one.safetensors.zst"), seekable(read_bytes(plain), 5000))
         self.assert_ok(self.run_braid("diff", "ft1", "one.safetensors.zst"))
-        self.assertTrue(self.cat("one.safetensors.zst").stdout == read(plain))
+        self.assertTrue(self.cat("one.safetensors.zst").stdout == read_bytes(plain))
         os.rename(plain, plain + ".hidden")
         shutil.copy(self.path("one.safetensors.zst"), plain + ".zst")
         self.assert_ok(self.run_braid("diff", "ft1", "one.safetensors.zst"))
@@ -150,7 +145,7 @@ class Compressed(CliTest):
     def test_damage_is_named(self):
         synth(self.dir, "tiny", "--finetunes", "1")
         plain = self.path("ft1", "model.safetensors")
-        good = seekable(read(plain), 5000)
+        good = seekable(read_bytes(plain), 5000)
         os.remove(plain)
         write_text(self.path("recipe.toml"), recipe(("ft1",)))
         bad = bytearray(good)

@@ -12,7 +12,7 @@ import time
 import unittest
 
 from ranks_test import SHAPES, RankTest
-from support import BRAID, SEED, USAGE, main, write_text
+from support import BRAID, SEED, USAGE, main, read_bytes, write_text
 
 MPIRUN = shutil.which("mpirun")
 NOT_HERE = "SKIPPED: there is no mpirun here, so nothing is known of merges by MPI"
@@ -75,8 +75,7 @@ class Together(MpiTest):
         code, out, err = self.mpi(3, "--json", out="out.safetensors")
         self.assertEqual(code, 0, err)
         self.assertEqual(len(out.strip().splitlines()), 1, out)
-        with open(self.path("alone.safetensors"), "rb") as a, open(self.path("out.safetensors"), "rb") as b:
-            self.assertEqual(a.read(), b.read())
+        self.assertEqual(read_bytes(self.path("alone.safetensors")), read_bytes(self.path("out.safetensors")))
 
     def test_an_error_is_told_once(self):
         write_text(self.path("recipe.toml"), 'method = "tiess"\n')

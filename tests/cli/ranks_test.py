@@ -16,6 +16,7 @@ from support import (
     CliTest,
     main,
     random_tensors,
+    read_bytes,
     read_text,
     recipe,
     tree_of,
@@ -161,8 +162,7 @@ class SameBytes(RankTest):
         self.assert_ok(self.merge(out="alone.safetensors"))
         for rank in (2, 0, 1):
             self.assert_ok(self.rank(rank, 3, out="out.safetensors"))
-        with open(self.path("alone.safetensors"), "rb") as a, open(self.path("out.safetensors"), "rb") as b:
-            self.assertEqual(a.read(), b.read())
+        self.assertEqual(read_bytes(self.path("alone.safetensors")), read_bytes(self.path("out.safetensors")))
         self.assert_ok(self.run_braid("verify", "out.safetensors"))
         self.assertFalse(os.path.exists(self.path("out.safetensors.partial")))
 

@@ -9,11 +9,13 @@ import time
 
 from support import (
     BAD_INPUT,
-    IO,
-    USAGE,
     BRAID,
+    IO,
+    MERGEKIT_RECIPE,
+    USAGE,
     CliTest,
     main,
+    read_bytes,
     read_text,
     write_family,
     write_text,
@@ -21,16 +23,6 @@ from support import (
 
 # In the order of the file; by their names the last ones come first.
 UNSORTED = {f"{letter}.weight": [300, 400] for letter in "hgfedcba"}
-MERGEKIT = """merge_method: ties
-base_model: base
-models: [{model: a}, {model: b}]
-parameters: {weight: 0.5, density: 0.5}
-"""
-
-
-def in_bytes(path):
-    with open(path, "rb") as f:
-        return f.read()
 
 
 class StreamTest(CliTest):
@@ -53,7 +45,7 @@ class StreamTest(CliTest):
 
     def expected(self, *options):
         self.assert_ok(self.merge("--force", *options))
-        return in_bytes(self.path("out", "model.safetensors"))
+        return read_bytes(self.path("out", "model.safetensors"))
 
 
 class Stream(StreamTest):
@@ -92,7 +84,7 @@ class Stream(StreamTest):
 
     def test_mergekit_yaml(self):
         self.write_models()
-        write_text(self.path("config.yml"), MERGEKIT)
+        write_text(self.path("config.yml"), MERGEKIT_RECIPE)
         self.assertEqual(self.stream(recipe_file="config.yml", verb="mergekit-yaml")[0], self.expected())
 
     def test_apply(self):
@@ -117,7 +109,7 @@ class Stream(StreamTest):
         self.write_models(UNSORTED)
         command = f"set -o pipefail; '{BRAID}' merge recipe.toml - --quiet | zstd -q | zstd -dq > piped.safetensors"
         subprocess.run(["bash", "-c", command], cwd=self.dir, env={**os.environ, **self.env}, check=True)
-        self.assertEqual(in_bytes(self.path("piped.safetensors")), self.expected())
+        self.assertEqual(read_bytes(self.path("piped.safetensors")), self.expected())
 
     def test_into_a_file_of_the_shell(self):
         self.write_models()
@@ -125,7 +117,7 @@ class Stream(StreamTest):
             f.write(b"before")
             f.flush()
             self.assert_ok(self.run_braid("merge", "recipe.toml", "-", stdout=f))
-        self.assertEqual(in_bytes(self.path("stream.safetensors")), b"before" + self.expected())
+        self.assertEqual(read_bytes(self.path("stream.safetensors")), b"before" + self.expected())
 
 
 class Refusals(StreamTest):
@@ -143,10 +135,10 @@ class Refusals(StreamTest):
     def test_an_input(self):
         self.write_models()
         weights = self.path("a", "model.safetensors")
-        before = in_bytes(weights)
+        before = read_bytes(weights)
         with open(weights, "ab") as f:
             self.fails(USAGE, "is the input", stdout=f)
-        self.assertEqual(in_bytes(weights), before)
+        self.assertEqual(read_bytes(weights), before)
 
     def test_a_full_disk(self):
         self.write_models(UNSORTED)

@@ -96,6 +96,11 @@ def read_text(path):
         return f.read()
 
 
+def read_bytes(path):
+    with open(path, "rb") as f:
+        return f.read()
+
+
 def write_model(directory, tensors, shards=1, config=None):
     os.makedirs(directory)
     write_text(
@@ -136,6 +141,14 @@ def recipe(models=("a", "b"), base="base", method="ties", density=0.5, scope="te
     for model in models:
         lines += ["[[models]]", f"path = {json.dumps(model)}", "weight = 0.5"]
     return "\n".join(lines) + "\n"
+
+
+# The same for mergekit, with the defaults of recipe().
+MERGEKIT_RECIPE = """merge_method: ties
+base_model: base
+models: [{model: a}, {model: b}]
+parameters: {weight: 0.5, density: 0.5}
+"""
 
 
 # --- what came out ----------------------------------------------------------------------------------------
