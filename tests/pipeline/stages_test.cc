@@ -224,6 +224,20 @@ class Stages : public testing::Test {
     }
   }
 
+  // Three trees over each of so many families of sources.
+  void CompareTrees(int families) {
+    for (int i = 0; i < families && !HasFailure(); ++i) {
+      shapes_.clear();
+      WriteSources();
+      for (int j = 0; j < 3 && !HasFailure(); ++j) {
+        stages_.clear();
+        DrawTree();
+        Compare();
+      }
+    }
+    EXPECT_GT(merged_, refused_);
+  }
+
   static void ExpectSame(const StoredTensor& expected, const StoredTensor& actual, const std::string& how) {
     if (actual == expected) return;
     ASSERT_EQ(actual.type, expected.type) << actual.name;
@@ -247,30 +261,10 @@ class Stages : public testing::Test {
 
 TEST_F(Stages, WithStatisticsOfWholeModels) {
   model_scopes_ = 0.4;
-  for (int i = 0; i < 6 && !HasFailure(); ++i) {
-    shapes_.clear(), stages_.clear();
-    WriteSources();
-    for (int j = 0; j < 3 && !HasFailure(); ++j) {
-      stages_.clear();
-      DrawTree();
-      Compare();
-    }
-  }
-  EXPECT_GT(merged_, refused_);
+  CompareTrees(6);
 }
 
-TEST_F(Stages, AreEqualToSeparateMerges) {
-  for (int i = 0; i < 8 && !HasFailure(); ++i) {
-    shapes_.clear(), stages_.clear();
-    WriteSources();
-    for (int j = 0; j < 3 && !HasFailure(); ++j) {
-      stages_.clear();
-      DrawTree();
-      Compare();
-    }
-  }
-  EXPECT_GT(merged_, refused_);
-}
+TEST_F(Stages, AreEqualToSeparateMerges) { CompareTrees(8); }
 
 }  // namespace
 }  // namespace braid
