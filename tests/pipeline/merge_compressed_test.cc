@@ -16,39 +16,27 @@ namespace {
 
 namespace fs = std::filesystem;
 using fixture::kMiB;
+using fixture::MergedFiles;
 
 constexpr Compression kNone = Compression::kNone, kZstd = Compression::kZstd, kPlanes = Compression::kPlanes;
-
-std::map<std::string, std::string> MergedFiles(const std::string& recipe, const std::string& out,
-                                               const PlanOptions& options) {
-  fixture::Merge(recipe, out, options);
-  std::map<std::string, std::string> files = fixture::FilesOf(out);
-  fs::remove_all(out);
-  return files;
-}
 
 // Random recipes over random tensors, with shards that are compressed in one way, the other, or not at all.
 TEST(MergeCompressed, GivesTheSameBytesAsPlain) {
   test::Random random;
-  for (int i = 0; i < 20; ++i) {
-    const char* method = random.OneOf<const char*>({"ties", "ties", "task_arithmetic", "linear", "average"});
-    SCOPED_TRACE(testing::Message() << "scenario " << i << ", " << method);
-    const fixture::TemporaryDirectory place;
-    const fixture::Scenario scenario = fixture::RandomScenario(random, method, Syntax::kToml);
-    const std::string recipe = fixture::WriteScenario(place, scenario, random), out = place / "out";
+  fixture::ForRandomScenarios(20, random, [&](const fixture::WrittenScenario& drawn) {
     PlanOptions options{.memory = fixture::kGiB, .threads = 1};
-    const auto expected = MergedFiles(recipe, out, options);
-    fixture::CompressShards(place.path(), [&] { return random.OneOf<Compression>({kNone, kZstd, kPlanes, kPlanes}); });
+    const auto expected = MergedFiles(drawn.recipe, drawn.out, options);
+    fixture::CompressShards(drawn.place.path(),
+                            [&] { return random.OneOf<Compression>({kNone, kZstd, kPlanes, kPlanes}); });
     for (const ReadMode mode : {ReadMode::kMapped, ReadMode::kDirect}) {
       options = {.memory = fixture::kGiB, .threads = static_cast<int>(1 + random.Below(8)), .read = mode};
       options.tile_elements = random.OneOf<uint64_t>({0, 65'536, 131'072});
-      fixture::ExpectSameFiles(expected, MergedFiles(recipe, out, options));
+      fixture::ExpectSameFiles(expected, MergedFiles(drawn.recipe, drawn.out, options));
       options.tile_elements = 0;
-      options.memory = fixture::PlanOf(recipe, options).memory.least;
-      fixture::ExpectSameFiles(expected, MergedFiles(recipe, out, options));
+      options.memory = fixture::PlanOf(drawn.recipe, options).memory.least;
+      fixture::ExpectSameFiles(expected, MergedFiles(drawn.recipe, drawn.out, options));
     }
-    if (HasFailure()) return;
-  }
+  });
 }
 
 // Tensors of many frames, of several in one, and at the ends of frames; in two shards.

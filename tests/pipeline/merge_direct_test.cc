@@ -17,31 +17,22 @@ using fixture::kMiB;
 std::map<std::string, std::string> MergedFiles(const std::string& recipe, const std::string& out, PlanOptions options,
                                                ReadMode mode) {
   options.read = mode;
-  fixture::Merge(recipe, out, options);
-  std::map<std::string, std::string> files = fixture::FilesOf(out);
-  std::filesystem::remove_all(out);
-  return files;
+  return fixture::MergedFiles(recipe, out, options);
 }
 
 // Random recipes over random tensors; what is tried besides is threads, tiles, budgets, and the dtypes of the sources.
 TEST(MergeDirect, GivesTheSameBytesAsMapped) {
   test::Random random;
-  for (int i = 0; i < 20; ++i) {
-    const char* method = random.OneOf<const char*>({"ties", "ties", "task_arithmetic", "linear", "average"});
-    SCOPED_TRACE(testing::Message() << "scenario " << i << ", " << method);
-    const fixture::TemporaryDirectory place;
-    const fixture::Scenario scenario = fixture::RandomScenario(random, method, Syntax::kToml);
-    const std::string recipe = fixture::WriteScenario(place, scenario, random), out = place / "out";
+  fixture::ForRandomScenarios(20, random, [&](const fixture::WrittenScenario& drawn) {
     PlanOptions options{.memory = fixture::kGiB, .threads = 1};
-    const auto expected = MergedFiles(recipe, out, options, ReadMode::kMapped);
+    const auto expected = MergedFiles(drawn.recipe, drawn.out, options, ReadMode::kMapped);
     options.threads = static_cast<int>(1 + random.Below(8));
     options.tile_elements = random.OneOf<uint64_t>({65'536, 131'072, 1'048'576});
-    fixture::ExpectSameFiles(expected, MergedFiles(recipe, out, options, ReadMode::kDirect));
+    fixture::ExpectSameFiles(expected, MergedFiles(drawn.recipe, drawn.out, options, ReadMode::kDirect));
     options.tile_elements = 0;
-    options.memory = fixture::PlanOf(recipe, options).memory.least;
-    fixture::ExpectSameFiles(expected, MergedFiles(recipe, out, options, ReadMode::kDirect));
-    if (HasFailure()) return;
-  }
+    options.memory = fixture::PlanOf(drawn.recipe, options).memory.least;
+    fixture::ExpectSameFiles(expected, MergedFiles(drawn.recipe, drawn.out, options, ReadMode::kDirect));
+  });
 }
 
 std::vector<double> Noise(test::Random& random, size_t n) {

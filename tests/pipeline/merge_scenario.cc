@@ -360,6 +360,16 @@ std::string WriteScenario(const TemporaryDirectory& place, const Scenario& s, te
                                    : place.Write("recipe.yml", YamlText(place, s));
 }
 
+void ForRandomScenarios(int count, test::Random& random, const std::function<void(const WrittenScenario&)>& body) {
+  for (int i = 0; i < count && !testing::Test::HasFailure(); ++i) {
+    const char* const method = random.OneOf<const char*>({"ties", "ties", "task_arithmetic", "linear", "average"});
+    SCOPED_TRACE(testing::Message() << "scenario " << i << ", " << method);
+    WrittenScenario written{.place = {}, .scenario = RandomScenario(random, method, Syntax::kToml)};
+    written.recipe = WriteScenario(written.place, written.scenario, random), written.out = written.place / "out";
+    body(written);
+  }
+}
+
 Expected Reference(const Scenario& s) {
   Expected expected;
   std::vector<Gathered> all;

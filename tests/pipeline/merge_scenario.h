@@ -2,6 +2,7 @@
 // pipeline resolves (gradients, filters, missing tensors, types) is worked out here once more, independently.
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -47,6 +48,17 @@ Scenario RandomScenario(test::Random& random, const std::string& method, Syntax 
 
 // Writes sources and recipe; returns the recipe's path.
 std::string WriteScenario(const TemporaryDirectory& place, const Scenario& scenario, test::Random& random);
+
+// A scenario in a directory of its own.
+struct WrittenScenario {
+  TemporaryDirectory place;
+  Scenario scenario;
+  std::string recipe;   // paths
+  std::string out;      // nothing is there yet
+};
+
+// Draws so many of all methods and hands each to `body`, until a test fails.
+void ForRandomScenarios(int count, test::Random& random, const std::function<void(const WrittenScenario&)>& body);
 
 struct Expected {
   std::vector<StoredTensor> tensors;

@@ -68,12 +68,10 @@ std::map<std::string, StoredTensor> TensorsOf(const std::string& out) {
 TEST(MergeStreams, GiveTheSameBytesAsFiles) {
   test::Random random;
   uint64_t spooled = 0, unspooled = 0;
-  for (int i = 0; i < 25; ++i) {
-    const char* method = random.OneOf<const char*>({"ties", "ties", "task_arithmetic", "linear", "average"});
-    SCOPED_TRACE(testing::Message() << "scenario " << i << ", " << method);
-    const fixture::TemporaryDirectory place;
-    const fixture::Scenario scenario = fixture::RandomScenario(random, method, Syntax::kToml);
-    const std::string recipe = fixture::WriteScenario(place, scenario, random), out = place / "out";
+  fixture::ForRandomScenarios(25, random, [&](const fixture::WrittenScenario& drawn) {
+    const fixture::TemporaryDirectory& place = drawn.place;
+    const fixture::Scenario& scenario = drawn.scenario;
+    const std::string &recipe = drawn.recipe, &out = drawn.out;
     PlanOptions options{.memory = fixture::kGiB, .threads = 1};
     fixture::Merge(recipe, out, options);
     const auto expected = TensorsOf(out);
@@ -112,8 +110,7 @@ TEST(MergeStreams, GiveTheSameBytesAsFiles) {
     options.tile_elements = 0;
     options.memory = fixture::PlanOf(recipe, options).memory.least + 2 * kMiB;
     run(options);
-    if (HasFailure()) return;
-  }
+  });
   EXPECT_GT(spooled, 5u);
   EXPECT_GT(unspooled, 5u);
 }

@@ -142,6 +142,14 @@ MergeReport Merge(const std::string& recipe_path, const std::string& out, PlanOp
   return RunMerge(recipe_path, {.out = out, .plan = options, .force = force, .quiet = true}, interrupt, &progress);
 }
 
+std::map<std::string, std::string> MergedFiles(const std::string& recipe_path, const std::string& out,
+                                               const PlanOptions& options) {
+  Merge(recipe_path, out, options);
+  std::map<std::string, std::string> files = FilesOf(out);
+  fs::remove_all(out);
+  return files;
+}
+
 Plan PlanOf(const std::string& recipe_path, const PlanOptions& options) {
   return MakePlan(ReadRecipe(recipe_path), options);
 }

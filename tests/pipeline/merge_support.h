@@ -65,6 +65,9 @@ class Watchdog {
 // Runs a merge quietly, under a watchdog.
 MergeReport Merge(const std::string& recipe_path, const std::string& out, PlanOptions options = {},
                   bool force = false);
+// The same; returns FilesOf(out), which are removed.
+std::map<std::string, std::string> MergedFiles(const std::string& recipe_path, const std::string& out,
+                                               const PlanOptions& options = {});
 
 // The plan of a recipe file.
 Plan PlanOf(const std::string& recipe_path, const PlanOptions& options = {});
