@@ -208,13 +208,19 @@ void Repeat(int least, double seconds, Body body) {
   std::printf("[  CASES   ] %d\n", cases);
 }
 
+// One tensor with coefficients of its own; every fifteenth is a large one.
+Scope RandomTensor(Random& random, int number, size_t num_models) {
+  Scope scope = RandomScope(random, {RandomSize(random, number % 15 == 0 ? 300'000 : 5000)}, num_models,
+                            random.OneOf({0.0, 0.0, 0.001, 0.05}));
+  RandomiseCoefficients(random, scope, num_models, false);
+  return scope;
+}
+
 TEST(Ties, EqualsTheReferenceOverOneTensor) {
   Random random;
   Repeat(150, 3, [&](int c) {
     const size_t num_models = 1 + random.Below(7);
-    Scope scope = RandomScope(random, {RandomSize(random, c % 15 == 0 ? 300'000 : 5000)}, num_models,
-                              random.OneOf({0.0, 0.0, 0.001, 0.05}));
-    RandomiseCoefficients(random, scope, num_models, false);
+    Scope scope = RandomTensor(random, c, num_models);
     ExpectTaskVectors(random, *FindMethod("ties"), scope, RandomTies(random, num_models));
   });
 }
@@ -295,9 +301,7 @@ TEST(TaskArithmetic, EqualsTheReference) {
   Random random;
   Repeat(100, 2, [&](int c) {
     const size_t num_models = 1 + random.Below(7);
-    Scope scope = RandomScope(random, {RandomSize(random, c % 15 == 0 ? 300'000 : 5000)}, num_models,
-                              random.OneOf({0.0, 0.001, 0.05}));
-    RandomiseCoefficients(random, scope, num_models, false);
+    Scope scope = RandomTensor(random, c, num_models);
     if (random.Chance(0.1)) scope.expected[0].weights.assign(num_models, 0.0);
     ExpectTaskVectors(random, *FindMethod("task_arithmetic"), scope,
                       {.densities = std::vector<double>(num_models, 1.0), .elect = false});
@@ -308,9 +312,7 @@ TEST(Linear, EqualsTheReference) {
   Random random;
   Repeat(100, 2, [&](int c) {
     const size_t num_models = 1 + random.Below(7);
-    Scope scope = RandomScope(random, {RandomSize(random, c % 15 == 0 ? 300'000 : 5000)}, num_models,
-                              random.OneOf({0.0, 0.001, 0.05}));
-    RandomiseCoefficients(random, scope, num_models, false);
+    Scope scope = RandomTensor(random, c, num_models);
     reference::Tensor& expected = scope.expected[0];
     const bool average = random.Chance(0.3);
     if (average) expected.weights.assign(num_models, 1.0);

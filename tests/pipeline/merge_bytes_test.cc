@@ -49,11 +49,7 @@ class SameBytes : public testing::TestWithParam<const char*> {
   }
 
   std::map<std::string, std::string> Run(const PlanOptions& options) {
-    const std::string out = place_ / "out";
-    fixture::Merge(recipe_, out, options);
-    std::map<std::string, std::string> files = fixture::FilesOf(out);
-    std::filesystem::remove_all(out);
-    return files;
+    return fixture::MergedFiles(recipe_, place_ / "out", options);
   }
 
   // How many scopes of more than one round stay in memory, and how many are read anew in each round; how many of
@@ -82,6 +78,18 @@ class SameBytes : public testing::TestWithParam<const char*> {
     return {options.memory, 2 * options.memory, 4 * fixture::kGiB};
   }
 
+  void ExpectFor(const std::vector<uint64_t>& budgets, PlanOptions options,
+                 const std::map<std::string, std::string>& expected) {
+    for (uint64_t memory : budgets) {
+      SCOPED_TRACE(testing::Message() << options.threads << " threads, " << options.tile_elements << " elements, "
+                                      << memory << " bytes");
+      options.memory = memory;
+      CountPaths(options);
+      fixture::ExpectSameFiles(expected, Run(options));
+      if (HasFailure()) return;
+    }
+  }
+
   fixture::TemporaryDirectory place_;
   std::string recipe_;
   int resident_ = 0, streamed_ = 0, drafted_ = 0, spread_ = 0, sampled_ = 0;
@@ -95,13 +103,8 @@ TEST_P(SameBytes, ForThreadsTilesAndMemory) {
     for (uint64_t tile : {65'536, 131'072, 1'048'576}) {
       PlanOptions options = plain;
       options.threads = threads, options.tile_elements = tile;
-      for (uint64_t memory : Budgets(options)) {
-        SCOPED_TRACE(testing::Message() << threads << " threads, " << tile << " elements, " << memory << " bytes");
-        options.memory = memory;
-        CountPaths(options);
-        fixture::ExpectSameFiles(expected, Run(options));
-        if (HasFailure()) return;
-      }
+      ExpectFor(Budgets(options), options, expected);
+      if (HasFailure()) return;
     }
   const std::string recipe = GetParam();
   const auto says = [&](const char* what) { return recipe.find(what) != std::string::npos; };
@@ -122,13 +125,8 @@ TEST_P(SameBytes, ForEveryWayToTheThreshold) {
       options.threads = threads, options.tile_elements = tile, options.least_sampled = options.least_spread_sample = 0;
       std::vector<uint64_t> budgets = Budgets(options);
       budgets.insert(budgets.end(), {3 * budgets[1] / 2, 2 * budgets[1], 4 * budgets[1], 8 * budgets[1]});
-      for (uint64_t memory : budgets) {
-        SCOPED_TRACE(testing::Message() << threads << " threads, " << tile << " elements, " << memory << " bytes");
-        options.memory = memory;
-        CountPaths(options);
-        fixture::ExpectSameFiles(expected, Run(options));
-        if (HasFailure()) return;
-      }
+      ExpectFor(budgets, options, expected);
+      if (HasFailure()) return;
     }
   const std::string recipe = GetParam();
   const auto says = [&](const char* what) { return recipe.find(what) != std::string::npos; };
