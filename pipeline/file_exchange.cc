@@ -93,7 +93,9 @@ class PartReader {
 
  private:
   Error Damaged() const {
-    return Error(ErrorCode::kBadInput, "these are not the statistics that a rank has left here").Path(path_);
+    return Error(ErrorCode::kBadInput, "these are not the statistics that a rank has left here")
+        .Path(path_)
+        .Hint("remove it, and run the rank again");
   }
   void Fill() {
     filled_ = std::min<uint64_t>(kBuffer, bytes_ - at_), next_ = 0;
@@ -182,7 +184,7 @@ class FileExchange : public Exchange {
     return there;
   }
 
-  // False when one of them was damaged; it is gone then.
+  // False when one of them was damaged, or is not there any more; it is gone then.
   bool LoadAll(const SharedRound& round, const std::vector<UnitRun>& parts, Counter* counter) const {
     for (UnitRun part : parts) {
       const std::string path = PathOf(round, part);
@@ -191,8 +193,9 @@ class FileExchange : public Exchange {
         counter->Load(part, [&](void* data, size_t bytes) { reader.Get(data, bytes); });
         reader.Finish();
       } catch (const Error& error) {
-        if (error.code() != ErrorCode::kBadInput) throw;
-        TheOs().Unlink(path.c_str());
+        // Another rank may have seen the same, and removed it already.
+        if (error.code() != ErrorCode::kBadInput && FileExists(path)) throw;
+        if (TheOs().Unlink(path.c_str()) < 0 && errno != ENOENT) throw;
         counter->Clear();
         return false;
       }

@@ -58,6 +58,7 @@ std::optional<UnitRun> ParseRun(std::string_view text) {
   if (first.ec != std::errc() || first.ptr == end || *first.ptr != '-') return std::nullopt;
   const auto last = std::from_chars(first.ptr + 1, end, run.last);
   if (last.ec != std::errc() || last.ptr != end || run.last <= run.first) return std::nullopt;
+  if (fmt::format("{}-{}", run.first, run.last) != text) return std::nullopt;   // 01-2 is no file that we could open
   return run;
 }
 
