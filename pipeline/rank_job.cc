@@ -97,12 +97,16 @@ GraphResult RankJob::Complete(const RankMarks::Found& found, const std::atomic<i
 void RankJob::CheckShards() const {
   for (size_t s = 0; s < paths_.size(); ++s) {
     struct stat status;
-    if (TheOs().Stat(paths_[s].c_str(), &status) < 0) throw SystemError(errno, "look at it", paths_[s]);
+    const std::string hint = "remove OUT.partial, and run all ranks again";
+    if (TheOs().Stat(paths_[s].c_str(), &status) < 0) {
+      if (errno != ENOENT) throw SystemError(errno, "look at it", paths_[s]);
+      throw Error(ErrorCode::kBadInput, "a rank has written this shard, and it is gone").Path(paths_[s]).Hint(hint);
+    }
     // A compressed one appeared when it was complete.
     if (!plan_.in_order && static_cast<uint64_t>(status.st_size) != plan_.shards[s].bytes)
       throw Error(ErrorCode::kBadInput, fmt::format("it has {} bytes, not the {} that the ranks gave it",
                                                     status.st_size, plan_.shards[s].bytes))
-          .Path(paths_[s]).Hint("remove OUT.partial, and run all ranks again");
+          .Path(paths_[s]).Hint(hint);
   }
 }
 

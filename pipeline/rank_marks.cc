@@ -9,6 +9,7 @@
 #include "io/checksum.h"
 #include "io/error.h"
 #include "io/json.h"
+#include "pipeline/manifest.h"
 #include "pipeline/rank_files.h"
 
 namespace braid {
