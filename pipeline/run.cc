@@ -183,6 +183,8 @@ MergeReport RunMerge(Recipe recipe, const MergeOptions& options, const std::atom
 
   // What the user wrote was checked as far as it can be without models.
   RecordSeed(&recipe);
+  const bool several = options.rank || options.group != nullptr;
+  if (several) CheckRanks(recipe, options);
 
   // Headers read and checked; every output byte has its place; the budget suffices.
   PlanOptions plan_options = options.plan;
@@ -195,7 +197,7 @@ MergeReport RunMerge(Recipe recipe, const MergeOptions& options, const std::atom
   const auto print = [&](const std::string& warning) {
     if (!options.quiet) PrintToStderr("warning: " + warning + "\n");
   };
-  if (options.rank || options.group != nullptr) {
+  if (several) {
     std::for_each(warnings.begin(), warnings.end(), print);
     MergeReport report = RunRank(&plan, fingerprint, options, interrupt, progress);
     report.warnings.insert(report.warnings.begin(), warnings.begin(), warnings.end());

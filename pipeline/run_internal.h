@@ -31,7 +31,10 @@ struct Ranks : RankOptions {
   Group* group = nullptr;   // of those that were started together
 };
 
-// run_rank.cc: the plan is made; its warnings are told.
+// run_rank.cc: before anything is opened, refuses what ranks cannot do. Throws Error(kUsage).
+void CheckRanks(const Recipe& recipe, const MergeOptions& options);
+
+// The plan is made; its warnings are told.
 MergeReport RunRank(Plan* plan, const std::string& fingerprint, const MergeOptions& options,
                     const std::atomic<int>& interrupt, Progress* progress);
 

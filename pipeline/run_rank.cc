@@ -1,10 +1,14 @@
 // One rank of a merge that several share (rank_job.h): the units of its part that nobody has done yet, and, when it finds
 // all of them done, the publication.
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <chrono>
 #include <memory>
 #include <optional>
 
+#include "io/error.h"
+#include "io/input_stream.h"
 #include "pipeline/budget.h"
 #include "pipeline/exchange.h"
 #include "pipeline/manifest.h"
@@ -43,17 +47,34 @@ RankJob::Outcome PublishTogether(RankJob* job, Group* group, const std::atomic<i
   return outcome;
 }
 
-// What ranks cannot share.
-void CheckRanks(const Plan& plan, const MergeOptions& options) {
-  if (options.out == kStandardOutput)
-    throw Error(ErrorCode::kUsage, "several ranks cannot write one stream").Hint("name a directory as OUT");
-  if (!plan.streams.empty())
-    throw Error(ErrorCode::kUsage, "a stream comes once, and each of several ranks would have to read it")
-        .Path(plan.checkpoints[plan.streams.front().checkpoint].reference)
-        .Hint("save it to a file that all ranks see, or merge it by one process");
+// A zstd file without a seek table, since a stream was refused before.
+void CheckSources(const Plan& plan) {
+  if (plan.streams.empty()) return;
+  throw Error(ErrorCode::kUsage, "without a seek table, this is read from end to end, by each of several ranks")
+      .Path(plan.checkpoints[plan.streams.front().checkpoint].reference)
+      .Hint("decompress it first, or merge by one process");
 }
 
 }  // namespace
+
+void CheckRanks(const Recipe& recipe, const MergeOptions& options) {
+  if (options.out == kStandardOutput)
+    throw Error(ErrorCode::kUsage, "several ranks cannot write one stream").Hint("name a directory as OUT");
+  const auto check = [](const Recipe& of, const std::string& reference, Location where) {
+    if (!InputStream::IsNamedBy(reference)) return;
+    throw RecipeError(of, where, fmt::format("{}: a stream comes once, and each of several ranks reads by itself", reference))
+        .Hint("save it to a file that all ranks see, or merge by one process");
+  };
+  const auto check_all = [&](const Recipe& of) {
+    if (of.base) check(of, *of.base, of.base_where);
+    for (const RecipeModel& model : of.models) check(of, model.reference, model.where);
+    for (const RecipeModule& module : of.modules)
+      for (const RecipeSlice& slice : module.slices)
+        for (const RecipeModel& model : slice.models) check(of, model.reference, model.where);
+  };
+  for (const Recipe& stage : recipe.stages) check_all(stage);
+  check_all(recipe);
+}
 
 std::optional<std::vector<uint32_t>> MissingUnits(const RankMarks& marks, Group* group) {
   auto missing = group == nullptr || group->rank() == 0 ? marks.Missing() : std::vector<uint32_t>();
@@ -78,7 +99,7 @@ MergeReport RunRank(Plan* plan_of_all, const std::string& fingerprint, const Mer
                     const std::atomic<int>& interrupt, Progress* progress) {
   const auto start = std::chrono::steady_clock::now();
   const Plan& plan = *plan_of_all;
-  CheckRanks(plan, options);
+  CheckSources(plan);
   Group* const group = options.group;
   const Ranks ranks{group != nullptr ? RankOptions{group->rank(), group->of()} : *options.rank, group};
   MergeReport report;

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 
@@ -227,9 +228,15 @@ class Streams(OutputTest):
         write_text(self.path("recipe.toml"), recipe_for("ties").replace('"a"', '"-"'))
         with open(self.path("one", "model.safetensors"), "rb") as stream:
             result = self.rank(0, 2, stdin=stream)
-        self.assertEqual(result.code, USAGE, str(result))
-        self.assertIn("each of several ranks", result.stderr)
-        self.assertIn("save it to a file", result.stderr)
+            self.assertEqual(os.lseek(stream.fileno(), 0, os.SEEK_CUR), 0, "nothing of it was read")
+        self.assert_fails(result, USAGE, "recipe.toml:", "each of several ranks", "save it to a file")
+        os.mkfifo(self.path("fifo"))
+        write_text(self.path("recipe.toml"), STAGES.replace('"a"', '"fifo"', 1))
+        self.assert_fails(self.rank(0, 2), USAGE, "recipe.toml:", "fifo: a stream comes once")
+        subprocess.run(["zstd", "-q", self.path("one", "model.safetensors")], check=True)
+        write_text(self.path("recipe.toml"), recipe_for("ties").replace('"a"', '"one/model.safetensors.zst"'))
+        self.assert_fails(self.rank(0, 2), USAGE, "model.safetensors.zst", "without a seek table", "decompress it")
+        self.assert_fails(self.rank(0, 2, out="-"), USAGE, "one stream", "name a directory")
         self.assert_nothing_written()
 
 
