@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-from mpi_test import MpiTest
+from mpi_test import LAUNCH, MpiTest
 from ranks_test import SHAPES, RankTest, recipe_for
 from support import BAD_INPUT, BRAID, MIB, SEED, USAGE, main, random_tensors, synth, tree_of, write_model, write_text
 
@@ -238,6 +238,35 @@ class Streams(OutputTest):
         self.assert_fails(self.rank(0, 2), USAGE, "model.safetensors.zst", "without a seek table", "decompress it")
         self.assert_fails(self.rank(0, 2, out="-"), USAGE, "one stream", "name a directory")
         self.assert_nothing_written()
+
+
+class Slurm(OutputTest, MpiTest):
+    """configs/ranks.slurm, with Slurm's variables and an srun of our own."""
+
+    SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "configs", "ranks.slurm")
+
+    def job(self, **variables):
+        fixed = {"BRAID": BRAID, "RECIPE": "recipe.toml", "OUT": "out", "MEMORY": "256MiB", "SLURM_CPUS_PER_TASK": "1"}
+        done = subprocess.run(
+            ["bash", self.SCRIPT], cwd=self.dir, env={**os.environ, **fixed, **variables}, capture_output=True, text=True
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+    def test_array(self):
+        self.compressed("ties", "zstd")
+        whole = self.one_process(*SHARDS)
+        for task in ("2", "0", "1"):
+            self.job(SLURM_ARRAY_TASK_ID=task, SLURM_ARRAY_TASK_COUNT="3", SHARD_SIZE="700kB")
+        self.assert_like(whole)
+
+    def test_step(self):
+        self.write_recipe_for("ties model")
+        whole = self.one_process()
+        os.mkdir(self.path("bin"))
+        write_text(self.path("bin", "srun"), f"#!/bin/sh\nshift\nexec mpirun -n 2 {' '.join(LAUNCH)} \"$@\"\n")
+        os.chmod(self.path("bin", "srun"), 0o755)
+        self.job(PATH=self.path("bin") + ":" + os.environ["PATH"])
+        self.assert_like(whole)
 
 
 class Together(OutputTest, MpiTest):
