@@ -1,9 +1,11 @@
-// The ordered output: one shard after the other, each from its header on.
+// The ordered output: one shard after the other, each from its header on. Of a share, those that it has; each of them
+// appears when it is complete.
 //
 // Tiles come in the order of the plan's scopes, which is nearly that of the files, and a scope's tiles come in order.
 // Those of a scope that had to wait for another one, of a whole model, whose tensors go by their names, and what comes
 // behind a draft that did not come out, may be early. A tile that is early goes to its place in a sparse temporary file
 // at once, so that it never keeps a buffer from the tile whose turn it is; it is read back when its turn comes.
+#include <algorithm>
 #include <filesystem>
 #include <map>
 #include <optional>
@@ -13,6 +15,7 @@
 #include "io/frame_compressor.h"
 #include "io/temporary_file.h"
 #include "pipeline/interrupt.h"
+#include "pipeline/rank_files.h"
 #include "pipeline/shard_output.h"
 
 namespace braid {
@@ -23,10 +26,15 @@ constexpr uint64_t kEarlyRange = 64;   // in a map; most tensors are no more tha
 
 class OrderedOutput : public ShardOutput {
  public:
-  OrderedOutput(const Plan& plan, const std::vector<std::string>& paths, Progress* progress,
+  OrderedOutput(const Plan& plan, const Share& share, const std::vector<std::string>& paths, Progress* progress,
                 const std::atomic<bool>* cancelled)
-      : plan_(plan), paths_(paths), progress_(*progress), cancelled_(cancelled) {
-    for (const PlannedShard& shard : plan.shards) begins_.push_back(total_), total_ += shard.bytes;
+      : plan_(plan), paths_(paths), everything_(share.everything()), progress_(*progress), cancelled_(cancelled),
+        streams_(plan.shards.size()) {
+    for (uint32_t s = 0; s < plan.shards.size(); ++s) {
+      begins_.push_back(total_);
+      if (!share.Written(s).empty()) order_.push_back(s), total_ += plan.shards[s].bytes;
+    }
+    if (order_.empty()) return;
     if (plan.totals.bytes_spilled > 0) OpenSpill();   // while nothing has left yet
     OpenStream();
     if (plan.recipe.output.compress != Compression::kNone)
@@ -44,14 +52,23 @@ class OrderedOutput : public ShardOutput {
     PutWhatWaits();
   }
 
-  void Sync(uint32_t) override { throw Error(ErrorCode::kInternal, "bytes that leave in order have no share"); }
+  bool HasLeft(uint32_t shard) override {
+    BeginShards();   // one that has no bytes to be written
+    return next_ >= begins_[shard] + plan_.shards[shard].bytes;
+  }
+
+  void Sync(uint32_t shard) override {
+    streams_[shard]->Finish();
+    streams_[shard].reset();
+  }
 
   void Finish(const std::string&, const std::vector<XXH128_hash_t>&, const std::atomic<int>& interrupt) override {
     BeginShards();
-    if (next_ != total_) throw Error(ErrorCode::kInternal, "a shard was left incomplete").Path(paths_[shard_]);
-    for (const auto& stream : streams_) {
+    if (next_ != total_) throw Error(ErrorCode::kInternal, "a shard was left incomplete").Path(paths_[shard()]);
+    for (uint32_t s : order_) {
+      if (streams_[s] == nullptr) continue;
       ThrowIfInterrupted(interrupt);
-      stream->Finish();
+      Sync(s);
     }
   }
 
@@ -59,42 +76,47 @@ class OrderedOutput : public ShardOutput {
   uint64_t bytes_spilled() const override { return spilled_; }
 
  private:
+  uint32_t shard() const { return order_[turn_]; }
+  ByteStream& stream() { return *streams_[shard()]; }
+
   void OpenStream() {
-    const std::string& path = paths_[streams_.size()];
-    streams_.push_back(path == kStandardOutput ? StandardOutputStream(&written_, cancelled_)
-                                               : AppendingStream(path, &written_));
+    const std::string& path = paths_[shard()];
+    if (path == kStandardOutput) streams_[shard()] = StandardOutputStream(&written_, cancelled_);
+    else streams_[shard()] = everything_ ? AppendingStream(path, &written_) : NewRankStream(path, &written_);
   }
 
   // The shard whose turn it is: its header is the first that leaves. One without tensors is complete with that.
   void BeginShards() {
-    while (next_ < total_ && next_ == begins_[shard_]) {
-      const std::string& header = plan_.shards[shard_].header;
-      if (streams_.size() == shard_) OpenStream();
-      if (compressor_) compressor_->Begin(header, FramesOfShard(), streams_.back().get());
-      else streams_.back()->Write(header.data(), header.size());
+    while (next_ < total_ && next_ == begins_[shard()]) {
+      const std::string& header = plan_.shards[shard()].header;
+      if (streams_[shard()] == nullptr) OpenStream();
+      if (compressor_) compressor_->Begin(header, FramesOfShard(), &stream());
+      else stream().Write(header.data(), header.size());
       progress_.of(Stage::kWrite).bytes += header.size();
       Advance(header.size());
     }
   }
 
   std::vector<ShardFrame> FramesOfShard() {
-    ShardFrames frames(plan_.shards[shard_].header.size());
-    for (; tensor_ < plan_.tensors.size() && plan_.tensors[tensor_].shard == shard_; ++tensor_)
-      frames.Add(plan_.tensors[tensor_].type, plan_.tensors[tensor_].bytes);
+    ShardFrames frames(plan_.shards[shard()].header.size());
+    const auto first = std::partition_point(plan_.tensors.begin(), plan_.tensors.end(),
+                                            [&](const PlannedTensor& tensor) { return tensor.shard < shard(); });
+    for (auto tensor = first; tensor != plan_.tensors.end() && tensor->shard == shard(); ++tensor)
+      frames.Add(tensor->type, tensor->bytes);
     return frames.Take();
   }
 
   void Put(const void* data, size_t bytes) {
     if (compressor_) compressor_->Write(data, bytes);
-    else streams_.back()->Write(data, bytes);
+    else stream().Write(data, bytes);
     Advance(bytes);
   }
 
   void Advance(size_t bytes) {
     next_ += bytes;
-    if (next_ < begins_[shard_] + plan_.shards[shard_].bytes) return;
+    if (next_ < begins_[shard()] + plan_.shards[shard()].bytes) return;
     if (compressor_) compressor_->End();
-    if (next_ < total_) ++shard_;
+    if (next_ < total_) ++turn_;
   }
 
   void OpenSpill() {
@@ -128,16 +150,17 @@ class OrderedOutput : public ShardOutput {
 
   const Plan& plan_;
   const std::vector<std::string>& paths_;
+  const bool everything_;
   Progress& progress_;
   const std::atomic<bool>* cancelled_;
 
-  // Positions count from the first byte of the first shard through all of them.
-  std::vector<uint64_t> begins_;              // of the shards
+  // Positions count from the first byte of the first shard that the share has, through all of them.
+  std::vector<uint32_t> order_;               // these shards
+  std::vector<uint64_t> begins_;              // of the plan's shards
   uint64_t total_ = 0, next_ = 0;             // all bytes; those that have left
-  uint32_t shard_ = 0;                        // which `next_` belongs to; at the end, the last one
-  uint32_t tensor_ = 0;                       // the first one behind that shard, once it has begun
+  size_t turn_ = 0;                           // in `order_`: the shard that `next_` belongs to; at the end, the last one
   std::atomic<uint64_t> written_{0};
-  std::vector<std::unique_ptr<ByteStream>> streams_;
+  std::vector<std::unique_ptr<ByteStream>> streams_;   // of the plan's shards, while they are open
   std::optional<FrameCompressor> compressor_;
 
   std::optional<TemporaryFile> spill_;
@@ -152,9 +175,10 @@ uint64_t FramesOf(const Plan& plan) {   // at most, of all shards together
 
 }  // namespace
 
-std::unique_ptr<ShardOutput> MakeOrderedOutput(const Plan& plan, const std::vector<std::string>& paths,
-                                               Progress* progress, const std::atomic<bool>* cancelled) {
-  return std::make_unique<OrderedOutput>(plan, paths, progress, cancelled);
+std::unique_ptr<ShardOutput> MakeOrderedOutput(const Plan& plan, const Share& share,
+                                               const std::vector<std::string>& paths, Progress* progress,
+                                               const std::atomic<bool>* cancelled) {
+  return std::make_unique<OrderedOutput>(plan, share, paths, progress, cancelled);
 }
 
 std::string SpillDirectory(const std::vector<std::string>& paths) {

@@ -200,14 +200,23 @@ void OutputWriter::CountUnits(uint32_t shard, uint64_t begin, uint64_t end) {
 }
 
 // Tells of the units that are complete, when there is much to tell, or nothing has been told for a second: each time
-// waits for the disk. It takes the lock away, which is no reason to stop the others.
+// waits for the disk. Those of shards that have not left yet wait. It takes the lock away, which is no reason
+// to stop the others.
 void OutputWriter::FinishUnits(std::unique_lock<std::mutex>* lock, bool all) {
   const auto now = std::chrono::steady_clock::now();
   if (units_finished_.empty()) return;
   if (!all && bytes_finished_ < kTellBytes && now - told_ < std::chrono::seconds(1)) return;
-  std::vector<uint32_t> finished = std::exchange(units_finished_, {});
-  WrittenUnits written{.sums = std::exchange(new_sums_, {})};
+  const auto waits = [&](uint32_t index) { return !output_->HasLeft(share_.units()[index].shard); };
+  const auto left = std::stable_partition(units_finished_.begin(), units_finished_.end(), waits);
+  std::vector<uint32_t> finished(left, units_finished_.end());
+  units_finished_.erase(left, units_finished_.end());
   bytes_finished_ = 0, told_ = now;
+  if (finished.empty()) return;
+  WrittenUnits written;
+  const auto is_early = [&](const auto& sum) { return !output_->HasLeft(plan_.tensors[sum.first].shard); };
+  const auto with_units = std::stable_partition(new_sums_.begin(), new_sums_.end(), is_early);
+  written.sums.assign(with_units, new_sums_.end());
+  new_sums_.erase(with_units, new_sums_.end());
   lock->unlock();
   std::sort(finished.begin(), finished.end());
   for (uint32_t index : finished) {

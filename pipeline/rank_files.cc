@@ -2,12 +2,15 @@
 
 #include <fmt/format.h>
 #include <linux/fs.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cerrno>
 #include <charconv>
 #include <filesystem>
+
+#include "io/shard_writer.h"
 
 namespace braid {
 namespace {
@@ -27,7 +30,49 @@ Fd Create(const std::string& path) {
   return fd;
 }
 
+// Its lock says that somebody is writing it. Where there are no locks, what is left stays until the job is published.
+class RankStream : public ByteStream {
+ public:
+  RankStream(const std::string& path, std::atomic<uint64_t>* count) : path_(path), temporary_(OwnName(path)) {
+    RemoveDead();
+    TheOs().Unlink(temporary_.c_str());   // of a process with our number that died
+    stream_ = AppendingStream(temporary_, count);
+    lock_ = Fd(TheOs().Open(temporary_.c_str(), O_RDONLY | O_NOFOLLOW));
+    if (lock_) TheOs().Flock(lock_.get(), LOCK_EX | LOCK_NB);
+  }
+  ~RankStream() override {
+    if (stream_ != nullptr) TheOs().Unlink(temporary_.c_str());
+  }
+  void Write(const void* data, size_t bytes) override { stream_->Write(data, bytes); }
+  void Finish() override {
+    stream_->Finish();
+    if (TheOs().Rename(temporary_.c_str(), path_.c_str(), 0) < 0) throw SystemError(errno, "create it", path_);
+    stream_.reset();
+    SyncDirectory(std::filesystem::path(path_).parent_path().string());
+  }
+
+ private:
+  void RemoveDead() const {
+    const std::filesystem::path path(path_);
+    const std::string begin = path.filename().string() + ".", directory = path.parent_path().string();
+    for (const std::string& name : ListRankFiles(directory)) {
+      if (!name.starts_with(begin) || !name.ends_with('~')) continue;
+      const std::string left = directory + "/" + name;
+      const Fd file(TheOs().Open(left.c_str(), O_RDONLY | O_NOFOLLOW));
+      if (file && TheOs().Flock(file.get(), LOCK_EX | LOCK_NB) == 0) TheOs().Unlink(left.c_str());
+    }
+  }
+
+  const std::string path_, temporary_;
+  std::unique_ptr<ByteStream> stream_;
+  Fd lock_;
+};
+
 }  // namespace
+
+std::unique_ptr<ByteStream> NewRankStream(const std::string& path, std::atomic<uint64_t>* count) {
+  return std::make_unique<RankStream>(path, count);
+}
 
 RankFile::RankFile(const std::string& path) : path_(path), temporary_(OwnName(path)), fd_(Create(temporary_)) {}
 

@@ -1,12 +1,16 @@
-// Files that ranks leave each other in a directory of a shared file system. They appear complete, by a rename; several processes may leave the same one at the same time.
+// Files that ranks leave each other in a directory of a shared file system. They appear complete, by a rename; several
+// processes may leave the same one at the same time.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "io/byte_stream.h"
 #include "io/error.h"
 #include "io/os.h"
 #include "pipeline/share.h"
@@ -28,6 +32,10 @@ class RankFile {
   Fd fd_;
   uint64_t bytes_ = 0;
 };
+
+// The same for a file of any size: under `path` once it is finished, and durable then. What processes that died have left
+// of it is removed. Adds to `count` what it has written. Throws Error.
+std::unique_ptr<ByteStream> NewRankStream(const std::string& path, std::atomic<uint64_t>* count);
 
 // The directory is gone: its job is published.
 class RankFilesGone : public Error {

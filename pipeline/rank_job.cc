@@ -5,26 +5,22 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <bit>
 #include <cerrno>
-#include <charconv>
 #include <chrono>
+#include <filesystem>
 #include <thread>
 
 #include "io/checksum.h"
 #include "io/error.h"
-#include "io/json.h"
 #include "io/shard_writer.h"
 #include "pipeline/interrupt.h"
 #include "pipeline/manifest.h"
-#include "pipeline/rank_files.h"
 #include "pipeline/recipe_writer.h"
 #include "pipeline/run_internal.h"
 
 namespace braid {
 namespace {
 
-constexpr std::string_view kUnits = "units-";
 constexpr uint64_t kPiece = 1 << 20;    // of a tensor that is read back
 constexpr uint64_t kSamples = 4, kSampleBytes = 4096;   // per shard of a source
 
@@ -40,23 +36,6 @@ void AddSamples(const Shard& shard, Checksum* sum) {
   }
 }
 
-Error Damaged(const std::string& path) {
-  return Error(ErrorCode::kBadInput, "this is not what a rank leaves when a unit is done")
-      .Path(path)
-      .Hint("remove it, and run the rank again");
-}
-
-XXH128_hash_t SumOf(const std::string& text, const std::string& path) {
-  XXH128_hash_t sum{};
-  const auto half = [&](size_t at, XXH64_hash_t* out) {
-    const char* const end = text.data() + at + 16;
-    if (std::from_chars(text.data() + at, end, *out, 16).ptr != end) throw Damaged(path);
-  };
-  if (text.size() != 32) throw Damaged(path);
-  half(0, &sum.high64), half(16, &sum.low64);
-  return sum;
-}
-
 }  // namespace
 
 std::string RankKey(const Plan& plan, const std::string& fingerprint, const MergeOptions& options,
@@ -67,6 +46,7 @@ std::string RankKey(const Plan& plan, const std::string& fingerprint, const Merg
     sum.Add(&size, sizeof size), sum.Add(text.data(), text.size());
   };
   add(fingerprint), add(BRAID_VERSION), add(plan.recipe.text), add(TryWriteRecipe(plan.recipe, Syntax::kToml).value_or(""));
+  add(CompressionName(plan.recipe.output.compress));
   add(options.copy_tokenizer ? "tokenizer" : ""), add(options.write_model_card ? "card" : "");
   for (const OutputUnit& unit : units) add(fmt::format("{} {} {}", unit.shard, unit.begin, unit.end));
   for (const Checkpoint& checkpoint : plan.checkpoints)
@@ -76,81 +56,18 @@ std::string RankKey(const Plan& plan, const std::string& fingerprint, const Merg
 }
 
 RankJob::RankJob(const Plan& plan, const std::string& fingerprint, const MergeOptions& options)
-    : plan_(plan), fingerprint_(fingerprint), options_(options), units_(OutputUnits(plan)),
-      staging_(options.out, options.force, InputsOf(plan), RankKey(plan, fingerprint, options, units_)) {
-  for (const PlannedShard& shard : plan.shards) paths_.push_back(staging_.PathFor(shard.name));
-}
+    : RankJob(plan, fingerprint, options, OutputUnits(plan)) {}
 
-std::string RankJob::MarkPath(UnitRun run) const {
-  return fmt::format("{}/{}{}-{}", directory(), kUnits, run.first, run.last);
-}
-
-// Every run of units that is done; after another number of ranks they may overlap.
-std::vector<UnitRun> RankJob::Marks() const {
-  std::vector<UnitRun> marks;
-  for (const std::string& name : ListRankFiles(directory())) {
-    const auto run = name.starts_with(kUnits) ? ParseRun(std::string_view(name).substr(kUnits.size())) : std::nullopt;
-    if (run && run->last <= units_.size()) marks.push_back(*run);
-  }
-  return marks;
-}
-
-std::optional<std::vector<uint32_t>> RankJob::Missing() const {
-  std::vector<bool> done(units_.size());
-  try {
-    for (UnitRun run : Marks()) std::fill(done.begin() + run.first, done.begin() + run.last, true);
-  } catch (const RankFilesGone&) {
-    return std::nullopt;
-  }
-  std::vector<uint32_t> missing;
-  for (uint32_t u = 0; u < done.size(); ++u)
-    if (!done[u]) missing.push_back(u);
-  return missing;
-}
-
-void RankJob::Mark(const WrittenUnits& written) const {
-  const auto before = [](const OutputUnit& a, const OutputUnit& b) {
-    return a.shard != b.shard ? a.shard < b.shard : a.begin < b.begin;
-  };
-  std::vector<UnitRun> runs;
-  for (const OutputUnit& unit : written.units) {
-    const auto u = static_cast<uint32_t>(std::lower_bound(units_.begin(), units_.end(), unit, before) - units_.begin());
-    if (!runs.empty() && runs.back().last == u) ++runs.back().last;
-    else runs.push_back({u, u + 1});
-  }
-  Json mark = {{"sums", Json::array()}};
-  for (const auto& [tensor, sum] : written.sums) mark["sums"].push_back({tensor, SumText(sum)});
-  if (written.alpha) mark["alpha"] = std::bit_cast<uint64_t>(*written.alpha);
-  for (UnitRun run : runs) {
-    const std::string text = mark.dump() + "\n";
-    RankFile file(MarkPath(run));
-    file.Append(text.data(), text.size());
-    file.Commit();
-    mark["sums"] = Json::array();   // once is enough
-  }
-}
-
-RankJob::Found RankJob::ReadMarks() const {
-  Found found;
-  for (UnitRun run : Marks()) {
-    const std::string path = MarkPath(run);
-    const Json mark = ParseJson(ReadSmallFile(path, 1u << 28), path);
-    if (!mark.is_object() || !mark.contains("sums") || !mark["sums"].is_array()) throw Damaged(path);
-    for (const Json& entry : mark["sums"]) {
-      const auto tensor = entry.is_array() && entry.size() == 2 ? AsSize(entry[0]) : std::nullopt;
-      if (!tensor || *tensor >= plan_.tensors.size() || !entry[1].is_string()) throw Damaged(path);
-      found.sums[static_cast<uint32_t>(*tensor)] = SumOf(entry[1], path);
-    }
-    if (!mark.contains("alpha")) continue;
-    const auto alpha = AsSize(mark["alpha"]);
-    if (!alpha) throw Damaged(path);
-    found.alpha = std::bit_cast<double>(*alpha);
-  }
-  return found;
+RankJob::RankJob(const Plan& plan, const std::string& fingerprint, const MergeOptions& options,
+                 std::vector<OutputUnit> units)
+    : plan_(plan), fingerprint_(fingerprint), options_(options),
+      staging_(options.out, options.force, InputsOf(plan), RankKey(plan, fingerprint, options, units)),
+      marks_(staging_.shared_directory(), std::move(units)) {
+  for (const PlannedShard& shard : plan.shards) paths_.push_back(staging_.PathFor(FileOf(plan, shard)));
 }
 
 // The checksums of tensors that several ranks wrote, from what they wrote.
-GraphResult RankJob::Complete(Found found, const std::atomic<int>& interrupt) const {
+GraphResult RankJob::Complete(const RankMarks::Found& found, const std::atomic<int>& interrupt) const {
   GraphResult result;
   result.alpha = found.alpha;
   std::vector<std::byte> piece(kPiece);
@@ -162,6 +79,9 @@ GraphResult RankJob::Complete(Found found, const std::atomic<int>& interrupt) co
       continue;
     }
     const std::string& path = paths_[tensor.shard];
+    if (plan_.in_order)
+      throw Error(ErrorCode::kBadInput, "the marks of the ranks do not have its checksum").Path(path).Tensor(tensor.name)
+          .Hint("remove OUT.partial, and run all ranks again");
     const Fd file = OpenForReading(path);
     for (uint64_t at = 0; at < tensor.bytes; at += kPiece) {
       ThrowIfInterrupted(interrupt);
@@ -177,17 +97,31 @@ GraphResult RankJob::Complete(Found found, const std::atomic<int>& interrupt) co
 void RankJob::CheckShards() const {
   for (size_t s = 0; s < paths_.size(); ++s) {
     struct stat status;
-    if (TheOs().Stat(paths_[s].c_str(), &status) < 0) throw SystemError(errno, "look at it", paths_[s]);
-    if (static_cast<uint64_t>(status.st_size) != plan_.shards[s].bytes)
+    const std::string hint = "remove OUT.partial, and run all ranks again";
+    if (TheOs().Stat(paths_[s].c_str(), &status) < 0) {
+      if (errno != ENOENT) throw SystemError(errno, "look at it", paths_[s]);
+      throw Error(ErrorCode::kBadInput, "a rank has written this shard, and it is gone").Path(paths_[s]).Hint(hint);
+    }
+    // A compressed one appeared when it was complete.
+    if (!plan_.in_order && static_cast<uint64_t>(status.st_size) != plan_.shards[s].bytes)
       throw Error(ErrorCode::kBadInput, fmt::format("it has {} bytes, not the {} that the ranks gave it",
                                                     status.st_size, plan_.shards[s].bytes))
-          .Path(paths_[s]).Hint("remove OUT.partial, and run all ranks again");
+          .Path(paths_[s]).Hint(hint);
   }
+}
+
+// Of a single file that is not compressed: it has the checksums.
+void RankJob::WriteHeader(const GraphResult& result) const {
+  const std::string header = FillChecksums(plan_.shards.front().header, fingerprint_, result.sums);
+  const Fd file(TheOs().Open(paths_.front().c_str(), O_WRONLY | O_NOFOLLOW));
+  if (!file) throw SystemError(errno, "open it", paths_.front());
+  WriteExactly(file.get(), header.data(), header.size(), 0, paths_.front());
+  if (TheOs().Fsync(file.get()) < 0) throw SystemError(errno, "make it durable", paths_.front());
 }
 
 // False when there is nothing left to publish. Waits for a rank that is about to.
 bool RankJob::Lock(Fd* lock, const std::atomic<int>& interrupt) const {
-  const std::string path = directory() + "/lock";
+  const std::string path = marks_.directory() + "/lock";
   *lock = Fd(TheOs().Open(path.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW, 0666));
   if (!*lock && errno == ENOENT) return false;
   if (!*lock) throw SystemError(errno, "open it", path);
@@ -203,26 +137,19 @@ bool RankJob::Lock(Fd* lock, const std::atomic<int>& interrupt) const {
 }
 
 RankJob::Outcome RankJob::Publish(const std::atomic<int>& interrupt) {
-  const auto missing = Missing();
+  const auto missing = marks_.Missing();
   if (!missing) return Outcome::kByAnother;
   if (!missing->empty()) return Outcome::kIncomplete;
   Fd lock;
   if (!Lock(&lock, interrupt)) return Outcome::kByAnother;
   // We are alone now. What a rank that died here has left is written again.
   std::vector<std::string> shards;
-  for (const PlannedShard& shard : plan_.shards) shards.push_back(shard.name);
+  for (const std::string& path : paths_) shards.push_back(std::filesystem::path(path).filename().string());
   CheckShards();
-  const GraphResult result = Complete(ReadMarks(), interrupt);
+  const GraphResult result = Complete(marks_.Read(plan_.tensors.size()), interrupt);
   staging_.KeepOnly(shards);
-  if (staging_.single_file()) {
-    const std::string header = FillChecksums(plan_.shards.front().header, fingerprint_, result.sums);
-    const Fd file(TheOs().Open(paths_.front().c_str(), O_WRONLY | O_NOFOLLOW));
-    if (!file) throw SystemError(errno, "open it", paths_.front());
-    WriteExactly(file.get(), header.data(), header.size(), 0, paths_.front());
-    if (TheOs().Fsync(file.get()) < 0) throw SystemError(errno, "make it durable", paths_.front());
-  } else {
-    WriteSideFiles(plan_, options_, result, fingerprint_, &staging_);
-  }
+  if (!staging_.single_file()) WriteSideFiles(plan_, options_, result, fingerprint_, &staging_);
+  else if (!plan_.in_order) WriteHeader(result);
   ThrowIfInterrupted(interrupt);
   staging_.Publish(LastFile(plan_));
   return Outcome::kPublished;

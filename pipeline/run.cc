@@ -59,10 +59,6 @@ void WriteRecipes(const Recipe& recipe, Staging* staging) {
   }
 }
 
-std::string FileOf(const Plan& plan, const PlannedShard& shard) {
-  return shard.name + std::string(CompressionSuffix(plan.recipe.output.compress));
-}
-
 // What the name of OUT says: how many files, and how they are compressed.
 void ReadOutputName(const std::string& out, Recipe* recipe, PlanOptions* options) {
   options->pipe = out == kStandardOutput;
@@ -105,6 +101,10 @@ void RaiseFileLimit() {
 }
 
 }  // namespace
+
+std::string FileOf(const Plan& plan, const PlannedShard& shard) {
+  return shard.name + std::string(CompressionSuffix(plan.recipe.output.compress));
+}
 
 std::vector<std::string> InputsOf(const Plan& plan) {
   std::vector<std::string> inputs;
@@ -182,6 +182,8 @@ MergeReport RunMerge(Recipe recipe, const MergeOptions& options, const std::atom
 
   // What the user wrote was checked as far as it can be without models.
   RecordSeed(&recipe);
+  const bool several = options.rank || options.group != nullptr;
+  if (several) CheckRanks(recipe, options);
 
   // Headers read and checked; every output byte has its place; the budget suffices.
   PlanOptions plan_options = options.plan;
@@ -194,15 +196,10 @@ MergeReport RunMerge(Recipe recipe, const MergeOptions& options, const std::atom
   const auto print = [&](const std::string& warning) {
     if (!options.quiet) PrintToStderr("warning: " + warning + "\n");
   };
-  const bool several = options.rank || options.group != nullptr;
-  if (several && !plan.spills.empty())
-    throw Error(ErrorCode::kUsage, "several ranks cannot spill stages, as this recipe needs")
-        .Path(plan.recipe.path)
-        .Hint("braid plan says which; merge these by themselves");
   if (several) {
     std::for_each(warnings.begin(), warnings.end(), print);
-    MergeReport report = RunRank(plan, fingerprint, options, interrupt, progress);
-    report.warnings = std::move(warnings);
+    MergeReport report = RunRank(&plan, fingerprint, options, interrupt, progress);
+    report.warnings.insert(report.warnings.begin(), warnings.begin(), warnings.end());
     return report;
   }
 

@@ -1,10 +1,13 @@
 // What a merge alone and one by several ranks have in common, in run.cc.
 #pragma once
 
+#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "io/staging.h"
+#include "pipeline/rank_marks.h"
 #include "pipeline/run.h"
 
 namespace braid {
@@ -19,8 +22,30 @@ void WriteSideFiles(const Plan& plan, const MergeOptions& options, const GraphRe
 // The file that marks a complete checkpoint: the last one to appear.
 std::string LastFile(const Plan& plan);
 
-// run_rank.cc: one rank of several. The plan is made; its warnings are told.
-MergeReport RunRank(const Plan& plan, const std::string& fingerprint, const MergeOptions& options,
+// What a shard's file is called.
+std::string FileOf(const Plan& plan, const PlannedShard& shard);
+
+// --- one rank of several
+
+struct Ranks : RankOptions {
+  Group* group = nullptr;   // of those that were started together
+};
+
+// run_rank.cc: before anything is opened, refuses what ranks cannot do. Throws Error(kUsage).
+void CheckRanks(const Recipe& recipe, const MergeOptions& options);
+
+// The plan is made; its warnings are told.
+MergeReport RunRank(Plan* plan, const std::string& fingerprint, const MergeOptions& options,
                     const std::atomic<int>& interrupt, Progress* progress);
+
+// What nobody has done; the same for all of a group. Nothing at all: the job is published.
+std::optional<std::vector<uint32_t>> MissingUnits(const RankMarks& marks, Group* group);
+
+std::unique_ptr<Exchange> ExchangeFor(const RankMarks& marks, const Ranks& ranks);
+
+// run_rank_stages.cc: merges the plan's spilled stages, with the other ranks, in `directory`, and makes their results
+// sources of what follows. All of a group call it. Throws Error.
+void RunSpilledStagesOfRanks(Plan* plan, const std::string& directory, const Ranks& ranks,
+                             const std::atomic<int>& interrupt, bool quiet, Progress* progress);
 
 }  // namespace braid

@@ -1,10 +1,14 @@
 // One rank of a merge that several share (rank_job.h): the units of its part that nobody has done yet, and, when it finds
 // all of them done, the publication.
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <chrono>
 #include <memory>
 #include <optional>
 
+#include "io/error.h"
+#include "io/input_stream.h"
 #include "pipeline/budget.h"
 #include "pipeline/exchange.h"
 #include "pipeline/manifest.h"
@@ -26,36 +30,12 @@ bool WasPublished(const std::string& out, const std::string& fingerprint) {
   }
 }
 
-// The units of our part, whoever else is there, but for what is done. Ranks that were started together divide what is
-// left. Nothing at all: OUT has been published meanwhile.
-std::optional<std::vector<uint32_t>> OurUnits(const RankJob& job, const MergeOptions& options) {
-  const std::vector<OutputUnit>& units = job.units();
-  if (options.group != nullptr) {
-    std::vector<uint8_t> left(units.size());
-    if (options.group->rank() == 0) {
-      const auto now = job.Missing();
-      if (!now) throw RankFilesGone(job.directory());
-      for (uint32_t u : *now) left[u] = 1;
-    }
-    options.group->Broadcast(0, left.data(), left.size());
-    std::vector<uint32_t> missing;
-    for (uint32_t u = 0; u < units.size(); ++u)
-      if (left[u] != 0) missing.push_back(u);
-    return UnitsOfRank(units, missing, options.group->rank(), options.group->of());
-  }
-  const auto missing = job.Missing();
-  if (!missing) return std::nullopt;
-  const UnitRun run = RunsOfRanks(units, options.rank->of)[options.rank->rank];
-  std::vector<uint32_t> ours;
-  for (uint32_t u : *missing)
-    if (u >= run.first && u < run.last) ours.push_back(u);
-  return ours;
-}
-
-std::unique_ptr<Exchange> ExchangeFor(const RankJob& job, const RankOptions& rank, Group* group) {
-  std::vector<UnitRun> runs = RunsOfRanks(job.units(), rank.of);
-  if (group != nullptr) return NewGroupExchange(group, runs[rank.rank]);
-  return NewFileExchange(job.directory(), std::move(runs), rank.rank);
+// Of what is missing, the units of our part, whoever else is there. Ranks that were started together divide what is left.
+std::vector<uint32_t> OurUnits(const RankMarks& marks, std::vector<uint32_t> missing, const Ranks& ranks) {
+  if (ranks.group != nullptr) return UnitsOfRank(marks.units(), missing, ranks.rank, ranks.of);
+  const UnitRun run = RunsOfRanks(marks.units(), ranks.of)[ranks.rank];
+  std::erase_if(missing, [&](uint32_t u) { return u < run.first || u >= run.last; });
+  return missing;
 }
 
 // Of ranks that were started together: all of them are done, one publishes, and nobody leaves before it has.
@@ -67,33 +47,73 @@ RankJob::Outcome PublishTogether(RankJob* job, Group* group, const std::atomic<i
   return outcome;
 }
 
+// A zstd file without a seek table, since a stream was refused before.
+void CheckSources(const Plan& plan) {
+  if (plan.streams.empty()) return;
+  throw Error(ErrorCode::kUsage, "without a seek table, this is read from end to end, by each of several ranks")
+      .Path(plan.checkpoints[plan.streams.front().checkpoint].reference)
+      .Hint("decompress it first, or merge by one process");
+}
+
 }  // namespace
 
-MergeReport RunRank(const Plan& plan, const std::string& fingerprint, const MergeOptions& options,
-                    const std::atomic<int>& interrupt, Progress* progress) {
-  const auto start = std::chrono::steady_clock::now();
-  const RecipeOutput& output = plan.recipe.output;
+void CheckRanks(const Recipe& recipe, const MergeOptions& options) {
   if (options.out == kStandardOutput)
     throw Error(ErrorCode::kUsage, "several ranks cannot write one stream").Hint("name a directory as OUT");
-  if (output.compress != Compression::kNone)
-    throw RecipeError(plan.recipe, output.where, "several ranks cannot write an output of this kind yet");
-  if (!plan.streams.empty())
-    throw Error(ErrorCode::kUsage, "several ranks cannot read one stream")
-        .Path(plan.checkpoints[plan.streams.front().checkpoint].reference)
-        .Hint("save it to a file first");
+  const auto check = [](const Recipe& of, const std::string& reference, Location where) {
+    if (!InputStream::IsNamedBy(reference)) return;
+    throw RecipeError(of, where, fmt::format("{}: a stream comes once, and each of several ranks reads by itself", reference))
+        .Hint("save it to a file that all ranks see, or merge by one process");
+  };
+  const auto check_all = [&](const Recipe& of) {
+    if (of.base) check(of, *of.base, of.base_where);
+    for (const RecipeModel& model : of.models) check(of, model.reference, model.where);
+    for (const RecipeModule& module : of.modules)
+      for (const RecipeSlice& slice : module.slices)
+        for (const RecipeModel& model : slice.models) check(of, model.reference, model.where);
+  };
+  for (const Recipe& stage : recipe.stages) check_all(stage);
+  check_all(recipe);
+}
+
+std::optional<std::vector<uint32_t>> MissingUnits(const RankMarks& marks, Group* group) {
+  auto missing = group == nullptr || group->rank() == 0 ? marks.Missing() : std::vector<uint32_t>();
+  if (group == nullptr) return missing;
+  if (!missing) throw RankFilesGone(marks.directory());
+  std::vector<uint8_t> left(marks.units().size());
+  for (uint32_t u : *missing) left[u] = 1;
+  group->Broadcast(0, left.data(), left.size());
+  missing->clear();
+  for (uint32_t u = 0; u < left.size(); ++u)
+    if (left[u] != 0) missing->push_back(u);
+  return missing;
+}
+
+std::unique_ptr<Exchange> ExchangeFor(const RankMarks& marks, const Ranks& ranks) {
+  std::vector<UnitRun> runs = RunsOfRanks(marks.units(), ranks.of);
+  if (ranks.group != nullptr) return NewGroupExchange(ranks.group, runs[ranks.rank]);
+  return NewFileExchange(marks.directory(), std::move(runs), ranks.rank);
+}
+
+MergeReport RunRank(Plan* plan_of_all, const std::string& fingerprint, const MergeOptions& options,
+                    const std::atomic<int>& interrupt, Progress* progress) {
+  const auto start = std::chrono::steady_clock::now();
+  const Plan& plan = *plan_of_all;
+  CheckSources(plan);
   Group* const group = options.group;
+  const Ranks ranks{group != nullptr ? RankOptions{group->rank(), group->of()} : *options.rank, group};
   MergeReport report;
   report.output = options.out;
   report.fingerprint = fingerprint;
   RankReport& rank = report.rank.emplace();
-  static_cast<RankOptions&>(rank) = group != nullptr ? RankOptions{group->rank(), group->of()} : *options.rank;
+  static_cast<RankOptions&>(rank) = ranks;
   rank.together = group != nullptr;
   const auto finish = [&](RankJob::Outcome outcome) {
     rank.published = outcome == RankJob::Outcome::kPublished;
     rank.complete = outcome != RankJob::Outcome::kIncomplete;
     report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     report.bytes_read = progress->of(Stage::kRead).bytes;
-    report.bytes_written = progress->of(Stage::kWrite).bytes;
+    report.bytes_written = report.result.bytes_written;
     report.peak_resident = ReadResidentMemory().peak;
     report.totals = plan.totals;
     NonFinite& bad = report.result.counts.non_finite;
@@ -110,23 +130,30 @@ MergeReport RunRank(const Plan& plan, const std::string& fingerprint, const Merg
     progress->of_all_ranks = [group](uint64_t bytes) { return group->Progress(bytes); };
 
   RankJob job(plan, fingerprint, options);
-  rank.all_units = job.units().size();
-  const auto ours = OurUnits(job, options);
-  if (!ours) return finish(RankJob::Outcome::kByAnother);
-  rank.units = ours->size();
+  const RankMarks& marks = job.marks();
+  if (const std::string idle = IdleRanksText(plan, marks.units(), ranks.of); !idle.empty()) {
+    report.warnings.push_back(idle);
+    if (!options.quiet) PrintToStderr("warning: " + idle + "\n");
+  }
+  const auto missing = MissingUnits(marks, group);
+  if (!missing) return finish(RankJob::Outcome::kByAnother);
+  const std::vector<uint32_t> ours = OurUnits(marks, *missing, ranks);
+  rank.all_units = marks.units().size();
+  rank.units = ours.size();
 
   // A rank without units has statistics to take, if the others wait for them.
-  if (!ours->empty() || group != nullptr) {
-    const Share share(plan, job.units(), *ours);
+  if (group != nullptr ? !missing->empty() : !ours.empty()) {
+    RunSpilledStagesOfRanks(plan_of_all, marks.directory(), ranks, interrupt, options.quiet, progress);
+    const Share share(plan, marks.units(), ours);
     StatisticsKeeper keeper(plan);
-    const auto exchange = ExchangeFor(job, rank, group);
+    const auto exchange = ExchangeFor(marks, ranks);
     report.result = RunGraph(plan, share, fingerprint, job.shard_paths(), interrupt, options.quiet, progress, &keeper,
-                             exchange.get(), [&](const WrittenUnits& units) { job.Mark(units); });
+                             exchange.get(), [&](const WrittenUnits& units) { marks.Mark(units); });
   }
   if (group != nullptr) return finish(PublishTogether(&job, group, interrupt));
   const RankJob::Outcome outcome = job.Publish(interrupt);
   if (outcome == RankJob::Outcome::kIncomplete)
-    if (const auto left = job.Missing()) rank.units_missing = left->size();
+    if (const auto left = marks.Missing()) rank.units_missing = left->size();
   return finish(outcome);
 }
 

@@ -31,6 +31,7 @@ class PositionedOutput : public ShardOutput {
     shards_[shard]->Write(offset, data, bytes);
   }
 
+  bool HasLeft(uint32_t) override { return true; }
   void Sync(uint32_t shard) override { shards_[shard]->Sync(); }
 
   // The headers of all shards come last, because a single file's holds the checksums, and because a file without one cannot be
@@ -64,7 +65,7 @@ class PositionedOutput : public ShardOutput {
 std::unique_ptr<ShardOutput> MakeShardOutput(const Plan& plan, const Share& share,
                                              const std::vector<std::string>& paths, Progress* progress,
                                              const std::atomic<bool>* cancelled) {
-  if (plan.in_order) return MakeOrderedOutput(plan, paths, progress, cancelled);
+  if (plan.in_order) return MakeOrderedOutput(plan, share, paths, progress, cancelled);
   return std::make_unique<PositionedOutput>(plan, share, paths, progress);
 }
 

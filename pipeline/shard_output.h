@@ -35,7 +35,12 @@ class ShardOutput {
   // Error.
   virtual void Write(uint32_t shard, uint64_t offset, const void* data, size_t bytes) = 0;
 
-  // What is written of a shard so far is durable. Not of an ordered one. Any thread. Throws Error.
+  // Of a share, a shard whose bytes have all been written: whether they have left, too. Under the rules of Write. Throws
+  // Error.
+  virtual bool HasLeft(uint32_t shard) = 0;
+
+  // Of a share: what is written of a shard so far is durable; of an ordered output, a shard that has left, once. Any
+  // thread. Throws Error.
   virtual void Sync(uint32_t shard) = 0;
 
   // Once all are written: every shard is complete, and durable where it is a file. Throws Error.
@@ -46,14 +51,16 @@ class ShardOutput {
   virtual uint64_t bytes_spilled() const { return 0; }
 };
 
-// Creates the shard files that the share has, and reserves their space; of an ordered one, which takes no share but
-// everything, only the first. `paths` are those of the plan's shards. `cancelled`: once it is true, nobody waits for a
-// reader any more. All of them must outlive it. Throws Error.
+// Creates the shard files that the share has, and reserves their space; of an ordered one, whose share is of whole
+// shards, only the first. `paths` are those of the plan's shards; those of an ordered share appear one by one, complete
+// and durable. `cancelled`: once it is true, nobody waits for a reader any more. All of them must outlive it. Throws
+// Error.
 std::unique_ptr<ShardOutput> MakeShardOutput(const Plan& plan, const Share& share,
                                              const std::vector<std::string>& paths, Progress* progress,
                                              const std::atomic<bool>* cancelled);
-std::unique_ptr<ShardOutput> MakeOrderedOutput(const Plan& plan, const std::vector<std::string>& paths,
-                                               Progress* progress, const std::atomic<bool>* cancelled);
+std::unique_ptr<ShardOutput> MakeOrderedOutput(const Plan& plan, const Share& share,
+                                               const std::vector<std::string>& paths, Progress* progress,
+                                               const std::atomic<bool>* cancelled);
 
 // Of a plan whose bytes leave in order: how many of them come before their turn, if all goes as planned.
 uint64_t BytesThatComeEarly(const Plan& plan);

@@ -1,5 +1,7 @@
 #include "pipeline/share.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <numeric>
 
@@ -101,6 +103,10 @@ std::vector<OutputUnit> OutputUnits(const Plan& plan) {
   for (const PlannedShard& shard : plan.shards) total += shard.bytes;
   const uint64_t size = std::clamp(RoundUp(total / kUnits, kAlignment), kAlignment, kLargestUnit);
   std::vector<OutputUnit> units;
+  if (plan.in_order) {
+    for (uint32_t s = 0; s < plan.shards.size(); ++s) units.push_back({s, 0, plan.shards[s].bytes});
+    return units;
+  }
   size_t first = 0;
   for (uint32_t s = 0; s < plan.shards.size(); ++s) {
     size_t last = first;
@@ -121,6 +127,20 @@ std::vector<OutputUnit> OutputUnits(const Plan& plan) {
     units.push_back({s, begin, bytes});
   }
   return units;
+}
+
+std::string IdleRanksText(const Plan& plan, const std::vector<OutputUnit>& units, uint32_t of) {
+  const std::vector<UnitRun> runs = RunsOfRanks(units, of);
+  const auto idle = std::count_if(runs.begin(), runs.end(), [](UnitRun run) { return run.first == run.last; });
+  if (idle == 0) return "";
+  std::string text = fmt::format("{} of {} ranks {} nothing to do: ", idle, of, idle == 1 ? "has" : "have");
+  const std::string size = units.size() == 1 ? "1 piece" : fmt::format("{} pieces", units.size());
+  if (!plan.in_order) return text + fmt::format("the output has {}", size);
+  if (plan.single_file) return text + "one file is compressed by one rank; name a directory as OUT";
+  const uint64_t megabytes = std::max<uint64_t>(plan.totals.bytes_written / of / 2 / 1'000'000, 1);
+  return text + fmt::format("the output has {} shard{}, and each is compressed by one rank; with --shard-size {}MB there "
+                            "would be more",
+                            units.size(), units.size() == 1 ? "" : "s", megabytes);
 }
 
 std::vector<uint32_t> UnitsOfRank(const std::vector<OutputUnit>& units, const std::vector<uint32_t>& wanted,
@@ -150,8 +170,9 @@ Share::Share(const Plan& plan, std::vector<OutputUnit> all_units, const std::vec
   for (uint32_t u : units) units_.push_back(all_units_[u]);
   for (const OutputUnit& unit : units_) {
     std::vector<ByteRange>& ranges = written_[unit.shard];
-    // The header of a single file holds checksums: whoever publishes writes it.
-    const uint64_t begin = plan.single_file ? std::max(unit.begin, plan.shards[unit.shard].header.size()) : unit.begin;
+    // The header of a single file, unless it is compressed, holds checksums: whoever publishes writes it.
+    const bool without_header = plan.single_file && !plan.in_order;
+    const uint64_t begin = without_header ? std::max(unit.begin, plan.shards[unit.shard].header.size()) : unit.begin;
     if (!ranges.empty() && ranges.back().end == begin) ranges.back().end = unit.end;
     else ranges.push_back({begin, unit.end});
     bytes_written_ += unit.end - begin;

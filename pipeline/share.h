@@ -6,6 +6,8 @@
 // page caches of their own lose bytes, and pages have up to 64 KiB. Where a tensor is cut, both sides merge the reduction
 // block (or the row) that lies across, and write their bytes of it.
 //
+// Compressed shards have no places: each of them is one unit.
+//
 // A cut costs statistics: either side needs those of the whole tensor. So ends are moved, by a quarter of a unit at most,
 // to where they cut the smallest tensor, or none.
 #pragma once
@@ -15,6 +17,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -52,6 +55,9 @@ std::vector<UnitRun> RunsOfRanks(const std::vector<OutputUnit>& units, uint32_t 
 
 // What tiles of a tensor are multiples of: reduction blocks, or its units.
 uint64_t BlockOf(const Plan& plan, const PlannedTensor& tensor);
+
+// Of so many ranks, those that have nothing to do, and why, as a warning; empty when each has something.
+std::string IdleRanksText(const Plan& plan, const std::vector<OutputUnit>& units, uint32_t of);
 
 // The units that a tensor has bytes in.
 UnitRun UnitsOf(const Plan& plan, const std::vector<OutputUnit>& units, uint32_t tensor);

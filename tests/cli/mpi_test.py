@@ -28,9 +28,9 @@ class MpiTest(RankTest):
             raise unittest.SkipTest(NOT_HERE)
         super().setUpClass()
 
-    def start_mpi(self, ranks, *options, out="out", launch=()):
+    def start_mpi(self, ranks, *options, out="out", launch=(), program=(BRAID,)):
         return subprocess.Popen(
-            [MPIRUN, "-n", str(ranks), *LAUNCH, *launch, BRAID, "merge", "recipe.toml", out, *options],
+            [MPIRUN, "-n", str(ranks), *LAUNCH, *launch, *program, "merge", "recipe.toml", out, *options],
             cwd=self.dir,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

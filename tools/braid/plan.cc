@@ -102,6 +102,8 @@ void PrintRanks(const Plan& plan, uint32_t of) {
                units.size(), SizeText(bytes),
                bytes == 0 ? "" : fmt::format(", from {}", plan.shards[units[runs[rank].first].shard].name));
   }
+  if (!plan.spills.empty()) PrintLine("", "those that run at once divide what is merged first, too");
+  if (const std::string idle = IdleRanksText(plan, units, of); !idle.empty()) PrintLine("warning", idle);
 }
 
 void PrintPlan(const Plan& plan) {

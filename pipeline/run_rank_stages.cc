@@ -1,0 +1,119 @@
+// Stages that are merged first, into a file (run_stages.h), of a merge by several ranks. Each stage is a job of its own,
+// in a directory of the ranks: its file, the marks of what is done, the statistics that are taken together. Ranks that run
+// at once divide it and wait for each other, since what follows needs all of it; one that finds nobody else does it all.
+#include <fmt/format.h>
+#include <sys/file.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <thread>
+
+#include "io/error.h"
+#include "pipeline/interrupt.h"
+#include "pipeline/plan_lent.h"
+#include "pipeline/rank_files.h"
+#include "pipeline/rank_marks.h"
+#include "pipeline/run_internal.h"
+#include "pipeline/statistics_cache.h"
+
+namespace braid {
+namespace {
+
+// Of a plan whose checkpoints are lent to it.
+class StageJob {
+ public:
+  StageJob(const SpilledStage& spill, const std::string& directory, const Ranks& ranks,
+           const std::atomic<int>& interrupt, bool quiet, Progress* progress)
+      : spill_(spill), path_(directory + "/stage.safetensors"), marks_(directory, OutputUnits(*spill.plan)),
+        ranks_(ranks), interrupt_(interrupt), quiet_(quiet), progress_(progress) {
+    if (TheOs().Mkdir(directory.c_str(), 0777) < 0 && errno != EEXIST) throw SystemError(errno, "make it", directory);
+  }
+
+  const std::string& path() const { return path_; }
+
+  // Afterwards the file is complete.
+  void Run() {
+    if (ranks_.group == nullptr) return RunAlone();
+    const std::vector<uint32_t> missing = Missing();
+    if (!missing.empty()) Merge(UnitsOfRank(marks_.units(), missing, ranks_.rank, ranks_.of));
+    ranks_.group->Wait();
+  }
+
+ private:
+  // With whoever else is there: what nobody has done, and no living process is at, our own part first.
+  void RunAlone() {
+    const std::vector<UnitRun> runs = RunsOfRanks(marks_.units(), ranks_.of);
+    auto pause = std::chrono::milliseconds(10);
+    for (;;) {
+      ThrowIfInterrupted(interrupt_);
+      if (Missing().empty()) return;
+      bool merged = false;
+      for (uint32_t i = 0; i < ranks_.of && !merged; ++i) merged = MergeRun(runs[(ranks_.rank + i) % ranks_.of]);
+      if (merged) continue;
+      std::this_thread::sleep_for(pause);
+      pause = std::min(2 * pause, std::chrono::milliseconds(500));
+    }
+  }
+
+  // False when nothing of it is missing, or another process is at it.
+  bool MergeRun(UnitRun run) {
+    if (MissingOf(run).empty()) return false;
+    const std::string claim = fmt::format("{}/claim-{}-{}", marks_.directory(), run.first, run.last);
+    const Fd lock(TheOs().Open(claim.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW, 0666));
+    if (!lock) throw SystemError(errno, "create it", claim);
+    // Without locks on this file system several may write the same bytes, which costs time only.
+    if (TheOs().Flock(lock.get(), LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK) return false;
+    const std::vector<uint32_t> units = MissingOf(run);   // whoever had the claim may have done it just now
+    if (!units.empty()) Merge(units);
+    return true;
+  }
+
+  std::vector<uint32_t> Missing() const {
+    auto missing = MissingUnits(marks_, ranks_.group);
+    if (!missing) throw RankFilesGone(marks_.directory());
+    return *missing;
+  }
+
+  std::vector<uint32_t> MissingOf(UnitRun run) const {
+    std::vector<uint32_t> units = Missing();
+    std::erase_if(units, [&](uint32_t u) { return u < run.first || u >= run.last; });
+    return units;
+  }
+
+  void Merge(const std::vector<uint32_t>& units) {
+    const Share share(*spill_.plan, marks_.units(), units);
+    StatisticsKeeper keeper(*spill_.plan);
+    const auto exchange = ExchangeFor(marks_, ranks_);
+    RunGraph(*spill_.plan, share, spill_.fingerprint, {path_}, interrupt_, quiet_, progress_, &keeper, exchange.get(),
+             [&](const WrittenUnits& written) { marks_.Mark(written); });
+  }
+
+  const SpilledStage& spill_;
+  const std::string path_;
+  const RankMarks marks_;
+  const Ranks ranks_;
+  const std::atomic<int>& interrupt_;
+  const bool quiet_;
+  Progress* const progress_;
+};
+
+}  // namespace
+
+void RunSpilledStagesOfRanks(Plan* plan, const std::string& directory, const Ranks& ranks,
+                             const std::atomic<int>& interrupt, bool quiet, Progress* progress) {
+  for (const SpilledStage& spill : plan->spills) {
+    std::string path;
+    {
+      const LentCheckpoints lent(plan, spill.plan.get());
+      StageJob job(spill, fmt::format("{}/stage-{}", directory, spill.stage + 1), ranks, interrupt, quiet, progress);
+      job.Run();
+      path = job.path();
+    }
+    Shard& shard = plan->checkpoints[static_cast<size_t>(spill.checkpoint)].shards.front();
+    shard.path = path;
+    OpenForReading(path, &shard.identity);
+  }
+}
+
+}  // namespace braid

@@ -1,0 +1,393 @@
+"""What ranks write beside plain shards: compressed shards, deltas, stages that are merged first. The bytes of one process
+for any number of ranks, by files and by MPI, killed and run again; and the memory that each of them takes."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+from mpi_test import LAUNCH, MpiTest
+from ranks_test import SHAPES, RankTest, recipe_for
+from support import BAD_INPUT, BRAID, MIB, SEED, USAGE, main, random_tensors, synth, tree_of, write_model, write_text
+
+SHARDS = ("--shard-size", "700kB")
+MODEL = "[[stages.models]]\n"
+# The first is of whole models, and two stages read it: it is merged first.
+STAGES = f"""
+[[stages]]
+name = "coder"
+method = "ties"
+base = "base"
+parameters = {{ density = 0.3, scope = "model" }}
+{MODEL}path = "a"
+weight = 0.5
+{MODEL}path = "b"
+weight = 0.7
+[[stages]]
+name = "trimmed"
+method = "ties"
+base = "base"
+parameters = {{ density = 0.5, scope = "model" }}
+{MODEL}stage = "coder"
+weight = 1.0
+[[stages]]
+method = "slerp"
+parameters = {{ t = 0.4 }}
+{MODEL}stage = "trimmed"
+{MODEL}stage = "coder"
+"""
+
+
+class OutputTest(RankTest):
+    def compressed(self, name, compression):
+        self.write_recipe_for(name)
+        text = recipe_for(name).replace("[parameters]", f'output.compress = "{compression}"\n[parameters]')
+        write_text(self.path("recipe.toml"), text)
+
+    def compare(self, *options, ranks=(1, 2, 3, 4)):
+        whole = self.one_process(*options)
+        for of in ranks:
+            for run in (self.one_after_another, self.at_once):
+                run(of, *options)
+                self.assert_like(whole, label=f"{run.__name__} {of} {options}")
+                shutil.rmtree(self.path("out"))
+        return whole
+
+    def unpublished(self):
+        """Files of the ranks, by their paths."""
+        return [
+            os.path.join(root, file) for root, _, files in os.walk(self.path("out.partial")) for file in files
+        ]
+
+
+class Compressed(OutputTest):
+    def test_same_bytes(self):
+        for name, compression, ranks in (
+            ("ties", "zstd", (1, 2, 3, 4)),
+            ("ties model", "planes", (2, 3)),
+            ("breadcrumbs lines", "zstd", (3,)),
+        ):
+            with self.subTest(f"{name}, {compression}"):
+                self.compressed(name, compression)
+                whole = self.compare(*SHARDS, ranks=ranks)
+                suffix = {"zstd": ".zst", "planes": ".planes.zst"}[compression]
+                self.assertGreater(sum(file.endswith(suffix) for file in whole), 3, whole)
+
+    def test_little_memory(self):
+        self.compressed("ties model", "zstd")
+        self.compare(*SHARDS, "--memory", "48MiB", "--threads", "1", ranks=(2,))
+
+    def test_one_file(self):
+        self.compressed("ties", "zstd")
+        self.assert_ok(self.merge(out="alone.safetensors.zst"))
+        first = self.assert_ok(self.rank(0, 2, "--json", out="out.safetensors.zst"))
+        self.assertIn("1 of 2 ranks has nothing to do: one file is compressed by one rank", first.stderr)
+        second = self.assert_ok(self.rank(1, 2, "--json", out="out.safetensors.zst"))
+        self.assertEqual(sum(told.json()["rank"]["published"] for told in (first, second)), 1)
+        with open(self.path("alone.safetensors.zst"), "rb") as a, open(self.path("out.safetensors.zst"), "rb") as b:
+            self.assertEqual(a.read(), b.read())
+
+    def test_more_ranks_than_shards(self):
+        self.compressed("ties", "zstd")
+        whole = self.one_process("--shard-size", "3MB")
+        planned = self.assert_ok(self.run_braid("plan", "recipe.toml", "--of", "4", "--shard-size", "3MB")).stdout
+        idle = re.search(r"\d of 4 ranks ha(s|ve) nothing to do: the output has [23] shards.*--shard-size 1MB", planned)
+        self.assertTrue(idle, planned)
+        for rank in range(4):
+            result = self.assert_ok(self.rank(rank, 4, "--shard-size", "3MB"))
+            self.assertIn("nothing to do", result.stderr)
+        self.assert_like(whole)
+
+    def test_killed_and_run_again_with_another_number(self):
+        self.compressed("ties", "zstd")
+        whole = self.one_process(*SHARDS)
+        midway = 0
+        for attempt in range(8):
+            of = self.rng.choice((1, 2, 3))
+            processes = [self.start_rank(rank, of, *SHARDS) for rank in range(of)]
+            victim = processes[0]
+            wanted = self.rng.choice((r"\.zst\.", r"units-", r"\.zst$"))  # a shard on its way; one that is there
+            while victim.poll() is None and not any(re.search(wanted, file) for file in self.unpublished()):
+                time.sleep(0.001)
+            victim.kill()
+            for process in processes:
+                _, err = process.communicate(timeout=120)
+                if process is not victim:
+                    self.assertEqual(process.returncode, 0, err)
+            if not os.path.exists(self.path("out")):
+                midway += 1
+                other = self.rng.choice([n for n in (1, 2, 3, 4) if n != of])
+                for rank in range(other):
+                    self.assert_ok(self.rank(rank, other, *SHARDS))
+            elif os.path.exists(self.path("out.partial")):  # it died between its last two steps
+                self.assert_ok(self.rank(0, 1, *SHARDS))
+            self.assert_like(whole, label=f"attempt {attempt}: {of} ranks, killed at {wanted}")
+            shutil.rmtree(self.path("out"))
+        self.assertGreater(midway, 0, "no kill hit the middle of a merge: this test proves nothing")
+
+    def test_what_a_killed_rank_has_left_does_not_stay(self):
+        self.compressed("ties", "zstd")
+        self.assert_ok(self.rank(1, 2, *SHARDS))
+        place = next(os.path.dirname(file) for file in self.unpublished() if file.endswith(".zst"))
+        mine = next(f"model-{i:05}-of-" for i in range(1, 99) if not any(f"model-{i:05}-of-" in f for f in os.listdir(place)))
+        shards = re.search(r"-of-\d+", os.listdir(place)[0])[0]
+        dead = os.path.join(place, f"{mine}{shards[4:]}.safetensors.zst.elsewhere.1.0~")
+        write_text(dead, "half a shard")
+        process = self.start_rank(0, 2, *SHARDS)
+        while process.poll() is None and os.path.exists(dead):
+            time.sleep(0.001)
+        self.assertFalse(os.path.exists(dead))
+        process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 0)
+
+    def test_a_shard_that_is_gone(self):
+        self.compressed("ties", "zstd")
+        self.assert_ok(self.rank(0, 2, *SHARDS))
+        shard = next(file for file in self.unpublished() if file.endswith(".zst"))
+        os.unlink(shard)
+        self.assert_fails(self.rank(1, 2, *SHARDS), BAD_INPUT, os.path.basename(shard), "it is gone")
+        self.assertFalse(os.path.exists(self.path("out")))
+
+    def test_other_compression(self):
+        self.compressed("ties", "zstd")
+        self.assert_ok(self.rank(0, 2, *SHARDS))
+        self.compressed("ties", "planes")
+        self.assert_fails(self.rank(1, 2, *SHARDS), USAGE, "ranks of another merge")
+
+
+class Deltas(OutputTest):
+    def test_same_bytes(self):
+        for more in ('output = "delta"\n', 'output = { content = "delta", compress = "planes" }\n'):
+            write_text(self.path("recipe.toml"), more + recipe_for("ties model"))
+            self.compare(*SHARDS, ranks=(1, 3))
+
+    def test_one_file(self):
+        write_text(self.path("recipe.toml"), 'output = "delta"\n' + recipe_for("ties"))
+        self.assert_ok(self.merge(out="alone.safetensors"))
+        for rank in (1, 0):
+            self.assert_ok(self.rank(rank, 2, out="out.safetensors"))
+        with open(self.path("alone.safetensors"), "rb") as a, open(self.path("out.safetensors"), "rb") as b:
+            self.assertEqual(a.read(), b.read())
+
+
+class Stages(OutputTest):
+    def setUp(self):
+        super().setUp()
+        write_text(self.path("recipe.toml"), STAGES)
+
+    def test_same_bytes(self):
+        self.assertIn("is merged first", self.assert_ok(self.run_braid("plan", "recipe.toml")).stdout)
+        self.compare()
+        self.compare("--compress", "zstd", *SHARDS, ranks=(3,))
+
+    def test_killed_and_run_again_with_another_number(self):
+        whole = self.one_process()
+        midway = 0
+        for attempt in range(6):
+            of = self.rng.choice((1, 2, 3))
+            processes = [self.start_rank(rank, of) for rank in range(of)]
+            wanted = self.rng.choice((r"stage-1/units-", r"stage-1/stage.safetensors", r"stage-2/", r"ranks-\w+/units-"))
+            victim = self.rng.choice(processes)
+            while victim.poll() is None and not any(re.search(wanted, file) for file in self.unpublished()):
+                time.sleep(0.001)
+            victim.kill()
+            for process in processes:
+                _, err = process.communicate(timeout=120)
+                if process is not victim:
+                    self.assertEqual(process.returncode, 0, err)
+            if not os.path.exists(self.path("out")):
+                midway += 1
+                other = self.rng.choice([n for n in (1, 2, 3, 4) if n != of])
+                for rank in range(other):
+                    self.assert_ok(self.rank(rank, other))
+            elif os.path.exists(self.path("out.partial")):
+                self.assert_ok(self.rank(0, 1))
+            self.assert_like(whole, label=f"attempt {attempt}: {of} ranks, killed at {wanted}")
+            shutil.rmtree(self.path("out"))
+        self.assertGreater(midway, 0, "no kill hit the middle of a merge: this test proves nothing")
+
+    def test_what_is_done_is_not_done_again(self):
+        self.assert_ok(self.rank(0, 2))
+        marks = [file for file in self.unpublished() if re.search(r"stage-\d/units-", file)]
+        self.assertTrue(marks)
+        times = {file: os.stat(file).st_mtime_ns for file in marks}
+        self.assert_ok(self.rank(0, 2))
+        for file, when in times.items():
+            self.assertEqual(os.stat(file).st_mtime_ns, when)
+        self.assert_ok(self.rank(1, 2))
+        self.assertFalse(os.path.exists(self.path("out.partial")))
+
+
+class Streams(OutputTest):
+    def test_refused(self):
+        write_model(self.path("one"), random_tensors(SEED, SHAPES))
+        write_text(self.path("recipe.toml"), recipe_for("ties").replace('"a"', '"-"'))
+        with open(self.path("one", "model.safetensors"), "rb") as stream:
+            result = self.rank(0, 2, stdin=stream)
+            self.assertEqual(os.lseek(stream.fileno(), 0, os.SEEK_CUR), 0, "nothing of it was read")
+        self.assert_fails(result, USAGE, "recipe.toml:", "each of several ranks", "save it to a file")
+        os.mkfifo(self.path("fifo"))
+        write_text(self.path("recipe.toml"), STAGES.replace('"a"', '"fifo"', 1))
+        self.assert_fails(self.rank(0, 2), USAGE, "recipe.toml:", "fifo: a stream comes once")
+        subprocess.run(["zstd", "-q", self.path("one", "model.safetensors")], check=True)
+        write_text(self.path("recipe.toml"), recipe_for("ties").replace('"a"', '"one/model.safetensors.zst"'))
+        self.assert_fails(self.rank(0, 2), USAGE, "model.safetensors.zst", "without a seek table", "decompress it")
+        self.assert_fails(self.rank(0, 2, out="-"), USAGE, "one stream", "name a directory")
+        self.assert_nothing_written()
+
+
+class Slurm(OutputTest, MpiTest):
+    """configs/ranks.slurm, with Slurm's variables and an srun of our own."""
+
+    SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "configs", "ranks.slurm")
+
+    def job(self, **variables):
+        fixed = {"BRAID": BRAID, "RECIPE": "recipe.toml", "OUT": "out", "MEMORY": "256MiB", "SLURM_CPUS_PER_TASK": "1"}
+        done = subprocess.run(
+            ["bash", self.SCRIPT], cwd=self.dir, env={**os.environ, **fixed, **variables}, capture_output=True, text=True
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+    def test_array(self):
+        self.compressed("ties", "zstd")
+        whole = self.one_process(*SHARDS)
+        for task in ("2", "0", "1"):
+            self.job(SLURM_ARRAY_TASK_ID=task, SLURM_ARRAY_TASK_COUNT="3", SHARD_SIZE="700kB")
+        self.assert_like(whole)
+
+    def test_step(self):
+        self.write_recipe_for("ties model")
+        whole = self.one_process()
+        os.mkdir(self.path("bin"))
+        write_text(self.path("bin", "srun"), f"#!/bin/sh\nshift\nexec mpirun -n 2 {' '.join(LAUNCH)} \"$@\"\n")
+        os.chmod(self.path("bin", "srun"), 0o755)
+        self.job(PATH=self.path("bin") + ":" + os.environ["PATH"])
+        self.assert_like(whole)
+
+
+class Together(OutputTest, MpiTest):
+    def same_bytes(self, *options, ranks=(1, 2, 3, 4)):
+        whole = self.one_process(*options)
+        for of in ranks:
+            with self.subTest(f"{of} ranks"):
+                code, out, err = self.mpi(of, *options)
+                self.assertEqual(code, 0, err)
+                self.assertEqual(out.count("output: out"), 1, out)
+                self.assert_like(whole)
+                shutil.rmtree(self.path("out"))
+
+    def test_compressed(self):
+        for name, compression in (("ties", "planes"), ("ties model", "zstd")):
+            self.compressed(name, compression)
+            self.same_bytes(*SHARDS)
+
+    def test_more_ranks_than_shards(self):
+        self.compressed("ties model", "zstd")
+        code, out, err = self.mpi(4, "--shard-size", "3MB")
+        self.assertEqual(code, 0, err)
+        self.assertEqual(err.count("nothing to do"), 1, err)
+
+    def test_delta(self):
+        write_text(self.path("recipe.toml"), 'output = "delta"\n' + recipe_for("ties"))
+        self.same_bytes(*SHARDS, ranks=(3,))
+
+    def test_stages(self):
+        write_text(self.path("recipe.toml"), STAGES)
+        self.same_bytes()
+
+    def test_killed_and_run_again(self):
+        for what in ("compressed", "stages"):
+            if what == "stages":
+                write_text(self.path("recipe.toml"), STAGES)
+            else:
+                self.compressed("ties model", "zstd")
+            options = SHARDS if what == "compressed" else ()
+            whole = self.one_process(*options)
+            for attempt in range(3):
+                wanted = r"\.zst\.|units-" if what == "compressed" else self.rng.choice((r"stage-1/", r"stage-2/", "units-"))
+                job = self.start_mpi(3, *options)
+                while job.poll() is None and not any(re.search(wanted, file) for file in self.unpublished()):
+                    time.sleep(0.001)
+                victims = self.ranks_of(job)
+                if victims:
+                    os.kill(self.rng.choice(victims), signal.SIGKILL)
+                job.communicate(timeout=60)
+                if not os.path.exists(self.path("out")):
+                    code, out, err = self.mpi(self.rng.choice((2, 4)), *options)
+                    self.assertEqual(code, 0, err)
+                self.assertEqual(tree_of(self.path("out")), whole, f"{what}, attempt {attempt}")
+                shutil.rmtree(self.path("out"))
+                shutil.rmtree(self.path("out.partial"), ignore_errors=True)
+
+
+# What runs braid in place of mpirun's own child, and says what the kernel counted.
+MEASURE = """import json, os, sys
+pid = os.fork()
+if pid == 0:
+    os.execv(sys.argv[2], sys.argv[2:])
+_, status, usage = os.wait4(pid, 0)
+with open(f"{sys.argv[1]}.{pid}", "w") as file:
+    json.dump(usage.ru_maxrss * 1024, file)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+class Memory(MpiTest):
+    """Each rank keeps the promise of --memory + 64 MiB."""
+
+    BUDGET = 48
+
+    def setUp(self):
+        super().setUp()
+        for name in ("base", "a", "b"):
+            os.unlink(self.path(name))
+        synth(self.path("family"), "llama-70m", "--finetunes", "2")
+        self.models = sorted(os.listdir(self.path("family")))
+
+    def write(self, scope, compress):
+        text = f'method = "ties"\nbase = "family/base"\noutput.compress = "{compress}"\n'
+        text += f'[parameters]\ndensity = 0.3\nscope = "{scope}"\n'
+        text += "".join(f'[[models]]\npath = "family/{m}"\nweight = 0.5\n' for m in self.models if m != "base")
+        write_text(self.path("recipe.toml"), text)
+
+    def assert_within(self, peaks, label):
+        print(f"  {label}, --memory {self.BUDGET}MiB: MiB {[round(peak / MIB) for peak in peaks]}", flush=True)
+        for peak in peaks:
+            self.assertLessEqual(peak, (self.BUDGET + 64) * MIB, label)
+
+    def test_by_files_and_by_mpi(self):
+        write_text(self.path("measure.py"), MEASURE)
+        options = ("--memory", f"{self.BUDGET}MiB", "--threads", "2", "--shard-size", "30MB", "--quiet")
+        for scope in ("tensor", "model"):
+            for compress in ("none", "zstd"):
+                self.write(scope, compress)
+                label, peaks = f"{scope} scope, compress {compress}", []
+                for rank in range(3):
+                    result, peak = self.run_measured(
+                        "merge", "recipe.toml", "out", "--rank", str(rank), "--of", "3", *options
+                    )
+                    self.assert_ok(result)
+                    peaks.append(max(peak["VmHWM"], peak["ru_maxrss"]))
+                self.assert_within(peaks, f"{label}, by files")
+                whole = tree_of(self.path("out"))
+                shutil.rmtree(self.path("out"))
+                code, out, err = self.mpi(3, *options, program=(sys.executable, "measure.py", self.path("peak"), BRAID))
+                self.assertEqual(code, 0, err)
+                self.assert_like(whole)
+                shutil.rmtree(self.path("out"))
+                peaks = []
+                for file in os.listdir(self.dir):
+                    if file.startswith("peak."):
+                        with open(self.path(file)) as f:
+                            peaks.append(json.load(f))
+                        os.unlink(self.path(file))
+                self.assertEqual(len(peaks), 3)
+                self.assert_within(peaks, f"{label}, by MPI")
+
+
+if __name__ == "__main__":
+    main()
