@@ -1,6 +1,5 @@
-// What tells the base of a delta from other checkpoints: its headers, and samples of its weights, for a fine-tune has the
-// headers of its base. The same files have the same identity wherever they lie, compressed
-// or not.
+// What tells the base of a delta from other checkpoints: its headers, and samples of its weights, for a fine-tune has
+// the headers of its base. The same files have the same identity wherever they lie, compressed or not.
 #pragma once
 
 #include <string>

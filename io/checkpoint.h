@@ -1,7 +1,7 @@
 // A checkpoint as one catalogue of named tensors, whatever its files: a directory with model.safetensors, a
 // directory with shards and model.safetensors.index.json, one .safetensors file, or a model id
-// `org/name[@rev]` in the local Hugging Face cache. Any shard may be compressed (shard_frames.h): it keeps its plain name
-// in the index, and the file's name has .zst or .planes.zst behind it. Or a stream of one file: `-`, a FIFO, a
+// `org/name[@rev]` in the local Hugging Face cache. Any shard may be compressed (shard_frames.h): it keeps its plain
+// name in the index, and the file's name has .zst or .planes.zst behind it. Or a stream of one file: `-`, a FIFO, a
 // descriptor. Only headers and small JSON files are read. Nothing is ever downloaded.
 //
 // Immutable after OpenCheckpoint; any thread may read it. Opened files are closed again; each shard keeps its
@@ -45,8 +45,8 @@ struct Shard {
 // the name. A zstd file without a seek table becomes a stream. Throws Error.
 SafetensorsHeader ReadShard(Shard* shard);
 
-// The file in a directory that holds a shard, plain or compressed; "" when there is none. When there are several, adds a
-// warning that says which one is used. Throws Error.
+// The file in a directory that holds a shard, plain or compressed; "" when there is none. When there are several, adds
+// a warning that says which one is used. Throws Error.
 std::string FileOfShard(const ModelDirectory& directory, const std::string& name, std::vector<std::string>* warnings);
 
 // All that is in front of the first tensor: length and JSON. Throws Error.

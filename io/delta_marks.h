@@ -1,6 +1,6 @@
-// What a delta says of itself in the safetensors metadata of each of its files: that it is one, which base it belongs to,
-// and the types of the tensors that the two make. A delta has the names and shapes of its base, as float32 or bfloat16; of
-// tensors that it lacks the base's bytes are the result.
+// What a delta says of itself in the safetensors metadata of each of its files: that it is one, which base it belongs
+// to, and the types of the tensors that the two make. A delta has the names and shapes of its base, as float32 or
+// bfloat16; of tensors that it lacks the base's bytes are the result.
 #pragma once
 
 #include <map>

@@ -29,8 +29,8 @@ class FrameCompressor {
   ~FrameCompressor();
   FrameCompressor(const FrameCompressor&) = delete;
 
-  // `frames`: of the whole shard, the first one being the header's. `to` must live until End has returned. Each of these
-  // throws what compressing or writing has thrown.
+  // `frames`: of the whole shard, the first one being the header's. `to` must live until End has returned. Each of
+  // these throws what compressing or writing has thrown.
   void Begin(std::string_view header, std::vector<ShardFrame> frames, ByteStream* to);
   void Write(const void* data, size_t bytes);
   void End();

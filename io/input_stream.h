@@ -1,7 +1,7 @@
 // An input that comes once and in order: standard input (`-`), a FIFO, or a descriptor that the program was started
 // with (`/dev/fd/N`). Opened only where the user names it: a FIFO inside of a model is no regular file, and refused.
-// When it begins as a zstd stream does, it is one, and what is read is what it holds. So a zstd file without a seek table
-// is read, too; unlike the others it can be put aside and opened again.
+// When it begins as a zstd stream does, it is one, and what is read is what it holds. So a zstd file without a seek
+// table is read, too; unlike the others it can be put aside and opened again.
 //
 // Reading waits for whoever writes, as long as it takes; Cancel, or the interrupt that was given, ends the waiting
 // within 50 ms. A stream that ends too early or goes on too long is for the reader to judge, who knows what should

@@ -1,9 +1,9 @@
 // An output that appears all at once. Files are written to OUT.partial beside OUT, under a lock; Publish makes them
 // durable and renames. A crash at any moment leaves at most OUT.partial, never something that looks finished.
 //
-// OUT is a directory, or one file when it ends in `.safetensors` (and perhaps what compressed ones end in). Where OUT is an empty mount point, which cannot
-// be replaced, files are staged inside it as OUT/.partial and moved out at the end, the index (or the only shard)
-// last.
+// OUT is a directory, or one file when it ends in `.safetensors` (and perhaps what compressed ones end in). Where OUT
+// is an empty mount point, which cannot be replaced, files are staged inside it as OUT/.partial and moved out at the
+// end, the index (or the only shard) last.
 //
 // Several processes may write one output, on machines that share a file system, at once or one after another. They
 // stage it in OUT.partial/ranks-KEY/checkpoint, where KEY stands for all that must be the same for all of them, and
@@ -23,8 +23,8 @@ class Staging {
   // replaced. `force` allows replacing an existing OUT that holds nothing but what a checkpoint holds.
   // Throws Error: kUsage for an OUT that must not be written, kIo for a live OUT.partial or a failing system.
   Staging(const std::string& out, bool force, const std::vector<std::string>& inputs);
-  // Of several processes: `key` is 32 hex digits. kUsage, too, where OUT.partial is of another key, and where OUT cannot
-  // be replaced by a rename.
+  // Of several processes: `key` is 32 hex digits. kUsage, too, where OUT.partial is of another key, and where OUT
+  // cannot be replaced by a rename.
   Staging(const std::string& out, bool force, const std::vector<std::string>& inputs, const std::string& key);
   ~Staging();  // removes what was staged and not published, unless others use it too
   Staging(const Staging&) = delete;
@@ -34,8 +34,8 @@ class Staging {
 
   // Of several processes: a directory for what they leave each other, with a name that no shard has.
   const std::string& shared_directory() const { return shared_; }
-  // Removes what processes of this key have left beside an OUT that one of them published, as one that dies after its last
-  // rename does.
+  // Removes what processes of this key have left beside an OUT that one of them published, as one that dies after its
+  // last rename does.
   static void RemoveLeftovers(const std::string& out, const std::string& key);
   // Of several processes: removes every file of the output but these. For the one that is about to publish.
   void KeepOnly(const std::vector<std::string>& names);

@@ -4,7 +4,8 @@
 //   auto chain = boost::iostreams::compose(ZstdFilter(name), device);
 //   boost::iostreams::read(chain, to, n);   // -1: the end, behind a whole frame
 //
-// What is no zstd, or ends within a frame, is Error(kBadInput) naming the frame. Copies share one decoder; for one thread.
+// What is no zstd, or ends within a frame, is Error(kBadInput) naming the frame. Copies share one decoder; for one
+// thread.
 #pragma once
 
 #include <boost/iostreams/categories.hpp>

@@ -58,7 +58,8 @@ BRAID_WIDE_VECTORS void KeepImportant(const float* d, const float* importance, s
 // its first element on.
 class RowExponentials {
  public:
-  // Rows up to this length keep their exponentials in `room`, in L2; those of longer ones are found anew for each block.
+  // Rows up to this length keep their exponentials in `room`, in L2; those of longer ones are found anew for each
+  // block.
   static constexpr size_t kMostKept = 32'768;
   static size_t Room(size_t row) { return row <= kMostKept ? row : kBlockLanes; }   // in doubles
 

@@ -1,7 +1,7 @@
-// Where a threshold lies, guessed from a sample of the entries, so that one pass over all of them finds it exactly: what
-// is outside the bracket is only counted, what is inside is looked at. After Floyd and Rivest, "Expected time bounds for
-// selection", CACM 18 (1975). The result never depends on the sample: a bracket that misses is noticed, and another way
-// of selecting follows.
+// Where a threshold lies, guessed from a sample of the entries, so that one pass over all of them finds it exactly:
+// what is outside the bracket is only counted, what is inside is looked at. After Floyd and Rivest, "Expected time
+// bounds for selection", CACM 18 (1975). The result never depends on the sample: a bracket that misses is noticed, and
+// another way of selecting follows.
 //
 // Entries are selected in this order: larger keys first (ops/kernels.h), equal keys by their index.
 #pragma once
@@ -25,15 +25,15 @@ struct Cut {
   bool operator==(const Cut&) const = default;
 };
 
-// Whose place is between `sure` (inclusive) and `open` (exclusive) is undecided. An entry of 0 never is: it adds nothing
-// to a merge whether it stays or not. Indices are multiples of kBlockLanes (ops/merger.h), so that a block of lanes has
-// one least key each, or leave equal keys together (0 for `sure`, all for `open`).
+// Whose place is between `sure` (inclusive) and `open` (exclusive) is undecided. An entry of 0 never is: it adds
+// nothing to a merge whether it stays or not. Indices are multiples of kBlockLanes (ops/merger.h), so that a block of
+// lanes has one least key each, or leave equal keys together (0 for `sure`, all for `open`).
 struct Bracket {
   Cut sure, open;
   bool reaches_zero() const { return open.key == 0; }   // nothing but zeros lies behind
 };
 
-// A sample: runs of `run` lanes each, by their places (PlaceOf). The runs should be in the order of the index, more or less.
+// A sample: runs of `run` lanes each, by their places (PlaceOf). The runs should be roughly in the order of the index.
 struct PlaceSample {
   size_t run = 0;
   std::vector<uint64_t> places;
@@ -48,9 +48,9 @@ inline uint32_t IndexAt(uint64_t place) { return static_cast<uint32_t>(place); }
 // middle, the rest is for rows that differ.
 inline constexpr double kOpenShare = 0.012;
 
-// The bracket of the k-th of n entries: 3.5 standard deviations to each side, as the runs show them (the lanes of one run
-// are not independent), so that one in 2,000 misses. `by_index`: the places have indices. Nothing when the sample is too
-// small to say.
+// The bracket of the k-th of n entries: 3.5 standard deviations to each side, as the runs show them (the lanes of one
+// run are not independent), so that one in 2,000 misses. `by_index`: the places have indices. Nothing when the sample
+// is too small to say.
 std::optional<Bracket> BracketOf(const PlaceSample& sample, uint64_t k, uint64_t n, bool by_index);
 
 }  // namespace braid

@@ -1,5 +1,5 @@
-// breadcrumbs and breadcrumbs_ties: methods.md, rows of that name. Of the entries by magnitude, the largest are dropped as
-// outliers, the next ones stay, and the rest goes.
+// breadcrumbs and breadcrumbs_ties: methods.md, rows of that name. Of the entries by magnitude, the largest are dropped
+// as outliers, the next ones stay, and the rest goes.
 #pragma once
 
 #include <vector>
@@ -20,8 +20,8 @@ struct KeptPlaces {
 };
 KeptPlaces KeptPlacesOf(double density, double gamma, uint64_t n);
 
-// Over whole tensors: both ends are order statistics, found exactly by two histograms each, or by a sample and one look at
-// the entries near them; or merged before they are known (breadcrumbs_draft.cc).
+// Over whole tensors: both ends are order statistics, found exactly by two histograms each, or by a sample and one look
+// at the entries near them; or merged before they are known (breadcrumbs_draft.cc).
 class BreadcrumbsMerger : public SparseMerger {
  public:
   BreadcrumbsMerger(const MethodInfo& method, bool elect, const Coefficients& c, const TensorFacts& scope, Approach approach);

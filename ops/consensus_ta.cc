@@ -9,8 +9,8 @@ namespace {
 
 enum Parameter : size_t { kLambda, kK, kL };
 
-// An element belongs to model i's mask where |d_i| > l |sum_j d_j - d_i|. Counts the masks in float32, as wide as what is
-// compared.
+// An element belongs to model i's mask where |d_i| > l |sum_j d_j - d_i|. Counts the masks in float32, as wide as what
+// is compared.
 BRAID_WIDE_VECTORS void AddMask(const float* d, const float* sum, float l, size_t n, float* masks) {
   for (size_t i = 0; i < n; ++i) {
     const float others = l * std::fabs(sum[i] - d[i]);

@@ -1,5 +1,5 @@
-// dare_linear and dare_ties: methods.md, rows of that name. Each entry of a task vector stays with probability `density`,
-// drawn by its place (ops/random.h).
+// dare_linear and dare_ties: methods.md, rows of that name. Each entry of a task vector stays with probability
+// `density`, drawn by its place (ops/random.h).
 
 #include "ops/random.h"
 #include "ops/sparse_merger.h"

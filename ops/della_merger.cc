@@ -1,5 +1,5 @@
-// della and della_linear: methods.md, rows of that name. The larger an entry's magnitude is within its row, the more probable
-// it is to stay: p = (density - epsilon) + 2 epsilon rank / (entries - 1). Drawn by its place (ops/random.h).
+// della and della_linear: methods.md, rows of that name. The larger an entry's magnitude is within its row, the more
+// probable it is to stay: p = (density - epsilon) + 2 epsilon rank / (entries - 1). Drawn by its place (ops/random.h).
 
 #include "ops/row_draws.h"
 #include "ops/row_ranks.h"

@@ -40,8 +40,8 @@ class DeltaMerger : public TaskVectorParts {
     return false;
   }
 
-  // An infinite element of the base less itself is NaN, where the method may know better: it sees that no model moved. Its
-  // result is the base or NaN; so the merge itself says which.
+  // An infinite element of the base less itself is NaN, where the method may know better: it sees that no model moved.
+  // Its result is the base or NaN; so the merge itself says which.
   void MendInfinite(const Coefficients& c, const LaneTile& tile, const LaneTile& part, size_t begin, const PartRoom& room,
                     Scratch& scratch, DType type, std::byte* out, MergeCounts* counts) const {
     const auto from = [&](const EncodedLanes& source) {

@@ -1,8 +1,8 @@
 // exp, log and tanh in float64, by fixed polynomials: the C library's differ from one version and machine to the next.
 //
 // Every step is rounded separately and none depends on a branch, so a loop over them gives the same bits however the
-// compiler arranges it (ops/wide_vectors.h). Error bounds in ulp of float64 are those that tests/ops/elementary_test.cc asserts. NaN gives
-// NaN. Pure.
+// compiler arranges it (ops/wide_vectors.h). Error bounds in ulp of float64 are those that tests/ops/elementary_test.cc
+// asserts. NaN gives NaN. Pure.
 #pragma once
 
 #include <bit>

@@ -1,6 +1,6 @@
-// The k smallest and the k largest of many keys, exactly and in one read, for order statistics so far out that k of them
-// fit in memory. Where a histogram needs a second read for its low halves, these need none, and no sample to guess from.
-// Not thread-safe: one for each worker, added in the end.
+// The k smallest and the k largest of many keys, exactly and in one read, for order statistics so far out that k of
+// them fit in memory. Where a histogram needs a second read for its low halves, these need none, and no sample to guess
+// from. Not thread-safe: one for each worker, added in the end.
 #pragma once
 
 #include <cstddef>

@@ -1,16 +1,17 @@
-// Methods whose result is one linear combination of the sources, once their norms and inner products are known: slerp and
-// its kin.
+// Methods whose result is one linear combination of the sources, once their norms and inner products are known: slerp
+// and its kin.
 //
-// One round sums the products of every two sources over the tensor (their Gram matrix). Solve turns it into one coefficient
-// per source, and the merge writes sum c_i x_i. Where the tensor has a base, x_i - base stands for x_i, the c_i are multiplied by
-// lambda if the method has one, and the base is added. By rows, a row's products are summed and its elements written while it is at hand, without a round.
+// One round sums the products of every two sources over the tensor (their Gram matrix). Solve turns it into one
+// coefficient per source, and the merge writes sum c_i x_i. Where the tensor has a base, x_i - base stands for x_i, the
+// c_i are multiplied by lambda if the method has one, and the base is added. By rows, a row's products are summed and
+// its elements written while it is at hand, without a round.
 //
-// All of it is float64, unlike the element-wise methods: coefficients may be large and of opposite signs, and rounding them,
-// each product and each sum to float32 would be off by 4 units in the last place of the largest term with two sources, and
-// by more with more. Here the result is rounded once, to the output type (EncodeLanes, LaneRounding).
+// All of it is float64, unlike the element-wise methods: coefficients may be large and of opposite signs, and rounding
+// them, each product and each sum to float32 would be off by 4 units in the last place of the largest term with two
+// sources, and by more with more. Here the result is rounded once, to the output type (EncodeLanes, LaneRounding).
 //
-// Sums: see kReductionBlock; of rows, blocks are counted from the start of the row. NaN or infinity in a source makes its
-// products, and with them the tensor (the row), NaN.
+// Sums: see kReductionBlock; of rows, blocks are counted from the start of the row. NaN or infinity in a source makes
+// its products, and with them the tensor (the row), NaN.
 #pragma once
 
 #include <cmath>
@@ -63,8 +64,8 @@ class GramMerger : public Merger {
              std::byte* out, MergeCounts* counts) const override;
 
  protected:
-  // `sources`: the models that take part, ascending. The others are not read. `alone`: the coefficient where there is only
-  // one.
+  // `sources`: the models that take part, ascending. The others are not read. `alone`: the coefficient where there is
+  // only one.
   GramMerger(const MethodInfo& method, std::vector<size_t> sources, bool by_rows, double alone = 1);
 
   // Of two sources or more. `shares`: the coefficient per source, 0 at first. Throws NoMerge.

@@ -1,7 +1,7 @@
 // karcher: methods.md, row of that name. The Karcher mean of the directions, as long as the mean of the norms.
 //
-// A point on the sphere is kept as its coefficients over the unit vectors, so that a step of the iteration costs the square
-// of the number of sources, whatever the tensor's size.
+// A point on the sphere is kept as its coefficients over the unit vectors, so that a step of the iteration costs the
+// square of the number of sources, whatever the tensor's size.
 
 #include <algorithm>
 #include <cmath>

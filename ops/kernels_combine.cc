@@ -44,8 +44,8 @@ void MultiplyLanesTarget(const double* y, size_t n, double* x) {
 
 constexpr size_t kSumBatch = 256;
 
-// Where rounding to nearest was not exact and gave an even last bit, the odd neighbour lies on the number's other side: one
-// step of magnitude away. The bits of a float order as magnitudes do, zero and infinity included.
+// Where rounding to nearest was not exact and gave an even last bit, the odd neighbour lies on the number's other side:
+// one step of magnitude away. The bits of a float order as magnitudes do, zero and infinity included.
 void MoveToOdd(const double* sum, size_t n, float* out) {
   double step[kSumBatch];
   float narrow_step[kSumBatch];

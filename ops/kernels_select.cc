@@ -14,9 +14,9 @@ namespace HWY_NAMESPACE {
 
 constexpr size_t kKeyBatch = 256;
 
-// Long runs of one key do not stall the counting, so one table is enough: 0.28 to 0.30 ns per equal lane, 0.33 to 0.40 for
-// those of a task vector (Zen 5, AVX-512); the worst seen was 0.76 against 0.56 (scalar). CountLowHalves: 0.43 where all are
-// equal, 0.62 where only their high halves are. See ops/README.md.
+// Long runs of one key do not stall the counting, so one table is enough: 0.28 to 0.30 ns per equal lane, 0.33 to 0.40
+// for those of a task vector (Zen 5, AVX-512); the worst seen was 0.76 against 0.56 (scalar). CountLowHalves: 0.43
+// where all are equal, 0.62 where only their high halves are. See ops/README.md.
 void CountHighTarget(const float* d, size_t n, uint32_t* bins) {
   HWY_ALIGN uint32_t high[kKeyBatch + HWY_MAX_BYTES / sizeof(uint32_t)];
   for (size_t start = 0; start < n; start += kKeyBatch) {

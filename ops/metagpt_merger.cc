@@ -1,5 +1,5 @@
-// metagpt: methods.md, row of that name. Task arithmetic with weights |d_i|^2 / sum of all |d_k|^2, the norms taken over the
-// whole model.
+// metagpt: methods.md, row of that name. Task arithmetic with weights |d_i|^2 / sum of all |d_k|^2, the norms taken
+// over the whole model.
 
 #include <bit>
 
@@ -9,8 +9,8 @@
 namespace braid {
 namespace {
 
-// sums[i % 16] += d[i]^2 in float64, of lanes with zeros behind them. An infinite entry or a NaN counts as 0: it shall not
-// spoil the weights of a whole model.
+// sums[i % 16] += d[i]^2 in float64, of lanes with zeros behind them. An infinite entry or a NaN counts as 0: it shall
+// not spoil the weights of a whole model.
 void AddSquares(const float* d, size_t n, double* sums) {
   for (size_t i = 0; i < n; i += kSumLanes)
     for (size_t j = 0; j < kSumLanes; ++j) {

@@ -59,7 +59,7 @@ struct MethodInfo {
   bool (*by_columns)(const MethodInfo&, const Coefficients&) = nullptr;
   // Its statistics are of the whole model, always; see IsModelScope.
   bool whole_model = false;
-  // The result is the float32 sum of the base and what Merge writes over a base of zeros, the base's bits where that is 0.
+  // The result is the float32 sum of the base and what Merge writes over zeros, the base's bits where that is 0.
   bool adds_float32 = true;
   // What is wrong with the coefficients of a tensor, as the end of a sentence about it; empty: nothing. May be null.
   std::string (*check)(const MethodInfo&, const Coefficients&) = nullptr;
@@ -73,7 +73,7 @@ struct MethodInfo {
   const ParameterSpec* Find(std::string_view parameter) const;
   int IndexOf(std::string_view parameter) const;  // -1 when it has none of that name
   size_t At(std::string_view parameter) const { return static_cast<size_t>(IndexOf(parameter)); }  // of one that it has
-  // Whether a merge may write what it adds to the base instead of the sum (ops/delta_merger.h), to give back the same bits.
+  // Whether a merge may write what it adds to the base instead of the sum (ops/delta_merger.h), and lose no bit.
   bool HasDelta() const { return base == BaseUse::kRequired && adds_float32; }
   // Whether all tensors share their statistics: whole_model, or scope = "model".
   bool IsModelScope(const Coefficients& c) const;

@@ -1,4 +1,5 @@
-// model_stock: methods.md, row of that name. Between the base and the average, as far as the fine-tunes agree in direction.
+// model_stock: methods.md, row of that name. Between the base and the average, as far as the fine-tunes agree in
+// direction.
 
 #include <algorithm>
 

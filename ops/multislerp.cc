@@ -1,4 +1,5 @@
-// multislerp: methods.md, row of that name. The weighted mean of the directions, as long as the weighted mean of the norms.
+// multislerp: methods.md, row of that name. The weighted mean of the directions, as long as the weighted mean of the
+// norms.
 
 #include <algorithm>
 #include <cmath>

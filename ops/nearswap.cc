@@ -1,6 +1,7 @@
-// nearswap: methods.md, row of that name. Takes the other model's element where it is near the base's, less of it where it
-// is far: w = clamp(t / max(|a - b|, 1e-6), 0, 1), and w b + (1 - w) a. In mergekit's float32 steps, where a division is the
-// product with a reciprocal. With a lambda other than 1, which mergekit does not have, a + lambda w (b - a).
+// nearswap: methods.md, row of that name. Takes the other model's element where it is near the base's, less of it where
+// it is far: w = clamp(t / max(|a - b|, 1e-6), 0, 1), and w b + (1 - w) a. In mergekit's float32 steps, where a
+// division is the product with a reciprocal. With a lambda other than 1, which mergekit does not have, a + lambda w
+// (b - a).
 
 #include <algorithm>
 #include <cmath>

@@ -1,4 +1,5 @@
-// nuslerp: methods.md, row of that name. Slerp of two models, or of their task vectors, by weights; over whole tensors, rows or columns.
+// nuslerp: methods.md, row of that name. Slerp of two models, or of their task vectors, by weights; over whole tensors,
+// rows or columns.
 
 #include <algorithm>
 #include <tuple>
@@ -58,9 +59,9 @@ class NuslerpMerger : public GramMerger {
   double t_;
 };
 
-// Over the first axis: a coefficient for each column and model. Within a group of slices (ColumnGroup) a column's products
-// are added row by row, groups are added in their order, so that no figure depends on tiles. Sums take 24 bytes for each
-// column of a group, and what is found 16 bytes for each column until the tensor is merged.
+// Over the first axis: a coefficient for each column and model. Within a group of slices (ColumnGroup) a column's
+// products are added row by row, groups are added in their order, so that no figure depends on tiles. Sums take 24
+// bytes for each column of a group, and what is found 16 bytes for each column until the tensor is merged.
 class NuslerpColumns : public Merger {
  public:
   NuslerpColumns(const MethodInfo& method, const Coefficients& c, const TensorFacts& tensor)

@@ -2,8 +2,8 @@
 //
 // Per model i of N, over the n elements of the scope: a = |d_i|, clamped to its order statistics
 // lo = sorted[int(0.0001 n)] and hi = sorted[int(0.9999 n - 1)];
-// score = exp(N ((a - lo)/(hi - lo))^2) tanh(d_i sum_j d_j); of the scores t = sorted[int((1 - ratio) n)]; c_i = (max(score, t) - t)/(largest score - t).
-// Merged: sum sign(d_i) a_i c_i / max(sum c_i, 1e-12).
+// score = exp(N ((a - lo)/(hi - lo))^2) tanh(d_i sum_j d_j); of the scores t = sorted[int((1 - ratio) n)]; c_i =
+// (max(score, t) - t)/(largest score - t). Merged: sum sign(d_i) a_i c_i / max(sum c_i, 1e-12).
 //
 // A model that lacks a tensor of the scope has zeros there.
 //
@@ -38,7 +38,8 @@ constexpr uint32_t kScoreHighBins = 0x10000, kScoreLowBins = 0x10000;   // of th
 // The ends of the magnitudes of so few elements take less memory than two histograms of their low halves.
 constexpr uint64_t kFewExtremes = uint64_t{1} << 28;
 
-// Scores around t that are counted key by key: so many that they differ by an eighth or more. A wider bracket is of no use.
+// Scores around t that are counted key by key: so many that they differ by an eighth or more. A wider bracket is of no
+// use.
 constexpr uint32_t kWindow = 1 << 21;
 constexpr uint32_t kLeastScoreKey = 0x007fffff, kLargestScoreKey = 0xff800000;   // of the infinities
 

@@ -1,7 +1,7 @@
 // The scores of pcb, over blocks of float32 lanes: score = exp(N ((a - low)/(high - low))^2) tanh(product), a = |d|
-// clamped to [low, high], product = d sum. Exactly, with exp and tanh in float64 and the rest in float32; and an estimate
-// that is within a known distance, which settles on which side of a limit most scores lie. See ops/kernels.h for what
-// holds of all kernels.
+// clamped to [low, high], product = d sum. Exactly, with exp and tanh in float64 and the rest in float32; and an
+// estimate that is within a known distance, which settles on which side of a limit most scores lie. See ops/kernels.h
+// for what holds of all kernels.
 #pragma once
 
 #include <bit>
@@ -13,8 +13,8 @@ namespace braid {
 
 inline constexpr size_t kPcbMostModels = 80;   // e^80 is still a float32
 
-// tanh of such a product x is x itself, as float32: it lies x^2/3 < 2^-25 below, relative to x, and the next float32 below
-// x at least 2^-24, so that x is the nearest; the error of Tanh (8 ulp of float64) is next to nothing.
+// tanh of such a product x is x itself, as float32: it lies x^2/3 < 2^-25 below, relative to x, and the next float32
+// below x at least 2^-24, so that x is the nearest; the error of Tanh (8 ulp of float64) is next to nothing.
 inline constexpr float kSmallProduct = 0x1p-12f;
 
 // What the scores of one model depend on beside its entries.
@@ -46,8 +46,8 @@ inline float ScoreAt(uint32_t key) { return std::bit_cast<float>(key >= kZeroSco
 //
 // With u = 2^-24, relative to what it would be without rounding, y is off by 5 u at most, and the exponent that
 // ExactScores rounds to float32 by 4 u; it is at most N, so the powers differ by 9 N u. The polynomial (2^f to f^6,
-// |f| <= 1/2) adds 5 u, the last roundings of both 4 u. Altogether less than (16 N + 32) u, and where scores are subnormal
-// half a unit of theirs each.
+// |f| <= 1/2) adds 5 u, the last roundings of both 4 u. Altogether less than (16 N + 32) u, and where scores are
+// subnormal half a unit of theirs each.
 class ScoreEstimate {
  public:
   ScoreEstimate() = default;

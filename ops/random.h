@@ -24,9 +24,9 @@ struct RandomStream {
 // A draw has so many bits, uniform.
 inline constexpr int kDrawBits = 31;
 
-// draws[i] is that of element first + i (below 2^50). 64 elements take 16 counters: element e is word e / 16 % 4 of counter
-// e / 64 * 16 + e % 16, so that vectors of any width store what they compute side by side. `draws` has room for n and
-// kLanePadding.
+// draws[i] is that of element first + i (below 2^50). 64 elements take 16 counters: element e is word e / 16 % 4 of
+// counter e / 64 * 16 + e % 16, so that vectors of any width store what they compute side by side. `draws` has room for
+// n and kLanePadding.
 void DrawBits(const RandomStream& stream, uint64_t first, size_t n, uint32_t* draws);
 
 // An event of probability p, 0 <= p < 1: draw < LimitOf(p).

@@ -164,8 +164,8 @@ HWY_AFTER_NAMESPACE();
 namespace braid {
 namespace {
 
-// Keys of buckets that may be looked at, per key of the row: a vector of them is compared in a step, while ranking them all
-// takes some twenty steps for each.
+// Keys of buckets that may be looked at, per key of the row: a vector of them is compared in a step, while ranking them
+// all takes some twenty steps for each.
 constexpr uint64_t kWorkPerKey = 64;
 
 }  // namespace

@@ -5,8 +5,8 @@
 
 namespace braid {
 
-// Replaces each of n < 2^32 keys, all below 2^31, by its rank: 0 for the smallest, equal ones by their index. `room` holds
-// 2 n numbers. A radix sort over three digits, O(n) whatever the keys are.
+// Replaces each of n < 2^32 keys, all below 2^31, by its rank: 0 for the smallest, equal ones by their index. `room`
+// holds 2 n numbers. A radix sort over three digits, O(n) whatever the keys are.
 void RankKeys(uint32_t* keys, size_t n, uint64_t* room);
 
 // The ranks of all rows of a unit, in the workspace of a worker.

@@ -1,9 +1,9 @@
 // sce: select the elements that vary most across models, weigh models by the energy of what was selected, erase the
 // minority of signs. methods.md, row of that name.
 //
-// Rounds: the threshold of the variances (unless all are kept) by two histograms, or by a sample and one look at what lies
-// near it; sums of squares of the selected entries for the weights; the merge. Elements equal to the threshold are kept by
-// index: they are handed out for the sums, and the merge knows where that ended.
+// Rounds: the threshold of the variances (unless all are kept) by two histograms, or by a sample and one look at what
+// lies near it; sums of squares of the selected entries for the weights; the merge. Elements equal to the threshold are
+// kept by index: they are handed out for the sums, and the merge knows where that ended.
 #include <cmath>
 #include <utility>
 
@@ -200,8 +200,8 @@ void SceMerger::CountClaims(const Coefficients&, const LaneTile& tile, Scratch& 
   });
 }
 
-// Where the elements of a block that equal the threshold are no longer selected, when so many are still granted; blocks come
-// in order.
+// Where the elements of a block that equal the threshold are no longer selected, when so many are still granted; blocks
+// come in order.
 uint64_t SceMerger::EndOfGranted(const float* variances, size_t n, uint64_t first, uint64_t* left) const {
   if (*left == 0) return 0;
   const uint64_t equal = CountKey(variances, n, cut_.key);

@@ -1,4 +1,5 @@
-// slerp: methods.md, row of that name. Two models along the arc between their directions; more of them one after the other.
+// slerp: methods.md, row of that name. Two models along the arc between their directions; more of them one after the
+// other.
 
 #include <algorithm>
 
@@ -24,8 +25,8 @@ double WeightOf(const MethodInfo& method, const Coefficients& c, size_t m) {
   return c.model[m][method.At("weight")];
 }
 
-// t = 0 is the first model and t = 1 the second; the other is not needed. A weight of 0, which models without the tensor
-// have, too: no part in it.
+// t = 0 is the first model and t = 1 the second; the other is not needed. A weight of 0, which models without the
+// tensor have, too: no part in it.
 std::vector<size_t> Sources(const MethodInfo& method, const Coefficients& c) {
   std::vector<size_t> sources = ModelsWithWeight(method, c);
   const double t = ParameterT(method, c);

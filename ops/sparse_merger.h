@@ -1,8 +1,9 @@
 // Generalized task arithmetic with entries taken out of the task vectors: methods.md, "GTA". What dare, breadcrumbs and
 // della share: how their task vectors are rescaled and merged. Which entries stay is for each of them to say.
 //
-// Lanes go through a method's Keep into scratch and from there, as task vectors of a base of zeros, through the kernels of
-// ties and task_arithmetic; so the steps are those of mergekit: d x factor, x weight, sum, / divisor, x lambda, + base.
+// Lanes go through a method's Keep into scratch and from there, as task vectors of a base of zeros, through the kernels
+// of ties and task_arithmetic; so the steps are those of mergekit: d x factor, x weight, sum, / divisor, x lambda, +
+// base.
 #pragma once
 
 #include <vector>
@@ -33,11 +34,11 @@ class SparseMerger : public Merger {
   void KeepDecisions() override;
 
  protected:
-  // Before Keep is called for the lanes of a unit: what it needs to know of all of them, for the models that are in the tile
-  // and sparse(). May use scratch.base and the lanes of models.
+  // Before Keep is called for the lanes of a unit: what it needs to know of all of them, for the models that are in the
+  // tile and sparse(). May use scratch.base and the lanes of models.
   virtual void Prepare(const LaneTile&, const uint64_t* /*grants*/, const LaneUnit&, Scratch&) const {}
-  // Sets those of d to 0 that go: of a model that is sparse(), lanes start .. start + n of the tile, in this unit. Lanes
-  // behind them are padding.
+  // Sets those of d to 0 that go: of a model that is sparse(), lanes start .. start + n of the tile, in this unit.
+  // Lanes behind them are padding.
   virtual void Keep(const LaneTile& tile, size_t model, const LaneUnit& unit, size_t start, size_t n, Scratch& scratch,
                     float* d) const = 0;
   // Of the rounds that call Keep.

@@ -1,5 +1,6 @@
-// Loops that take entries out of task vectors, over blocks of float32 lanes; see ops/kernels.h for what holds of all kernels.
-// A NaN stays whatever is asked: a NaN in a source, or the difference of two infinities, is a NaN in the merge (mergekit's, too).
+// Loops that take entries out of task vectors, over blocks of float32 lanes; see ops/kernels.h for what holds of all
+// kernels. A NaN stays whatever is asked: a NaN in a source, or the difference of two infinities, is a NaN in the merge
+// (mergekit's, too).
 #pragma once
 
 #include <cstddef>
@@ -13,7 +14,8 @@ void KeepDrawn(const uint32_t* draws, const uint32_t* limits, size_t n, float* d
 // d[i] becomes 0 unless bit first + i of `bits` is set; one word behind the last of them is readable, too.
 void KeepBits(const uint64_t* bits, size_t first, size_t n, float* d);
 
-// Sets those of bits first .. first + n that are set in `words`, whose bits from n on are clear; may touch a word behind them.
+// Sets those of bits first .. first + n that are set in `words`, whose bits from n on are clear; may touch a word
+// behind them.
 void AddBits(const uint64_t* words, size_t n, uint64_t* bits, size_t first);
 
 // Sets bit i of `words` where d[i] is not 0 (a NaN is not), clears it elsewhere, also behind n.

@@ -174,8 +174,8 @@ DType TaskVectorMerger::CommonType(const LaneTile& tile, const Scratch& scratch)
   return tile.base.type;
 }
 
-// Elements that no model changed: copies the base to `out`, and true. Only where that is what merging gives, which NaN and
-// infinities are not. Where a model did change something, the first difference is soon found.
+// Elements that no model changed: copies the base to `out`, and true. Only where that is what merging gives, which NaN
+// and infinities are not. Where a model did change something, the first difference is soon found.
 bool TaskVectorMerger::KeepsBase(const LaneTile& tile, size_t start, size_t n, DType from, DType to,
                                  const Scratch& scratch, std::byte* out) const {
   if (from != to || from == DType::kF64) return false;

@@ -1,6 +1,7 @@
-// What a method merges task vectors to, before the base is added: a merger around the method's own that hands it, part by
-// part, the task vectors as float32 over a base of zeros. For methods that add to a base this is the merged task vector
-// times lambda, to the last bit (MethodInfo::HasDelta: in float32). Everything before the merge is the method's own.
+// What a method merges task vectors to, before the base is added: a merger around the method's own that hands it, part
+// by part, the task vectors as float32 over a base of zeros. For methods that add to a base this is the merged task
+// vector times lambda, to the last bit (MethodInfo::HasDelta: in float32). Everything before the merge is the method's
+// own.
 #pragma once
 
 #include <memory>
@@ -9,8 +10,8 @@
 
 namespace braid {
 
-// Elements of one tensor that are merged at once: whole rows or slices, where tiles are made of them. They take 4 bytes per
-// model, and 8 more, of a worker's workspace.
+// Elements of one tensor that are merged at once: whole rows or slices, where tiles are made of them. They take 4 bytes
+// per model, and 8 more, of a worker's workspace.
 uint64_t TaskVectorPart(const MethodInfo& method, const Coefficients& c, const TensorFacts& tensor);
 
 // Where a worker keeps one part of a tile.

@@ -1,5 +1,5 @@
-// How task vectors become one, once each model's entries are known to stay or go: methods.md, "GTA". They are weighted and
-// either added up or, with an election of signs, merged where they agree.
+// How task vectors become one, once each model's entries are known to stay or go: methods.md, "GTA". They are weighted
+// and either added up or, with an election of signs, merged where they agree.
 #pragma once
 
 #include <algorithm>
@@ -16,8 +16,8 @@ class TaskVectorRule {
 
   double WeightOf(const Coefficients& c, size_t model) const { return c.model[model][weight_]; }
 
-  // A block without lanes, factors and least keys: all entries stay. Who votes: the models with a weight that are there (no
-  // tile: that have a weight); they are listed in scratch.voters, and the block's arrays are those of scratch.
+  // A block without lanes, factors and least keys: all entries stay. Who votes: the models with a weight that are there
+  // (no tile: that have a weight); they are listed in scratch.voters, and the block's arrays are those of scratch.
   TaskVectorBlock BlockFor(const Coefficients& c, const LaneTile* tile, Scratch& scratch) const;
 
   bool elects() const { return elect_; }

@@ -44,8 +44,8 @@ class Histograms : public Accumulator {
   uint64_t counted_ = 0;   // at most this much in any entry of small_
 };
 
-// One sample per model that needs selection. Their memory is kept from one scope to the next: pages cost more to get than
-// to fill.
+// One sample per model that needs selection. Their memory is kept from one scope to the next: pages cost more to get
+// than to fill.
 class SampleKeys : public Accumulator {
  public:
   explicit SampleKeys(size_t count);
@@ -54,12 +54,13 @@ class SampleKeys : public Accumulator {
   void Add(Accumulator* other) override;
 };
 
-// Adds a run of n lanes, at most kBlockLanes, that begins at element `first`. `by_index`: equal keys are told apart by it.
+// Adds a run of n lanes, at most kBlockLanes, that begins at element `first`. `by_index`: equal keys are told apart by
+// it.
 void AddRun(const float* lanes, size_t n, uint64_t first, bool by_index, PlaceSample* sample);
 
-// The keys within one bracket, counted: a bin per key, or, in a wide bracket, per few neighbouring keys. Wide brackets are
-// those of bf16 weights, whose differences lie far apart, so that a bin still sees one key; where a bin saw two, another
-// look at that bin alone tells them apart.
+// The keys within one bracket, counted: a bin per key, or, in a wide bracket, per few neighbouring keys. Wide brackets
+// are those of bf16 weights, whose differences lie far apart, so that a bin still sees one key; where a bin saw two,
+// another look at that bin alone tells them apart.
 class InsideBins {
  public:
   static constexpr size_t kBins = 1 << 18;
@@ -70,8 +71,8 @@ class InsideBins {
   void Count(const float* lanes, size_t n);
   void Add(const InsideBins& other);
 
-  // The k-th largest of all keys that were counted. Or, where several keys share its bin, the bracket that has them alone.
-  // Or neither: it lies outside of the bracket. With kBins or more, the second look needs no third.
+  // The k-th largest of all keys that were counted. Or, where several keys share its bin, the bracket that has them
+  // alone. Or neither: it lies outside of the bracket. With kBins or more, the second look needs no third.
   struct Found {
     std::optional<Threshold> threshold;
     std::optional<Bracket> narrower;

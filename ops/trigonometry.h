@@ -1,5 +1,6 @@
-// Sine, cosine and arc cosine in float64 by fixed steps: the same bits on every machine. The C library's own differ where a
-// processor can fuse a multiplication and an addition. Pure; thread-safe. They take some tens of ns: for a tensor or a row.
+// Sine, cosine and arc cosine in float64 by fixed steps: the same bits on every machine. The C library's own differ
+// where a processor can fuse a multiplication and an addition. Pure; thread-safe. They take some tens of ns: for a
+// tensor or a row.
 #pragma once
 
 namespace braid {

@@ -1,6 +1,6 @@
-// For functions whose loops the compiler vectorises: compiled once more for wider vectors, chosen when the program starts.
-// The bits are the same, since every step is rounded by itself (-ffp-contract=off). Where a loop needs more than the
-// compiler finds, or runs in the main merge, it is a kernel (ops/kernels.h).
+// For functions whose loops the compiler vectorises: compiled once more for wider vectors, chosen when the program
+// starts. The bits are the same, since every step is rounded by itself (-ffp-contract=off). Where a loop needs more
+// than the compiler finds, or runs in the main merge, it is a kernel (ops/kernels.h).
 #pragma once
 
 // Not with the sanitizers, which are not ready yet when the choice is made.

@@ -47,8 +47,8 @@ bool GraphRun::ReadFailedDrafts(Read::gateway_type& gateway) {
   }
 }
 
-// All rounds before the merge, of all scopes; then the scale of the merges is known. Ranks that take statistics together
-// leave out what others merge, and get its norms.
+// All rounds before the merge, of all scopes; then the scale of the merges is known. Ranks that take statistics
+// together leave out what others merge, and get its norms.
 bool GraphRun::MeasureAll(Read::gateway_type& gateway) {
   std::vector<std::optional<TaskVectorNorms>> norms(plan_.scopes.size());
   const bool together = exchange_ != nullptr && !plan_.model_scope;

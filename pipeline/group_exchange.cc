@@ -1,5 +1,5 @@
-// Partial statistics as messages: up a tree of ranks, each adding what its two children have, and the total back to all.
-// Nobody holds more than its own statistics and a buffer.
+// Partial statistics as messages: up a tree of ranks, each adding what its two children have, and the total back to
+// all. Nobody holds more than its own statistics and a buffer.
 #include <algorithm>
 #include <cstring>
 #include <vector>

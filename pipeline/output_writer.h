@@ -52,8 +52,8 @@ class OutputWriter {
   // Sets `data`, from the tile's tensor and range, to where in the buffer the bytes can be written from directly.
   void Place(OutputTile* tile) const;
 
-  // `fail` gets an exception of a writer thread; `retire` a scope whose last tile was written; `units_done`, on a writer
-  // thread, units of the share when they are durable: from time to time, and the last of them in Finish.
+  // `fail` gets an exception of a writer thread; `retire` a scope whose last tile was written; `units_done`, on a
+  // writer thread, units of the share when they are durable: from time to time, and the last of them in Finish.
   void Start(std::function<void(std::exception_ptr)> fail, std::function<void(ScopeRun*)> retire,
              std::function<void(WrittenUnits)> units_done);
 

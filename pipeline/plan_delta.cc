@@ -1,6 +1,6 @@
-// Deltas. A merge that writes one keeps the tensors that it merges, in float32 or bfloat16, and remembers the types that
-// they would have had; all others come out as the base has them, so that the delta need not have them. A plan that applies
-// one is that of a method with the base and one model, whose types the delta says.
+// Deltas. A merge that writes one keeps the tensors that it merges, in float32 or bfloat16, and remembers the types
+// that they would have had; all others come out as the base has them, so that the delta need not have them. A plan that
+// applies one is that of a method with the base and one model, whose types the delta says.
 
 #include <fmt/format.h>
 

@@ -1,5 +1,5 @@
-// Several reads in flight: threads of their own, outside TBB, that read the ranges of one tile after another, directly in
-// requests of about 2 MiB, or decoding frame by frame. Four such readers were the fastest way to read a disk (2.2 to
+// Several reads in flight: threads of their own, outside TBB, that read the ranges of one tile after another, directly
+// in requests of about 2 MiB, or decoding frame by frame. Four such readers were the fastest way to read a disk (2.2 to
 // 2.75 GB/s against 2.0 to 2.2 for one, Linux 6.18, ext4 on virtio); decoding takes as many as there are cores.
 #pragma once
 

@@ -5,8 +5,8 @@
 //   content = "checkpoint" | "delta"
 //   delta_dtype = "float32" | "bfloat16"     with content = "delta"
 //
-// `output = "delta"` is short for content = "delta". Used while one recipe is read, by one thread; everything that fails
-// throws RecipeError.
+// `output = "delta"` is short for content = "delta". Used while one recipe is read, by one thread; everything that
+// fails throws RecipeError.
 #pragma once
 
 #include <optional>

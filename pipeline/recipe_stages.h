@@ -1,6 +1,6 @@
-// Several merges in one file, some of which take the results of others for models: [[stages]] in TOML, several documents
-// in YAML, as mergekit-multi has them. They may stand in any order; the result is TOML's last one, YAML's one without a
-// name.
+// Several merges in one file, some of which take the results of others for models: [[stages]] in TOML, several
+// documents in YAML, as mergekit-multi has them. They may stand in any order; the result is TOML's last one, YAML's one
+// without a name.
 #pragma once
 
 #include <functional>

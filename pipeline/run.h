@@ -52,9 +52,9 @@ struct MergeReport {
   std::optional<RankReport> rank = {};
 };
 
-// Merges; a rank merges its part, and what it takes for OUT to appear is that all ranks have done theirs. Nothing appears
-// at `out` before all of it is complete and durable. `interrupt`: a signal handler may set it
-// to end the run. `progress` is filled while it runs. Throws Error.
+// Merges; a rank merges its part, and what it takes for OUT to appear is that all ranks have done theirs. Nothing
+// appears at `out` before all of it is complete and durable. `interrupt`: a signal handler may set it to end the run.
+// `progress` is filled while it runs. Throws Error.
 MergeReport RunMerge(const std::string& recipe_path, const MergeOptions& options, const std::atomic<int>& interrupt,
                      Progress* progress);
 

@@ -22,8 +22,8 @@ constexpr uint64_t kRunLanes = 64;
 constexpr uint64_t kMostRuns = kSampleLanes / kRunLanes, kLeastRuns = 512;
 // A request takes as long as reading so many bytes in order, more or less; a sample should not take a tenth of that.
 constexpr uint64_t kBytesPerRun = 128 << 10;
-// A solid-state disk answers so many small requests at once (2,048 runs of 4 sources: 8 readers 0.14 s, 32 readers 0.10 s;
-// EPYC VM); each reader has every source open.
+// A solid-state disk answers so many small requests at once (2,048 runs of 4 sources: 8 readers 0.14 s, 32 readers 0.10
+// s; EPYC VM); each reader has every source open.
 constexpr size_t kMostReaders = 32, kMostOpen = 128;
 
 struct Run {

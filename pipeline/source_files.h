@@ -3,8 +3,8 @@
 // buffer that direct reads fill, which leave the page cache alone. Which of them is decided in the plan, per
 // checkpoint. Windows of a compressed shard are buffers that its frames are decoded into; the plan decides whether they
 // come through the page cache. Streams are read into buffers as they come. Rows of another vocabulary are gathered into
-// such a buffer. Files are opened when they are needed; when there are more than the process may have open, those that were not used for longest are closed, and must be the same
-// when they are opened again.
+// such a buffer. Files are opened when they are needed; when there are more than the process may have open, those that
+// were not used for longest are closed, and must be the same when they are opened again.
 //
 // Read is for the I/O thread; everything else for any thread.
 #pragma once
@@ -64,8 +64,8 @@ class SourceFiles {
   ~SourceFiles();
 
   // Makes the windows of one tile, whose bytes were taken from the budget, and fills them. Calls `done` once, with the
-  // first error or null, on this thread or, when all reads have ended, on another. Reads of several tiles are in flight at
-  // once and may end in any order. Never throws.
+  // first error or null, on this thread or, when all reads have ended, on another. Reads of several tiles are in flight
+  // at once and may end in any order. Never throws.
   void Read(const std::vector<SourceRange>& ranges, ReadQueue::Done done);
 
   // The merge round has used these elements: no later round reads them.

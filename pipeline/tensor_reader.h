@@ -1,9 +1,9 @@
 // Streams the tensors of a checkpoint through a bounded window: what inspect, diff and verify read with.
 //
 // Pages become resident in the order of the calls, which keeps a disk at its full speed, and leave this process
-// when the range goes; the page cache is left alone. Frames of a compressed shard are decoded when a range is loaded, so
-// that several threads do it. One shard is open at a time (and those whose ranges are still held), so the limit on open
-// files does not matter.
+// when the range goes; the page cache is left alone. Frames of a compressed shard are decoded when a range is loaded,
+// so that several threads do it. One shard is open at a time (and those whose ranges are still held), so the limit on
+// open files does not matter.
 //
 // TensorReader belongs to one thread at a time; a ResidentRange may be used and destroyed on any thread.
 #pragma once

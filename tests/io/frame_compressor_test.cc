@@ -1,4 +1,5 @@
-// Frames that several threads compress are the frames that one encoder makes, in order; and a stream that fails ends it.
+// Frames that several threads compress are the frames that one encoder makes, in order; and a stream that fails ends
+// it.
 #include "io/frame_compressor.h"
 
 #include <gtest/gtest.h>

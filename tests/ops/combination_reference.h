@@ -1,5 +1,6 @@
-// The methods of GramMerger in plain double arithmetic on the vectors themselves, from the formulas in methods.md: no Gram
-// matrix, no blocks, no SIMD, the C library's functions. Where a base is given, the caller passes task vectors and adds it.
+// The methods of GramMerger in plain double arithmetic on the vectors themselves, from the formulas in methods.md: no
+// Gram matrix, no blocks, no SIMD, the C library's functions. Where a base is given, the caller passes task vectors and
+// adds it.
 #pragma once
 
 #include <algorithm>

@@ -1,5 +1,5 @@
-// Random sources for methods on task vectors, and the comparison of what a merger makes of them with what a plain scalar
-// reference does.
+// Random sources for methods on task vectors, and the comparison of what a merger makes of them with what a plain
+// scalar reference does.
 #pragma once
 
 #include <chrono>

@@ -155,8 +155,8 @@ TEST(Elementwise, ExamplesByHand) {
   // The first model has one change of its own and two that others share: 2/1, clamped to 0.5, makes 1 + 0.5 * 0.5.
   EXPECT_EQ(merge("ramplus_tl", {{"r", 0.5}, {"alpha", 0.5}})[0], 1 + 0.5f * 1.25f);
   EXPECT_EQ(merge("magmax", {}), (Lanes{1.5f, 1.5f, 1, -1}));   // -2 comes before 2
-  // Sums: 0.5, 0.5, 0, 1. With l = 1 the first needs 0.5 > 0; the second 0.5 > 0, 0.25 > 0.25 (no), 0.25 > 0.75 (no); the
-  // last 2 > 3 (no), 1 > 0, 2 > 1.
+  // Sums: 0.5, 0.5, 0, 1. With l = 1 the first needs 0.5 > 0; the second 0.5 > 0, 0.25 > 0.25 (no), 0.25 > 0.75 (no);
+  // the last 2 > 3 (no), 1 > 0, 2 > 1.
   EXPECT_EQ(merge("consensus_ta", {{"k", 1}, {"l", 1}}), (Lanes{1.5f, 1.5f, 1, 2}));
   EXPECT_EQ(merge("consensus_ta", {{"k", 2}, {"l", 1}}), (Lanes{1, 1, 1, 2}));
 }

@@ -1,5 +1,6 @@
-// slerp, nuslerp, multislerp, karcher and model_stock, driven as the pipeline drives them, against plain double arithmetic:
-// every element is the reference rounded once, but where the reference itself is within its own error of a boundary.
+// slerp, nuslerp, multislerp, karcher and model_stock, driven as the pipeline drives them, against plain double
+// arithmetic: every element is the reference rounded once, but where the reference itself is within its own error of a
+// boundary.
 #include "ops/gram_merger.h"
 
 #include <functional>

@@ -67,8 +67,8 @@ TEST(DrawBits, EventsHaveTheirProbability) {
   EXPECT_EQ(LimitOf(0.5), 1u << 30);
 }
 
-// Two events of probability p at once: p^2. Neighbours, words and counters of one stream, and streams that differ in one
-// thing by one.
+// Two events of probability p at once: p^2. Neighbours, words and counters of one stream, and streams that differ in
+// one thing by one.
 TEST(DrawBits, AreIndependent) {
   Random random;
   constexpr size_t kDraws = 1 << 19;

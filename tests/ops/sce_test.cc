@@ -137,7 +137,8 @@ TEST(Sce, EqualVariancesAreKeptByIndexAcrossTiles) {
   }
 }
 
-// With the help of a sample, and without. Gaussian entries have many variances, so that several share a bin of a bracket.
+// With the help of a sample, and without. Gaussian entries have many variances, so that several share a bin of a
+// bracket.
 TEST(Sce, SampledEqualsTheReference) {
   Random random;
   const MethodInfo& method = *FindMethod("sce");

@@ -1,5 +1,5 @@
-// dare, breadcrumbs, della and metagpt, driven as the pipeline drives them: equal to the scalar reference bit for bit, and
-// what the random ones promise of their numbers.
+// dare, breadcrumbs, della and metagpt, driven as the pipeline drives them: equal to the scalar reference bit for bit,
+// and what the random ones promise of their numbers.
 #include <chrono>
 
 #include "ops/merger.h"
@@ -159,8 +159,8 @@ TEST(Breadcrumbs, EqualsAtBothEndsGoByIndex) {
   }
 }
 
-// Whichever way both ends are found. Gaussian entries have wide brackets in which many keys share a bin; where the entries
-// grow along the tensor, or a few values make up all of them, samples say little.
+// Whichever way both ends are found. Gaussian entries have wide brackets in which many keys share a bin; where the
+// entries grow along the tensor, or a few values make up all of them, samples say little.
 TEST(Breadcrumbs, EveryApproachEqualsTheReference) {
   Random random;
   constexpr size_t kSize = 400'000;

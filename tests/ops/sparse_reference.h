@@ -1,5 +1,5 @@
-// A plain scalar reference of dare, breadcrumbs, della and metagpt, beside reference.h: what ops/ must equal bit for bit.
-// Written from methods.md: ranks by std::stable_sort, Philox from its paper, loops.
+// A plain scalar reference of dare, breadcrumbs, della and metagpt, beside reference.h: what ops/ must equal bit for
+// bit. Written from methods.md: ranks by std::stable_sort, Philox from its paper, loops.
 #pragma once
 
 #include <numeric>

@@ -1,5 +1,5 @@
-// Chained stages: one recipe of several merges gives the bytes of the merges run one after another, with float32, or the
-// type that a stage asks for, in between.
+// Chained stages: one recipe of several merges gives the bytes of the merges run one after another, with float32, or
+// the type that a stage asks for, in between.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 

@@ -6,10 +6,12 @@
 
 namespace braid {
 
-// Null when there is no other process. Throws Error(kUsage) when there are and braid was built without MPI. Called once.
+// Null when there is no other process. Throws Error(kUsage) when there are and braid was built without MPI. Called
+// once.
 Group* JoinGroup();
 
-// Before an error is printed: ranks that fail for one reason leave the telling to the first of them, whose end is theirs.
+// Before an error is printed: ranks that fail for one reason leave the telling to the first of them, whose end is
+// theirs.
 void LetEarlierRanksSpeak();
 
 // At the very end. What is not 0 ends all of them.
