@@ -122,6 +122,8 @@ uint64_t FrameCompressor::MemoryBytes(Compression compression, size_t threads, u
 }
 
 // A frame becomes four at most; lists that grow may be twice as large as what is in them.
-uint64_t FrameCompressor::TableBytes(uint64_t frames) { return frames * 2 * (sizeof(ShardFrame) + 4 * sizeof(SeekEntry)); }
+uint64_t FrameCompressor::TableBytes(uint64_t frames) {
+  return frames * 2 * (sizeof(ShardFrame) + 4 * sizeof(SeekEntry));
+}
 
 }  // namespace braid

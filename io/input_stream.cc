@@ -1,6 +1,5 @@
 #include "io/input_stream.h"
 
-#include <fmt/format.h>
 #include <sys/file.h>
 #include <unistd.h>
 

@@ -1,7 +1,8 @@
 // The seek table of the zstd seekable format, 0.1.0 (contrib/seekable_format of zstd): a skippable frame at the end of
 // a file that says how long each of its frames is. All numbers are little-endian:
 //
-//   u32 0x184D2A5E, u32 bytes that follow, {u32 compressed, u32 content} of each frame, u32 frames, u8 0, u32 0x8F92EAB1
+//   u32 0x184D2A5E, u32 bytes that follow, {u32 compressed, u32 content} of each frame, u32 frames, u8 0,
+//   u32 0x8F92EAB1
 //
 // The u8 has bit 7 set when entries have a third number, a checksum, which we skip: frames have one themselves.
 #pragma once

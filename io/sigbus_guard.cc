@@ -1,11 +1,9 @@
 #include "io/sigbus_guard.h"
 
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <atomic>
 #include <csignal>
-#include <cstdint>
 #include <mutex>
 #include <utility>
 

@@ -4,7 +4,6 @@
 #include <linux/fs.h>
 #include <sys/file.h>
 #include <sys/statvfs.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -55,7 +54,8 @@ bool IsMountPoint(const std::string& path) {
 bool BelongsToACheckpoint(const std::string& name, bool is_directory) {
   static const std::regex directories(R"(\d+_\w+|additional_chat_templates|\.cache)");
   static const std::regex files(
-      R"((.+\.(safetensors|safetensors(\.planes)?\.zst|json|jinja|model|tiktoken|txt|md|yml|toml|py)|pytorch_model.*\.bin|)"
+      R"((.+\.(safetensors|safetensors(\.planes)?\.zst|json|jinja|model|tiktoken|txt|md|yml|toml|py)|)"
+      R"(pytorch_model.*\.bin|)"
       R"((LICENSE|LICENCE|NOTICE|USE_POLICY).*|\.gitattributes|\.gitignore))",
       std::regex::icase);
   return std::regex_match(name, is_directory ? directories : files);
@@ -239,8 +239,9 @@ void Staging::Share(const std::string& key) {
     if (name == "ranks-" + key) continue;
     if (made) TheOs().Rmdir(shared_.c_str());
     if (IsShared(name))
-      throw Refused(partial_, "it holds the work of ranks of another merge: another recipe, other sources or options, or "
-                              "another version of braid",
+      throw Refused(partial_,
+                    "it holds the work of ranks of another merge: another recipe, other sources or options, or "
+                    "another version of braid",
                     "run all ranks alike; or remove it, if nobody needs it, or choose another output path");
     throw Refused(partial_, fmt::format("it holds {}, which ranks do not leave there", Printable(name)),
                   "remove it, or choose another output path");

@@ -28,8 +28,8 @@ KeptPlaces KeptPlacesOf(double density, double gamma, uint64_t n) {
 
 // --- over whole tensors -----------------------------------------------------------------------------------
 
-BreadcrumbsMerger::BreadcrumbsMerger(const MethodInfo& method, bool elect, const Coefficients& c, const TensorFacts& scope,
-                                     Approach approach)
+BreadcrumbsMerger::BreadcrumbsMerger(const MethodInfo& method, bool elect, const Coefficients& c,
+                                     const TensorFacts& scope, Approach approach)
     : SparseMerger(method, elect, c, scope, false), elements_(scope.elements), trails_(models()) {
   for (size_t m = 0; m < models(); ++m) {
     if (!active(m)) continue;
@@ -208,7 +208,8 @@ bool BreadcrumbsMerger::ordered() const {
   return false;
 }
 
-void BreadcrumbsMerger::CountClaims(const Coefficients&, const LaneTile& tile, Scratch& scratch, uint64_t* claims) const {
+void BreadcrumbsMerger::CountClaims(const Coefficients&, const LaneTile& tile, Scratch& scratch,
+                                    uint64_t* claims) const {
   for (size_t m = 0; m < models(); ++m) {
     const End* const ends = trails_[m].ends;
     if (tile.models[m].bytes == nullptr || (ends[0].quota == kNoQuota && ends[1].quota == kNoQuota)) continue;
@@ -222,7 +223,8 @@ void BreadcrumbsMerger::CountClaims(const Coefficients&, const LaneTile& tile, S
 }
 
 // The index behind the last of so many entries equal to `key`, 0 when none is granted.
-uint64_t BreadcrumbsMerger::CutIndex(const LaneTile& tile, size_t m, uint32_t key, uint64_t granted, Scratch& scratch) const {
+uint64_t BreadcrumbsMerger::CutIndex(const LaneTile& tile, size_t m, uint32_t key, uint64_t granted,
+                                     Scratch& scratch) const {
   if (granted == kNoQuota) return UINT64_MAX;
   for (size_t start = 0; granted > 0 && start < tile.count; start += kBlockLanes) {
     const size_t n = std::min(kBlockLanes, tile.count - start);
@@ -274,7 +276,8 @@ uint64_t BreadcrumbsMerger::kept() const {
 
 // --- over rows --------------------------------------------------------------------------------------------
 
-BreadcrumbsRowMerger::BreadcrumbsRowMerger(const MethodInfo& method, bool elect, const Coefficients& c, const TensorFacts& scope)
+BreadcrumbsRowMerger::BreadcrumbsRowMerger(const MethodInfo& method, bool elect, const Coefficients& c,
+                                           const TensorFacts& scope)
     : SparseMerger(method, elect, c, scope, true), ranks_(models(), row(), UnitLanes()), places_(models()) {
   for (size_t m = 0; m < models(); ++m) {
     if (!active(m)) continue;
@@ -285,13 +288,15 @@ BreadcrumbsRowMerger::BreadcrumbsRowMerger(const MethodInfo& method, bool elect,
   }
 }
 
-void BreadcrumbsRowMerger::Prepare(const LaneTile& tile, const uint64_t*, const LaneUnit& unit, Scratch& scratch) const {
+void BreadcrumbsRowMerger::Prepare(const LaneTile& tile, const uint64_t*, const LaneUnit& unit,
+                                   Scratch& scratch) const {
   for (size_t m = 0; m < models(); ++m)
-    if (tile.models[m].bytes != nullptr && sparse(m)) ranks_.Find(tile, m, unit, RowRanks::Order::kLargestFirst, scratch);
+    if (tile.models[m].bytes != nullptr && sparse(m))
+      ranks_.Find(tile, m, unit, RowRanks::Order::kLargestFirst, scratch);
 }
 
-void BreadcrumbsRowMerger::Keep(const LaneTile&, size_t m, const LaneUnit& unit, size_t start, size_t n, Scratch& scratch,
-                                float* d) const {
+void BreadcrumbsRowMerger::Keep(const LaneTile&, size_t m, const LaneUnit& unit, size_t start, size_t n,
+                                Scratch& scratch, float* d) const {
   const uint32_t* const ranks = ranks_.Of(m, scratch) + (start - unit.start);
   const auto first = static_cast<uint32_t>(places_[m].first), kept = static_cast<uint32_t>(places_[m].end) - first;
   for (size_t i = 0; i < n; ++i) {
@@ -307,7 +312,8 @@ namespace {
 bool ByRows(const MethodInfo& method, const Coefficients& c) { return c.shared[method.At("scope")] != 0; }
 
 template <bool kElect>
-std::unique_ptr<Merger> Make(const MethodInfo& method, const Coefficients& c, const TensorFacts& scope, Approach approach) {
+std::unique_ptr<Merger> Make(const MethodInfo& method, const Coefficients& c, const TensorFacts& scope,
+                             Approach approach) {
   if (method.WorksByRows(c)) return std::make_unique<BreadcrumbsRowMerger>(method, kElect, c, scope);
   return std::make_unique<BreadcrumbsMerger>(method, kElect, c, scope, approach);
 }

@@ -24,7 +24,8 @@ KeptPlaces KeptPlacesOf(double density, double gamma, uint64_t n);
 // at the entries near them; or merged before they are known (breadcrumbs_draft.cc).
 class BreadcrumbsMerger : public SparseMerger {
  public:
-  BreadcrumbsMerger(const MethodInfo& method, bool elect, const Coefficients& c, const TensorFacts& scope, Approach approach);
+  BreadcrumbsMerger(const MethodInfo& method, bool elect, const Coefficients& c, const TensorFacts& scope,
+                    Approach approach);
 
   RoundSpec round(size_t r) const override;
   bool Reads(size_t r, size_t model, const Coefficients& c) const override;

@@ -22,7 +22,8 @@ class DareMerger : public SparseMerger {
   }
 
  private:
-  void Keep(const LaneTile& tile, size_t m, const LaneUnit&, size_t start, size_t n, Scratch& scratch, float* d) const override {
+  void Keep(const LaneTile& tile, size_t m, const LaneUnit&, size_t start, size_t n, Scratch& scratch,
+            float* d) const override {
     const RandomStream stream{.seed = seed_, .model = static_cast<uint32_t>(m), .tensor_key = tile.tensor.key};
     DrawBits(stream, tile.first + start, n, scratch.draws);
     std::fill_n(scratch.limits, n, LimitOf(density(m)));
@@ -40,7 +41,8 @@ std::unique_ptr<Merger> Make(const MethodInfo& method, const Coefficients& c, co
 std::vector<ParameterSpec> Parameters() {
   return TaskVectorParameters(false, {
       DensityParameter("probability with which each entry of the task vector stays"), RescaleParameter(true),
-      {.name = "rescale_norm", .kind = ParameterKind::kChoice, .scope = ParameterScope::kRecipe, .choices = {"l1", "density"},
+      {.name = "rescale_norm", .kind = ParameterKind::kChoice, .scope = ParameterScope::kRecipe,
+       .choices = {"l1", "density"},
        .help = "what rescale divides by: the share of the l1 norm that stayed, or the density (the paper)"},
       SeedParameter()});
 }

@@ -11,8 +11,9 @@ namespace {
 class DellaMerger : public SparseMerger {
  public:
   DellaMerger(const MethodInfo& method, bool elect, const Coefficients& c, const TensorFacts& scope)
-      : SparseMerger(method, elect, c, scope, true), ranks_(models(), row(), UnitLanes()), draws_(models(), row(), UnitLanes()),
-        limits_(models()), seed_(static_cast<uint64_t>(c.shared[method.At("seed")])) {
+      : SparseMerger(method, elect, c, scope, true), ranks_(models(), row(), UnitLanes()),
+        draws_(models(), row(), UnitLanes()), limits_(models()),
+        seed_(static_cast<uint64_t>(c.shared[method.At("seed")])) {
     const bool by_probability = c.shared[method.At("rescale_norm")] != 0;
     divide_ = rescale() && by_probability;
     for (size_t m = 0; m < models(); ++m) {
@@ -28,7 +29,9 @@ class DellaMerger : public SparseMerger {
  private:
   bool IsDrawn(size_t m) const { return sparse(m) && density(m) > 0; }
 
-  size_t scratch_bytes() const override { return !drawn_ ? 0 : divide_ ? ranks_.WorkspaceBytes() : draws_.WorkspaceBytes(); }
+  size_t scratch_bytes() const override {
+    return !drawn_ ? 0 : divide_ ? ranks_.WorkspaceBytes() : draws_.WorkspaceBytes();
+  }
 
   RandomStream StreamOf(const LaneTile& tile, size_t m) const {
     return {.seed = seed_, .model = static_cast<uint32_t>(m), .tensor_key = tile.tensor.key};
@@ -86,7 +89,8 @@ std::vector<ParameterSpec> Parameters(bool normalize) {
       RescaleParameter(true),
       {.name = "rescale_norm", .kind = ParameterKind::kChoice, .scope = ParameterScope::kRecipe,
        .choices = {"l1", "probability"},
-       .help = "what rescale divides by: the share of the l1 norm that stayed, or each entry's probability (the paper)"},
+       .help = "what rescale divides by: the share of the l1 norm that stayed, or each entry's probability (the "
+               "paper)"},
       SeedParameter()});
 }
 

@@ -26,7 +26,8 @@ class DeltaMerger : public TaskVectorParts {
     ForEachPart(c, tile, grants, scratch, [&](const LaneTile& part, size_t begin, const PartRoom& room) {
       std::byte* const to = out + begin * static_cast<size_t>(LaneBytes(type));
       merger().Merge(c, part, room.granted, scratch, type, to, counts);
-      if (HasInfinity(tile.base, begin, part.count, scratch)) MendInfinite(c, tile, part, begin, room, scratch, type, to, counts);
+      if (HasInfinity(tile.base, begin, part.count, scratch))
+        MendInfinite(c, tile, part, begin, room, scratch, type, to, counts);
     });
   }
 
@@ -42,11 +43,12 @@ class DeltaMerger : public TaskVectorParts {
 
   // An infinite element of the base less itself is NaN, where the method may know better: it sees that no model moved.
   // Its result is the base or NaN; so the merge itself says which.
-  void MendInfinite(const Coefficients& c, const LaneTile& tile, const LaneTile& part, size_t begin, const PartRoom& room,
-                    Scratch& scratch, DType type, std::byte* out, MergeCounts* counts) const {
+  void MendInfinite(const Coefficients& c, const LaneTile& tile, const LaneTile& part, size_t begin,
+                    const PartRoom& room, Scratch& scratch, DType type, std::byte* out, MergeCounts* counts) const {
     const auto from = [&](const EncodedLanes& source) {
       const std::byte* const bytes = source.bytes;
-      return EncodedLanes{source.type, bytes == nullptr ? nullptr : bytes + begin * static_cast<size_t>(LaneBytes(source.type))};
+      return EncodedLanes{source.type,
+                          bytes == nullptr ? nullptr : bytes + begin * static_cast<size_t>(LaneBytes(source.type))};
     };
     for (size_t m = 0; m < num_models(); ++m) room.models[m] = from(tile.models[m]);
     LaneTile real = part;
@@ -101,7 +103,8 @@ std::unique_ptr<Merger> NewDeltaMerger(const MethodInfo& method, size_t num_mode
 
 const MethodInfo& ApplyDelta() {
   static const MethodInfo method = {.name = "apply",
-                                    .summary = "the merged task vector that a merge wrote as a delta, added to its base",
+                                    .summary = "the merged task vector that a merge wrote as a delta, added to its "
+                                               "base",
                                     .source = "Ilharco et al., ICLR 2023, arXiv 2212.04089",
                                     .base = BaseUse::kRequired,
                                     .most_models = 1,

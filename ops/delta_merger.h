@@ -1,4 +1,4 @@
-// A method that writes its merged task vector, times lambda, in place of the checkpoint: what ApplyDelta adds to a base.
+// A method that writes its merged task vector, times lambda, not the checkpoint: what ApplyDelta adds to a base.
 //
 // base + this, in float32, is the method's result to the last bit if the method says so (MethodInfo::HasDelta), and
 // this is written as float32. An element to which nothing is added is 0, and one that comes out as NaN is NaN.

@@ -1,6 +1,5 @@
 #include "ops/dtype.h"
 
-#include <algorithm>
 #include <array>
 
 namespace braid {

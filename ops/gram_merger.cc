@@ -10,8 +10,8 @@ namespace braid {
 namespace {
 
 // Writes sum of shares[i] times the lanes of models[i].
-void WriteCombination(const LaneTile& tile, std::span<const size_t> models, std::span<const double> shares, size_t start,
-                      size_t count, Scratch& scratch, DType type, std::byte* out, MergeCounts* counts) {
+void WriteCombination(const LaneTile& tile, std::span<const size_t> models, std::span<const double> shares,
+                      size_t start, size_t count, Scratch& scratch, DType type, std::byte* out, MergeCounts* counts) {
   const auto zeros = static_cast<size_t>(std::count(shares.begin(), shares.end(), 0.0));
   const bool as_it_is = zeros + 1 == shares.size() && std::count(shares.begin(), shares.end(), 1.0) == 1;
   const bool relative = tile.base.bytes != nullptr && !as_it_is;
@@ -143,8 +143,8 @@ void GramMerger::Finish(size_t, Accumulator*, std::span<const double> sums) {
   solved_ = true;
 }
 
-void GramMerger::MergeRow(const LaneTile& tile, size_t start, size_t count, Scratch& scratch, DType type, std::byte* out,
-                          double lambda, MergeCounts* counts) const {
+void GramMerger::MergeRow(const LaneTile& tile, size_t start, size_t count, Scratch& scratch, DType type,
+                          std::byte* out, double lambda, MergeCounts* counts) const {
   const size_t pairs = Pairs(sources_.size()), size = scratch.voters.size();
   scratch.products.assign(pairs + size * size, 0.0);
   for (size_t at = start; at < start + count; at += kReductionBlock)

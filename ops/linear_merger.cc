@@ -1,7 +1,6 @@
 // linear and average: sum of w_i x_i, divided by the sum of the weights. methods.md, row `linear`.
 
 #include <algorithm>
-#include <cmath>
 
 #include "ops/mergers_internal.h"
 

@@ -65,10 +65,12 @@ class MetaGptMerger : public Merger {
       scratch.sources.push_back(scratch.models[m]);
     }
     scratch.min_keys.assign(scratch.voters.size(), 0);
-    const TaskVectorBlock block{.base = scratch.base, .models = scratch.sources.data(), .num_models = scratch.voters.size(),
-                                .weight = scratch.weights.data(), .factor = nullptr, .min_key = scratch.min_keys.data(),
-                                .elect = false, .elect_by_count = false, .elect_weighted = true, .zero_elects_minus = false,
-                                .divide = false, .divisor = 1, .lambda = static_cast<float>(c.shared[lambda_])};
+    const TaskVectorBlock block{.base = scratch.base, .models = scratch.sources.data(),
+                                .num_models = scratch.voters.size(), .weight = scratch.weights.data(),
+                                .factor = nullptr, .min_key = scratch.min_keys.data(),
+                                .elect = false, .elect_by_count = false, .elect_weighted = true,
+                                .zero_elects_minus = false, .divide = false, .divisor = 1,
+                                .lambda = static_cast<float>(c.shared[lambda_])};
     VoteCounts votes;
     for (size_t start = 0; start < tile.count; start += kBlockLanes) {
       const size_t n = std::min(kBlockLanes, tile.count - start);

@@ -34,7 +34,9 @@ class MultislerpMerger : public GramMerger {
   void Solve(const Gram& gram, std::span<double> shares) const override {
     double weights = 0, norm = 0, square = 0;
     for (size_t m : gram.models) weights += weights_[m];
-    const auto weight = [&](size_t i) { return normalize_ ? weights_[gram.models[i]] / weights : weights_[gram.models[i]]; };
+    const auto weight = [&](size_t i) {
+      return normalize_ ? weights_[gram.models[i]] / weights : weights_[gram.models[i]];
+    };
     for (size_t i = 0; i < gram.size(); ++i) {
       norm += weight(i) * gram.Norm(i);
       const double length = gram.Norm(i) + eps_;
@@ -66,7 +68,8 @@ std::string Check(const MethodInfo& method, const Coefficients& c) {
   const auto weight = method.At("weight");
   double sum = 0;
   for (size_t m : ModelsWithWeight(method, c)) sum += c.model[m][weight];
-  return sum == 0 && !ModelsWithWeight(method, c).empty() ? "the weights add up to 0, and normalize_weights divides by that sum" : "";
+  return sum == 0 && !ModelsWithWeight(method, c).empty()
+      ? "the weights add up to 0, and normalize_weights divides by that sum" : "";
 }
 
 }  // namespace

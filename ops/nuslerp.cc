@@ -70,7 +70,8 @@ class NuslerpColumns : public Merger {
   size_t statistics_rounds() const override { return 1; }
   RoundSpec round(size_t r) const override {
     if (r == 1) return {.name = "merge"};
-    return {.name = "inner products of columns", .sums = kProducts * columns_, .kept_bytes = 2 * columns_ * sizeof(double)};
+    return {.name = "inner products of columns", .sums = kProducts * columns_,
+            .kept_bytes = 2 * columns_ * sizeof(double)};
   }
   bool Reads(size_t, size_t, const Coefficients&) const override { return true; }
 
@@ -113,7 +114,8 @@ class NuslerpColumns : public Merger {
         const size_t n = std::min(kBlockLanes, columns_ - column), start = row + column;
         Widen(tile, start, n, scratch);
         for (size_t m : {0, 1}) MultiplyLanes(shares_[m].data() + column, n, scratch.wide[m]);
-        CombineLanes(terms, 2, scales, tile.base.bytes != nullptr ? scratch.base : nullptr, n, RoundingFor(type), scratch.out);
+        CombineLanes(terms, 2, scales, tile.base.bytes != nullptr ? scratch.base : nullptr, n, RoundingFor(type),
+                     scratch.out);
         EncodeLanes(type, scratch.out, n, out + start * static_cast<size_t>(LaneBytes(type)), &counts->non_finite);
       }
   }
@@ -156,12 +158,13 @@ MethodInfo Nuslerp() {
           .most_models = 2,
           .parameters = {WeightParameter(),
                          {.name = "axis", .kind = kChoice, .choices = {"all", "last", "first"},
-                          .help = "what is one vector: the whole tensor, each row (along the last axis), or each column "
-                                  "(along the first)"},
+                          .help = "what is one vector: the whole tensor, each row (along the last axis), or each "
+                                  "column (along the first)"},
                          {.name = "nuslerp_flatten", .kind = kFlag, .default_value = 1,
                           .help = "mergekit's name for axis = \"all\""},
                          {.name = "nuslerp_row_wise", .kind = kFlag,
-                          .help = "mergekit's name, with nuslerp_flatten = false, for axis = \"first\"; otherwise it is \"last\""},
+                          .help = "mergekit's name, with nuslerp_flatten = false, for axis = \"first\"; otherwise it "
+                                  "is \"last\""},
                          LambdaWithBaseParameter()},
           .by_rows = ByRows,
           .by_columns = ByColumns,

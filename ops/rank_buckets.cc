@@ -103,18 +103,21 @@ uint32_t RankOf(const RankBuckets& b, size_t i) {
   const uint32_t key = b.keys[i], start = b.starts[b.slots[i]], end = b.starts[b.slots[i] + RankBuckets::kColumns];
   const uint32_t place = b.places[i];
   const uint32_t* const bucket = b.sorted + start;
-  const size_t before = CountBelow(bucket, place, key + 1), behind = CountBelow(bucket + place, end - start - place, key);
+  const size_t before = CountBelow(bucket, place, key + 1),
+               behind = CountBelow(bucket + place, end - start - place, key);
   return start + static_cast<uint32_t>(before + behind);
 }
 
-bool KeepByBucketsTarget(const RankLimits& limits, const uint32_t* draws, size_t start, size_t n, RankBuckets* b, uint64_t* words) {
+bool KeepByBucketsTarget(const RankLimits& limits, const uint32_t* draws, size_t start, size_t n, RankBuckets* b,
+                         uint64_t* words) {
   const uint32_t* const keys = b->keys + start;
   const uint16_t* const slots = b->slots + start;
   const auto least = hn::Set(di, static_cast<int32_t>(b->least)), most = hn::Set(di, static_cast<int32_t>(b->most));
   for (size_t at = 0; at < n; at += kWord) {
     uint64_t stays = 0, may_stay = 0;
     for (size_t i = 0; i < kWord; i += hn::Lanes(di)) {
-      const auto draw = hn::BitCast(di, hn::LoadU(du, draws + at + i)), key = hn::BitCast(di, hn::LoadU(du, keys + at + i));
+      const auto draw = hn::BitCast(di, hn::LoadU(du, draws + at + i)),
+                 key = hn::BitCast(di, hn::LoadU(du, keys + at + i));
       const auto surely = hn::Lt(draw, least);
       stays |= MaskBits(di, surely) << i;
       may_stay |= MaskBits(di, hn::AndNot(surely, hn::And(hn::Lt(draw, most), hn::Gt(key, hn::Zero(di))))) << i;
@@ -140,7 +143,8 @@ bool KeepByBucketsTarget(const RankLimits& limits, const uint32_t* draws, size_t
   return true;
 }
 
-void KeepByRanksTarget(const RankLimits& limits, const uint32_t* draws, const uint32_t* ranks, size_t n, uint64_t* words) {
+void KeepByRanksTarget(const RankLimits& limits, const uint32_t* draws, const uint32_t* ranks, size_t n,
+                       uint64_t* words) {
   HWY_ALIGN uint32_t batch[kWord];
   for (size_t at = 0; at < n; at += kWord) {
     const size_t m = HWY_MIN(kWord, n - at);
@@ -149,7 +153,8 @@ void KeepByRanksTarget(const RankLimits& limits, const uint32_t* draws, const ui
     FindLimits(limits, batch, kWord, batch);
     uint64_t stays = 0;
     for (size_t i = 0; i < kWord; i += hn::Lanes(di)) {
-      const auto draw = hn::BitCast(di, hn::LoadU(du, draws + at + i)), limit = hn::BitCast(di, hn::Load(du, batch + i));
+      const auto draw = hn::BitCast(di, hn::LoadU(du, draws + at + i)),
+                 limit = hn::BitCast(di, hn::Load(du, batch + i));
       stays |= MaskBits(di, hn::Lt(draw, limit)) << i;
     }
     words[at / kWord] = stays & FirstBits(n - at);
@@ -182,7 +187,8 @@ void FillBuckets(const uint32_t* keys, size_t n, const RankLimits& limits, std::
   b->slots = reinterpret_cast<uint16_t*>(b->places + n);
   HWY_DYNAMIC_DISPATCH(FillBucketsTarget)(limits, b);
 }
-bool KeepByBuckets(const RankLimits& limits, const uint32_t* draws, size_t start, size_t n, RankBuckets* b, uint64_t* words) {
+bool KeepByBuckets(const RankLimits& limits, const uint32_t* draws, size_t start, size_t n, RankBuckets* b,
+                   uint64_t* words) {
   return HWY_DYNAMIC_DISPATCH(KeepByBucketsTarget)(limits, draws, start, n, b, words);
 }
 void KeepByRanks(const RankLimits& limits, const uint32_t* draws, const uint32_t* ranks, size_t n, uint64_t* words) {

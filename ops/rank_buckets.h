@@ -53,7 +53,8 @@ void FillBuckets(const uint32_t* keys, size_t n, const RankLimits& limits, std::
 // Of the entries start .. start + n of the row: sets bit i % 64 of word i / 64 where entry start + i stays, and clears
 // it elsewhere. Entries that are zero may stay or not. False when keys are too much alike for it to be worth while:
 // then whoever asks has to rank them. `draws` are padded.
-bool KeepByBuckets(const RankLimits& limits, const uint32_t* draws, size_t start, size_t n, RankBuckets* buckets, uint64_t* words);
+bool KeepByBuckets(const RankLimits& limits, const uint32_t* draws, size_t start, size_t n, RankBuckets* buckets,
+                   uint64_t* words);
 
 // The same from ranks that are known, of n entries.
 void KeepByRanks(const RankLimits& limits, const uint32_t* draws, const uint32_t* ranks, size_t n, uint64_t* words);

@@ -14,8 +14,8 @@ constexpr size_t kBlockWords = kBlockLanes / 64;
 
 }  // namespace
 
-void RowDraws::Find(const LaneTile& tile, size_t model, const LaneUnit& unit, const RandomStream& stream, const RankLimits& limits,
-                    Scratch& scratch) const {
+void RowDraws::Find(const LaneTile& tile, size_t model, const LaneUnit& unit, const RandomStream& stream,
+                    const RankLimits& limits, Scratch& scratch) const {
   auto* const keys = reinterpret_cast<uint32_t*>(scratch.workspace);
   std::byte* const room = scratch.workspace + KeyBytes();
   uint64_t* const bits = Of(model, scratch);

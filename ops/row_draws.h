@@ -15,8 +15,8 @@ class RowDraws {
 
   size_t WorkspaceBytes() const { return KeyBytes() + RoomBytes() + models_ * Words() * sizeof(uint64_t); }
   // Uses scratch.base, scratch.draws and the lanes of the model.
-  void Find(const LaneTile& tile, size_t model, const LaneUnit& unit, const RandomStream& stream, const RankLimits& limits,
-            Scratch& scratch) const;
+  void Find(const LaneTile& tile, size_t model, const LaneUnit& unit, const RandomStream& stream,
+            const RankLimits& limits, Scratch& scratch) const;
   // Those that were found last, from the unit's first lane on; which of its zeros stay is left open.
   uint64_t* Of(size_t model, Scratch& scratch) const {
     return reinterpret_cast<uint64_t*>(scratch.workspace + KeyBytes() + RoomBytes()) + model * Words();

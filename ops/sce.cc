@@ -67,13 +67,15 @@ class SceMerger : public Merger {
   // Many variances differ, so that wide brackets need many bins; a large tensor can afford them.
   size_t MostBins() const { return elements_ < uint64_t{1} << 24 ? InsideBins::kBins : 4 * InsideBins::kBins; }
 
-  void CountVariances(Step step, const LaneTile& tile, Scratch& scratch, Accumulator& accumulator, BlockSums sums) const;
+  void CountVariances(Step step, const LaneTile& tile, Scratch& scratch, Accumulator& accumulator,
+                      BlockSums sums) const;
   void FinishSample(const PlaceSample& sample);
   void FinishInside(const InsideBins& inside);
   void UseThreshold(const Threshold& threshold);
   uint64_t EndOfGranted(const float* variances, size_t n, uint64_t first, uint64_t* left) const;
   static void Select(const DeltaBlock& block, const float* variances, const Cut& cut, uint64_t first);
-  void AddEnergy(const LaneTile& tile, const uint64_t* grants, Scratch& scratch, GrantedEnd* granted, BlockSums sums) const;
+  void AddEnergy(const LaneTile& tile, const uint64_t* grants, Scratch& scratch, GrantedEnd* granted,
+                 BlockSums sums) const;
   void FinishEnergy(std::span<const double> sums);
 
   double share_;
@@ -121,8 +123,8 @@ std::unique_ptr<Accumulator> SceMerger::NewAccumulator(size_t r) const {
   return nullptr;
 }
 
-void SceMerger::Accumulate(size_t r, const Coefficients&, const LaneTile& tile, const uint64_t* grants, Scratch& scratch,
-                           Accumulator* accumulator, BlockSums sums) const {
+void SceMerger::Accumulate(size_t r, const Coefficients&, const LaneTile& tile, const uint64_t* grants,
+                           Scratch& scratch, Accumulator* accumulator, BlockSums sums) const {
   if (steps_[r] == Step::kEnergy) return AddEnergy(tile, grants, scratch, static_cast<GrantedEnd*>(accumulator), sums);
   CountVariances(steps_[r], tile, scratch, *accumulator, sums);
 }
@@ -130,7 +132,8 @@ void SceMerger::Accumulate(size_t r, const Coefficients&, const LaneTile& tile, 
 // A sample's tile is one run of it.
 void SceMerger::CountVariances(Step step, const LaneTile& tile, Scratch& scratch, Accumulator& accumulator,
                                BlockSums sums) const {
-  if (step == Step::kHighHalves || step == Step::kLowHalves) static_cast<Histograms&>(accumulator).WillCount(tile.count);
+  if (step == Step::kHighHalves || step == Step::kLowHalves)
+    static_cast<Histograms&>(accumulator).WillCount(tile.count);
   float variances[kBlockLanes + kLanePadding];
   uint64_t above_zero = 0;
   ForEachDeltaBlock(tile, scratch, [&](const DeltaBlock& block) {

@@ -37,7 +37,8 @@ std::vector<size_t> Sources(const MethodInfo& method, const Coefficients& c) {
 
 class SlerpMerger : public GramMerger {
  public:
-  SlerpMerger(const MethodInfo& method, const Coefficients& c) : GramMerger(method, Sources(method, c), false), t_(ParameterT(method, c)) {
+  SlerpMerger(const MethodInfo& method, const Coefficients& c)
+      : GramMerger(method, Sources(method, c), false), t_(ParameterT(method, c)) {
     for (size_t m = 0; m < c.model.size(); ++m) weights_.push_back(WeightOf(method, c, m));
   }
 
@@ -81,9 +82,11 @@ std::string Check(const MethodInfo& method, const Coefficients& c) {
     cancels |= weight != 0 && sum == 0;
   }
   if (ParameterT(method, c) != kNoDefault) {
-    if (c.model.size() > 2) return "t is given, which says where to stop between two models; more than two take a weight each";
+    if (c.model.size() > 2)
+      return "t is given, which says where to stop between two models; more than two take a weight each";
     for (size_t m = 0; m < c.model.size(); ++m)   // 0: the model lacks the tensor
-      if (const double weight = WeightOf(method, c, m); weight != kNoDefault && weight != 0) return "both t and weights are given";
+      if (const double weight = WeightOf(method, c, m); weight != kNoDefault && weight != 0)
+        return "both t and weights are given";
     return "";
   }
   if (set < c.model.size())

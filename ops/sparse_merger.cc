@@ -5,9 +5,10 @@
 
 namespace braid {
 
-SparseMerger::SparseMerger(const MethodInfo& method, bool elect, const Coefficients& c, const TensorFacts& scope, bool by_rows)
-    : rule_(method, elect, c), parts_(c.model.size()), elements_(scope.elements), row_(std::max<size_t>(scope.row, 1)), by_rows_(by_rows),
-      rescale_(c.shared[method.At("rescale")] != 0) {
+SparseMerger::SparseMerger(const MethodInfo& method, bool elect, const Coefficients& c, const TensorFacts& scope,
+                           bool by_rows)
+    : rule_(method, elect, c), parts_(c.model.size()), elements_(scope.elements), row_(std::max<size_t>(scope.row, 1)),
+      by_rows_(by_rows), rescale_(c.shared[method.At("rescale")] != 0) {
   const auto density = method.At("density");
   for (size_t m = 0; m < parts_.size(); ++m) {
     parts_[m] = {.density = c.model[m][density], .active = rule_.WeightOf(c, m) != 0, .slot = sparse_models_};
@@ -17,8 +18,8 @@ SparseMerger::SparseMerger(const MethodInfo& method, bool elect, const Coefficie
 
 RoundSpec SparseMerger::round(size_t r) const {
   const bool merges = r == statistics_rounds();
-  return {.name = merges ? "merge" : "norms", .sums = merges ? 0 : 2 * parts_.size(), .ordered = ordered() && !(merges && decisions_),
-          .scratch_bytes = scratch_bytes()};
+  return {.name = merges ? "merge" : "norms", .sums = merges ? 0 : 2 * parts_.size(),
+          .ordered = ordered() && !(merges && decisions_), .scratch_bytes = scratch_bytes()};
 }
 
 bool SparseMerger::Reads(size_t r, size_t model, const Coefficients&) const {
@@ -26,7 +27,8 @@ bool SparseMerger::Reads(size_t r, size_t model, const Coefficients&) const {
 }
 
 // Sums are taken per row, or per reduction block; quantities are, model by model, the norm before and after.
-void SparseMerger::SumNorms(const LaneTile& tile, size_t m, const LaneUnit& unit, Scratch& scratch, BlockSums sums) const {
+void SparseMerger::SumNorms(const LaneTile& tile, size_t m, const LaneUnit& unit, Scratch& scratch,
+                            BlockSums sums) const {
   const size_t part = by_rows_ ? row_ : kReductionBlock;
   for (size_t begin = unit.start, end; begin < unit.start + unit.count; begin = end) {
     end = std::min(begin + part, unit.start + unit.count);
@@ -44,8 +46,8 @@ void SparseMerger::SumNorms(const LaneTile& tile, size_t m, const LaneUnit& unit
   }
 }
 
-void SparseMerger::Accumulate(size_t, const Coefficients&, const LaneTile& tile, const uint64_t* grants, Scratch& scratch,
-                              Accumulator*, BlockSums sums) const {
+void SparseMerger::Accumulate(size_t, const Coefficients&, const LaneTile& tile, const uint64_t* grants,
+                              Scratch& scratch, Accumulator*, BlockSums sums) const {
   ForEachUnit(tile, [&](const LaneUnit& unit) {
     Prepare(tile, grants, unit, scratch);
     for (size_t m = 0; m < parts_.size(); ++m)
@@ -86,8 +88,8 @@ void SparseMerger::MergeLanes(const TaskVectorBlock& block, size_t n, Scratch& s
   EncodeLanes(type, scratch.out, n, out, non_finite);
 }
 
-void SparseMerger::Merge(const Coefficients& c, const LaneTile& tile, const uint64_t* grants, Scratch& scratch, DType type,
-                         std::byte* out, MergeCounts* counts) const {
+void SparseMerger::Merge(const Coefficients& c, const LaneTile& tile, const uint64_t* grants, Scratch& scratch,
+                         DType type, std::byte* out, MergeCounts* counts) const {
   const TaskVectorBlock block = BlockOf(c, &tile, scratch);
   VoteCounts votes;
   ForEachUnit(tile, [&](const LaneUnit& unit) {
@@ -100,7 +102,8 @@ void SparseMerger::Merge(const Coefficients& c, const LaneTile& tile, const uint
         if (sparse(m) && decisions_) KeepBits(DecisionsAt(m, tile.first + start), 0, n, scratch.models[m]);
         else if (sparse(m)) Keep(tile, m, unit, start, n, scratch, scratch.models[m]);
       }
-      MergeLanes(block, n, scratch, type, out + start * static_cast<size_t>(LaneBytes(type)), &votes, &counts->non_finite);
+      MergeLanes(block, n, scratch, type, out + start * static_cast<size_t>(LaneBytes(type)), &votes,
+                 &counts->non_finite);
     }
   });
   counts->conflicts += votes.conflicts;

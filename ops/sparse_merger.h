@@ -82,7 +82,9 @@ class SparseMerger : public Merger {
   };
 
   uint64_t WordsPerModel() const { return (elements_ + 63) / 64; }
-  uint64_t* DecisionsAt(size_t m, uint64_t element) const { return &decisions_[parts_[m].slot * WordsPerModel() + element / 64]; }
+  uint64_t* DecisionsAt(size_t m, uint64_t element) const {
+    return &decisions_[parts_[m].slot * WordsPerModel() + element / 64];
+  }
   void SumNorms(const LaneTile& tile, size_t model, const LaneUnit& unit, Scratch& scratch, BlockSums sums) const;
 
   TaskVectorRule rule_;

@@ -94,7 +94,9 @@ void AddBits(const uint64_t* words, size_t n, uint64_t* bits, size_t first) {
   }
 }
 void FindNonZeros(const float* d, size_t n, uint64_t* words) { HWY_DYNAMIC_DISPATCH(FindNonZerosTarget)(d, n, words); }
-void KeepKeys(uint32_t low, uint32_t high, size_t n, float* d) { HWY_DYNAMIC_DISPATCH(KeepKeysTarget)(low, high, n, d); }
+void KeepKeys(uint32_t low, uint32_t high, size_t n, float* d) {
+  HWY_DYNAMIC_DISPATCH(KeepKeysTarget)(low, high, n, d);
+}
 void AddTaskVector(const float* base, const float* merged, size_t n, float* out) {
   HWY_DYNAMIC_DISPATCH(AddTaskVectorTarget)(base, merged, n, out);
 }

@@ -13,12 +13,13 @@ const float* TaskVectorAt(const LaneTile& tile, size_t m, size_t start, size_t n
   return scratch.models[m];
 }
 
-TaskVectorMerger::TaskVectorMerger(const MethodInfo& method, const Coefficients& c, uint64_t elements, Approach approach)
+TaskVectorMerger::TaskVectorMerger(const MethodInfo& method, const Coefficients& c, uint64_t elements,
+                                   Approach approach)
     : rule_(method, method.name == "ties", c), density_(method.IndexOf("density")),
       rescale_(Shared(c, method.IndexOf("rescale"), 0) != 0),
       keep_equals_(Shared(c, method.IndexOf("ties_at_threshold"), 0) != 0),
-      signs_(rule_.elects() && Shared(c, method.IndexOf("zero_sign"), 0) != 0), approach_(approach), elements_(elements),
-      trims_(c.model.size()) {
+      signs_(rule_.elects() && Shared(c, method.IndexOf("zero_sign"), 0) != 0), approach_(approach),
+      elements_(elements), trims_(c.model.size()) {
   for (size_t m = 0; m < trims_.size(); ++m) {
     Trim& trim = trims_[m];
     if (WeightOf(c, m) == 0) continue;  // takes no part anywhere in this scope
@@ -157,7 +158,9 @@ TaskVectorBlock TaskVectorMerger::BlockFor(const Coefficients& c, const LaneTile
 }
 
 void TaskVectorMerger::UseEncoded(const LaneTile& tile, size_t start, Scratch& scratch, TaskVectorBlock* block) const {
-  const auto at = [&](const EncodedLanes& source) { return source.bytes + start * static_cast<size_t>(LaneBytes(source.type)); };
+  const auto at = [&](const EncodedLanes& source) {
+    return source.bytes + start * static_cast<size_t>(LaneBytes(source.type));
+  };
   block->base = at(tile.base);
   for (size_t v = 0; v < scratch.voters.size(); ++v) scratch.sources[v] = at(tile.models[scratch.voters[v]]);
 }

@@ -7,7 +7,8 @@ namespace {
 using enum ParameterKind;
 using enum ParameterScope;
 
-std::unique_ptr<Merger> Make(const MethodInfo& method, const Coefficients& c, const TensorFacts& scope, Approach approach) {
+std::unique_ptr<Merger> Make(const MethodInfo& method, const Coefficients& c, const TensorFacts& scope,
+                             Approach approach) {
   return std::make_unique<TaskVectorMerger>(method, c, scope.elements, approach);
 }
 

@@ -147,7 +147,8 @@ InsideBins::Found InsideBins::Find(uint64_t k) const {
     if (threshold.above + counts_[bin] < k) continue;
     const uint32_t first = lowest_ + (static_cast<uint32_t>(bin) << shift_), last = first + (1u << shift_) - 1;
     threshold.key = shift_ == 0 ? first : keys_[bin], threshold.equal = counts_[bin];
-    if (threshold.key == kMixed) return {.threshold = {}, .narrower = Bracket{.sure = {last, 0}, .open = {first, UINT64_MAX}}};
+    if (threshold.key == kMixed)
+      return {.threshold = {}, .narrower = Bracket{.sure = {last, 0}, .open = {first, UINT64_MAX}}};
     return {.threshold = threshold, .narrower = {}};
   }
   // Zeros are not counted: they are all that is left when the bracket goes down to them.
@@ -167,7 +168,8 @@ RoundSpec TaskVectorMerger::round(size_t r) const {
       return {.name = "sample", .accumulator_bytes = slots_ * kSampleLanes * sizeof(uint64_t), .sample = true};
     case Step::kInside: return {.name = "inside", .accumulator_bytes = slots_ * InsideBins::Bytes()};
     case Step::kHighHalves:
-      return {.name = "high halves", .accumulator_bytes = Histograms::Bytes(slots_, kHighBins, elements_), .sums = sums};
+      return {.name = "high halves", .accumulator_bytes = Histograms::Bytes(slots_, kHighBins, elements_),
+              .sums = sums};
     case Step::kLowHalves:
       return {.name = "low halves", .accumulator_bytes = Histograms::Bytes(slots_, kLowBins, elements_), .sums = sums};
     case Step::kDraft:
@@ -241,7 +243,8 @@ void TaskVectorMerger::FinishSample(const SampleKeys& sample) {
   bool found = true;
   for (Trim& trim : trims_) {
     if (trim.slot < 0) continue;
-    const auto bracket = BracketOf(sample.slots[static_cast<size_t>(trim.slot)], trim.keep, elements_, sampled_by_index_);
+    const auto bracket = BracketOf(sample.slots[static_cast<size_t>(trim.slot)], trim.keep, elements_,
+                                   sampled_by_index_);
     found &= bracket.has_value();
     if (bracket) trim.bracket = *bracket;
   }

@@ -10,9 +10,7 @@
 #include <array>
 #include <cctype>
 #include <charconv>
-#include <cmath>
 #include <fstream>
-#include <sstream>
 #include <string>
 
 #include "io/error.h"

@@ -72,7 +72,8 @@ const std::vector<std::string_view>& ChatTemplateNames() {
 }
 
 std::optional<std::string_view> NamedChatTemplate(std::string_view name) {
-  const auto found = std::find_if(kTemplates.begin(), kTemplates.end(), [&](const Named& named) { return named.name == name; });
+  const auto found = std::find_if(kTemplates.begin(), kTemplates.end(),
+                                  [&](const Named& named) { return named.name == name; });
   if (found == kTemplates.end()) return std::nullopt;
   return found->text;
 }

@@ -7,13 +7,11 @@
 // along the borders of today's ranks.
 #include <fmt/format.h>
 #include <sys/file.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
-#include <filesystem>
 #include <thread>
 
 #include "io/checksum.h"
@@ -178,8 +176,8 @@ class FileExchange : public Exchange {
     std::vector<UnitRun> there;
     const std::string prefix = Prefix(round);
     for (const std::string& name : ListRankFiles(directory_)) {
-      const auto part = name.starts_with(prefix) ? ParseRun(std::string_view(name).substr(prefix.size())) : std::nullopt;
-      if (part) there.push_back(*part);
+      if (!name.starts_with(prefix)) continue;
+      if (const auto part = ParseRun(std::string_view(name).substr(prefix.size()))) there.push_back(*part);
     }
     return there;
   }

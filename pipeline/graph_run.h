@@ -39,8 +39,8 @@ class GraphRun {
  public:
   GraphRun(const Plan& plan, const Share& share, const std::vector<std::string>& shard_paths, Progress* progress,
            StatisticsKeeper* keeper, Exchange* exchange, const std::function<void(const WrittenUnits&)>& units_done)
-      : plan_(plan), share_(share), exchange_(exchange), units_done_(units_done), progress_(*progress), keeper_(*keeper),
-        budget_(plan.memory.pool), draft_tokens_(plan.memory.drafts),
+      : plan_(plan), share_(share), exchange_(exchange), units_done_(units_done), progress_(*progress),
+        keeper_(*keeper), budget_(plan.memory.pool), draft_tokens_(plan.memory.drafts),
         files_(plan, &budget_, &progress_.of(Stage::kRead)),
         open_(plan.most_models + 1, plan.memory.open), writer_(plan, share, shard_paths, progress),
         coefficients_(plan.measured ? UnscaledCoefficients(plan) : plan.coefficients) {}

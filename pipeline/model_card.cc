@@ -126,9 +126,10 @@ std::string ModelCard(const Plan& plan, const std::string& title) {
   if (const std::string licence = CommonLicence(plan); !licence.empty()) card += fmt::format("license: {}\n", licence);
   card += "tags:\n- mergekit\n- merge\n- braid\n---\n";
   card += fmt::format("# {}\n\n", Printable(title));
-  card += plan.delta() ? "This is no checkpoint but a delta: what a merge of pre-trained models, made with Braid, adds to its "
-                         "base. `braid apply BASE DELTA OUT` makes the checkpoint.\n\n"
-                       : "This checkpoint is a merge of pre-trained models, made with Braid.\n\n";
+  card += plan.delta()
+              ? "This is no checkpoint but a delta: what a merge of pre-trained models, made with Braid, adds to its "
+                "base. `braid apply BASE DELTA OUT` makes the checkpoint.\n\n"
+              : "This checkpoint is a merge of pre-trained models, made with Braid.\n\n";
   card += plan.stages.empty() ? MethodText(plan) : StagesText(plan);
   card += RemarksOf(plan);
   if (plan.recipe.text.empty()) return card;

@@ -1,6 +1,5 @@
 #include "pipeline/module_names.h"
 
-#include <algorithm>
 #include <array>
 
 #include "pipeline/layer_names.h"

@@ -4,7 +4,6 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 
 #include "io/base_identity.h"
 #include "io/error.h"
@@ -31,7 +30,9 @@ void PlanDelta(Plan* plan) {
     }
   }
   if (merged.empty())
-    throw RecipeError(plan->recipe, plan->recipe.output.where, "the delta is empty: the merge changes nothing of the base");
+    throw RecipeError(plan->recipe, plan->recipe.output.where,
+                      "the delta is empty: the merge changes nothing of the base")
+        .Hint("look at the weights, and at what 'exclude' leaves");
   plan->tensors = std::move(merged);
 }
 

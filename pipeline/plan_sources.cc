@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <map>
-#include <unordered_map>
 
 #include "io/hf_cache.h"
 #include "io/input_stream.h"
@@ -423,7 +422,10 @@ void TensorPlanner::CheckShapesAndTypes(const SourceGroup& group, PlannedTensor*
   }
   if (all_lanes) {
     const Recipe& recipe = plan_.recipe;
-    tensor->type = plan_.applies() ? TypeByDelta(*tensor) : recipe.out_dtype ? *recipe.out_dtype : recipe.dtype ? *recipe.dtype : *promoted;
+    tensor->type = plan_.applies()    ? TypeByDelta(*tensor)
+                   : recipe.out_dtype ? *recipe.out_dtype
+                   : recipe.dtype     ? *recipe.dtype
+                                      : *promoted;
     tensor->bytes = tensor->elements * static_cast<uint64_t>(LaneBytes(tensor->type));
     return;
   }

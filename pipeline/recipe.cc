@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <filesystem>
-#include <optional>
 
 #include "io/os.h"
 #include "pipeline/recipe_node.h"

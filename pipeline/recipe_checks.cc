@@ -28,7 +28,8 @@ void WarnOfLambda(const MethodInfo& method, const Settings& settings, Recipe* re
   const auto found = settings.find("lambda");
   if (found == settings.end()) return;
   for (const Setting& setting : found->second)
-    recipe->warnings.push_back({fmt::format("'lambda' has no effect in {} without a base", method.name), setting.where});
+    recipe->warnings.push_back({fmt::format("'lambda' has no effect in {} without a base", method.name),
+                                setting.where});
 }
 
 // Of a method with a lambda that works without a base, too: there is no task vector then.
@@ -55,7 +56,8 @@ void CheckDelta(const MethodInfo& method, const Recipe& recipe) {
     std::vector<std::string_view> names;
     for (const MethodInfo& other : Methods())
       if (other.HasDelta()) names.push_back(other.name);
-    refuse(fmt::format("{} has no delta: its result is not the float32 sum of the base and something else", method.name),
+    refuse(fmt::format("{} has no delta: its result is not the float32 sum of the base and something else",
+                       method.name),
            fmt::format("methods that have one: {}", fmt::join(names, ", ")));
   }
   if (!recipe.modules.empty())

@@ -39,9 +39,10 @@ class StageReader {
       : tables_(tables), file_(*recipe), read_(read) {}
 
   void Read() {
-    if (tables_.empty()) throw RecipeError(file_, {1, 1}, "no stages");
+    if (tables_.empty()) throw RecipeError(file_, {1, 1}, "no stages").Hint("write each of them as [[stages]]");
     if (tables_.size() > kMostStages)
-      throw RecipeError(file_, tables_[kMostStages].where, fmt::format("more than {} stages", kMostStages));
+      throw RecipeError(file_, tables_[kMostStages].where, fmt::format("more than {} stages", kMostStages))
+          .Hint("merge some of them before, with a recipe of their own");
     ReadNames();
     for (const RecipeNode& table : tables_) {
       Recipe stage;
@@ -114,7 +115,8 @@ class StageReader {
     for (size_t i = 0; i < stages_.size(); ++i)
       if (!states_.contains(i))
         throw RecipeError(file_, stages_[i].name_where,
-                          fmt::format("the result does not depend on the {} {}", NameKey(file_), Quoted(stages_[i].name)))
+                          fmt::format("the result does not depend on the {} {}", NameKey(file_),
+                                      Quoted(stages_[i].name)))
             .Hint("what is not used has a recipe of its own");
   }
 

@@ -391,7 +391,8 @@ void RecordSeed(Recipe* recipe) {
   for (Recipe& stage : recipe->stages) RecordSeed(&stage);
   const MethodInfo* const method = FindMethod(recipe->method);   // null: of braid apply, which draws nothing
   const ParameterSpec* spec = method == nullptr ? nullptr : method->Find("seed");
-  if (spec != nullptr && !recipe->settings.contains("seed")) recipe->settings["seed"] = {Unfiltered(spec->default_value)};
+  if (spec != nullptr && !recipe->settings.contains("seed"))
+    recipe->settings["seed"] = {Unfiltered(spec->default_value)};
 }
 
 }  // namespace braid

@@ -100,7 +100,8 @@ class ScopeRun : public std::enable_shared_from_this<ScopeRun> {
   UnitRun shared_units() const { return shared_units_; }
   uint64_t SharedBytes() const;              // that this takes
   bool StatisticsTravel() const;             // of this round
-  void BeginPart(UnitRun part, bool claims); // the round's tiles are those of the part; of an ordered round, to be counted
+  // The round's tiles are those of the part; of an ordered round, to be counted.
+  void BeginPart(UnitRun part, bool claims);
   bool counts_claims() const { return counting_claims_; }
   bool in_part() const { return part_.has_value(); }
   void PartDone();                           // by whoever counts its last tile

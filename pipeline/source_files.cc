@@ -172,7 +172,8 @@ void SourceFiles::Open(File* file, bool direct) {
 
 void SourceFiles::CloseOne() {
   File* const file = open_.back();
-  if (file->direct.use_count() > 1 || file->compressed.use_count() > 1) queue_->Drain();  // reads that wait keep it open, and perhaps many more
+  // Reads that wait keep it open, and perhaps many more.
+  if (file->direct.use_count() > 1 || file->compressed.use_count() > 1) queue_->Drain();
   std::lock_guard lock(mutex_);
   file->map.reset(), file->direct.reset(), file->compressed.reset();
   open_.pop_back();

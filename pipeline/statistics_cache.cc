@@ -4,9 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <compare>
 #include <filesystem>
-#include <numeric>
 #include <set>
 #include <tuple>
 

@@ -1,7 +1,6 @@
 #include "pipeline/tensor_reader.h"
 
 #include <algorithm>
-#include <utility>
 
 #include "io/error.h"
 #include "ops/merger.h"

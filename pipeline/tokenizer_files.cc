@@ -1,6 +1,5 @@
 #include "pipeline/tokenizer_files.h"
 
-#include <fmt/format.h>
 
 #include <algorithm>
 #include <utility>

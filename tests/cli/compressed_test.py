@@ -54,12 +54,14 @@ class Compressed(CliTest):
             self.assertEqual(self.shards(how, suffix), [name + suffix for name in names])
             self.assertEqual(self.shards(how), [])
             index = "model.safetensors.index.json"
-            self.assertEqual(read_bytes(self.path(how, index)), read_bytes(self.path("plain", index)), "it has the plain names")
+            plain_index = read_bytes(self.path("plain", index))
+            self.assertEqual(read_bytes(self.path(how, index)), plain_index, "it has the plain names")
             self.assert_ok(self.run_braid("verify", how))
             self.assert_ok(self.run_braid("diff", "plain", how))
             self.assertIn("compressed", self.assert_ok(self.run_braid("inspect", how)).stdout)
             size, plain = (
-                sum(os.path.getsize(self.path(d, f)) for f in self.shards(d, s)) for d, s in ((how, suffix), ("plain", ""))
+                sum(os.path.getsize(self.path(d, f)) for f in self.shards(d, s))
+                for d, s in ((how, suffix), ("plain", ""))
             )
             self.assertLess(size, {"zstd": 0.8, "planes": 0.67}[how] * plain)
             for name in names:
@@ -140,7 +142,8 @@ class Compressed(CliTest):
         self.assert_ok(self.run_braid("diff", "ft1", "one.safetensors.zst"))
         shutil.copy(plain + ".hidden", plain)
         result = self.assert_ok(self.run_braid("inspect", "ft1"))
-        self.assertIn("model.safetensors.zst is not used: model.safetensors is there too", result.stdout + result.stderr)
+        told = result.stdout + result.stderr
+        self.assertIn("model.safetensors.zst is not used: model.safetensors is there too", told)
 
     def test_damage_is_named(self):
         synth(self.dir, "tiny", "--finetunes", "1")

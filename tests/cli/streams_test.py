@@ -137,7 +137,8 @@ class Merges(Piped):
         self.addCleanup(first.stderr.close)
         self.assertIn(first.wait(timeout=60), (0, 141))
         first = self.start("merge", "broken.toml", "-")
-        self.assert_fails(self.merge(recipe_file="second.toml", stdin=first.stdout), BAD_INPUT, "nothing comes out of it")
+        second = self.merge(recipe_file="second.toml", stdin=first.stdout)
+        self.assert_fails(second, BAD_INPUT, "nothing comes out of it")
         first.stdout.close(), first.stderr.close(), first.wait()
 
     def test_a_delta_from_a_pipe(self):
@@ -204,7 +205,9 @@ class Recipes(Piped):
         for architecture in ("tiny", "small"):
             families[architecture] = self.path(architecture)
             synth(self.path(architecture), architecture, "--names", "math,code,chat")
-        recipes = sorted(glob.glob(os.path.join(ROOT, "configs", "*.toml")) + glob.glob(os.path.join(ROOT, "configs", "*.yml")))
+        recipes = sorted(
+            file for kind in ("toml", "yml") for file in glob.glob(os.path.join(ROOT, "configs", "*." + kind))
+        )
         spooled = set()
         for path in recipes:
             name, text = os.path.basename(path), read_text(path)
@@ -218,7 +221,8 @@ class Recipes(Piped):
             for model in sorted(set(re.findall(r"models/(\w+)", re.sub("#.*", "", text)))):
                 if "delta" in name and model == "base":
                     continue  # which is looked at here and there
-                write_text(self.path("piped" + os.path.splitext(name)[1]), re.sub(f'"?models/{model}\\b"?', '"-"', text))
+                piped = re.sub(f'"?models/{model}\\b"?', '"-"', text)
+                write_text(self.path("piped" + os.path.splitext(name)[1]), piped)
                 file = "piped" + os.path.splitext(name)[1]
                 plan = self.assert_ok(self.run_braid("plan", file, "--json", stdin=self.cat("models/" + model))).json()
                 least = (plan["memory"]["least"] >> 20) + 1

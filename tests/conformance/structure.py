@@ -11,7 +11,8 @@ from compare import Disagreement, compare_tensors, summary
 from common import read_tensors
 
 IGNORED_IN_CONFIG = {"transformers_version", "_name_or_path"}
-TEXTS = ["The theme in the thing is nothing.", "<s>in the end</s>", "<|im_start|>sing the thing<|im_end|>", "ζ \n\t 42"]
+TEXTS = ["The theme in the thing is nothing.", "<s>in the end</s>", "<|im_start|>sing the thing<|im_end|>",
+         "ζ \n\t 42"]
 CHAT = [{"role": "system", "content": " Be brief.\n"}, {"role": "user", "content": "Is it?\n"},
         {"role": "assistant", "content": " It is. "}, {"role": "user", "content": "Why?"}]
 CHATS = [CHAT[1:2], CHAT[:2], CHAT[1:3], CHAT[:3], CHAT, CHAT[1:]]
@@ -86,8 +87,8 @@ def compare_tokenizers(ours, theirs):
             raise Disagreement(f"{text!r} decodes to {ours.decode(ours(text)['input_ids'])!r}")
     for chat in CHATS:
         for prompt in (False, True):
-            found, wanted = (t.chat_template and t.apply_chat_template(chat, tokenize=False, add_generation_prompt=prompt)
-                             for t in (ours, theirs))
+            options = {"tokenize": False, "add_generation_prompt": prompt}
+            found, wanted = (t.chat_template and t.apply_chat_template(chat, **options) for t in (ours, theirs))
             if found != wanted:
                 raise Disagreement(f"chat template: {found!r}, mergekit {wanted!r}")
 

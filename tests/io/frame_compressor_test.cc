@@ -4,7 +4,6 @@
 
 #include <gtest/gtest.h>
 
-#include <cstring>
 
 #include "tests/ops/test_support.h"
 
@@ -41,7 +40,8 @@ Shard RandomShard(test::Random& random) {
     frames.Add(type, bytes);
     const uint64_t first = shard.data.size();
     shard.data.resize(first + bytes);
-    for (uint64_t i = first; i < shard.data.size(); ++i) shard.data[i] = static_cast<char>(random.Below(i % 2 ? 5 : 256));
+    for (uint64_t i = first; i < shard.data.size(); ++i)
+      shard.data[i] = static_cast<char>(random.Below(i % 2 ? 5 : 256));
   }
   shard.frames = frames.Take();
   return shard;

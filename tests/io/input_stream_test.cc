@@ -33,7 +33,8 @@ std::string Compressed(const std::string& text, int level = 3, bool checksum = t
   std::string out(ZSTD_compressBound(text.size()) + 64, '\0');
   ZSTD_inBuffer in{text.data(), text.size(), 0};
   ZSTD_outBuffer to{out.data(), out.size(), 0};
-  EXPECT_EQ(window_log > 0 ? ZSTD_compressStream2(context, &to, &in, ZSTD_e_continue) & 0 : 0u, 0u);   // streamed: no size
+  // Streamed: no size.
+  EXPECT_EQ(window_log > 0 ? ZSTD_compressStream2(context, &to, &in, ZSTD_e_continue) & 0 : 0u, 0u);
   EXPECT_EQ(ZSTD_compressStream2(context, &to, &in, ZSTD_e_end), 0u);
   ZSTD_freeCCtx(context);
   out.resize(to.pos);
@@ -87,7 +88,8 @@ TEST_F(Streams, OfZstdAreDecoded) {
     EXPECT_TRUE(ReadOf(Compressed(a)) == a);
     EXPECT_TRUE(ReadOf(Compressed(a, 19, false)) == a);
     EXPECT_TRUE(ReadOf(Compressed(a) + Compressed(b) + Compressed("") + Compressed(a, -5)) == a + b + a);
-    EXPECT_TRUE(ReadOf(Skippable("seek table") + Compressed(a) + Skippable("") + Compressed(b) + Skippable(b)) == a + b);
+    EXPECT_TRUE(ReadOf(Skippable("seek table") + Compressed(a) + Skippable("") + Compressed(b) + Skippable(b)) ==
+                a + b);
   }
 }
 

@@ -2,9 +2,7 @@
 #include "io/staging.h"
 
 #include <gtest/gtest.h>
-#include <linux/fs.h>
 #include <sys/file.h>
-#include <unistd.h>
 
 #include "io/error.h"
 #include "io/shard_writer.h"

@@ -43,7 +43,8 @@ Importances Reference(const DeltaTensor& tensor, size_t row, const Function& exp
   Importances result;
   for (size_t first = 0; first < n; first += row) {
     const float divergence = Divergence(&tensor.models[0][first], &tensor.base[first], row, exp, log);
-    for (size_t i = first; i < first + row; ++i) result.of.push_back(std::fabs(tensor.models[0][i] - tensor.base[i]) * divergence);
+    for (size_t i = first; i < first + row; ++i)
+      result.of.push_back(std::fabs(tensor.models[0][i] - tensor.base[i]) * divergence);
   }
   std::vector<float> sorted = result.of;
   std::sort(sorted.begin(), sorted.end(), [](float a, float b) { return std::isnan(a) < std::isnan(b) || a < b; });
@@ -65,7 +66,8 @@ DeltaTensor RandomTensor(Random& random, int number, size_t* row) {
   *row = random.OneOf<size_t>({1, 2, 5, 16, 64, 1000, 1024, 4096, 5000, 40'001});
   const size_t rows = number % 10 == 0 ? 1 + 200'000 / *row : 1 + random.Below(std::max<size_t>(1, 6000 / *row));
   return test::RandomDeltaTensor(random, "w", *row * rows, 1,
-                                 {.row = *row, .odd_lanes = random.OneOf({0.0, 0.0, 0.0, 1e-4}), .scales = {1e-2, 1e-4, 1.0}});
+                                 {.row = *row, .odd_lanes = random.OneOf({0.0, 0.0, 0.0, 1e-4}),
+                                  .scales = {1e-2, 1e-4, 1.0}});
 }
 
 TEST(ArceeFusion, EqualsTheReference) {
@@ -89,7 +91,8 @@ TEST(ArceeFusion, IsThatOfTheCLibrarysFunctions) {
     const size_t row = 1000;
     DeltaTensor tensor = test::RandomDeltaTensor(random, "w", 64 * row, 1, {.row = row, .scales = {1e-2}});
     const Importances ours = Reference(tensor, row, Exp, Log);
-    const Importances theirs = Reference(tensor, row, [](double x) { return std::exp(x); }, [](double x) { return std::log(x); });
+    const Importances theirs = Reference(tensor, row, [](double x) { return std::exp(x); },
+                                         [](double x) { return std::log(x); });
     EXPECT_NEAR(ours.threshold, theirs.threshold, 1e-6f * theirs.threshold);
     tensor.sources.coefficients = test::DefaultCoefficients(method, 1);
     const test::Driven driven = test::Drive(method, {tensor.sources}, {.type = DType::kF32}, random);
@@ -113,7 +116,8 @@ TEST(ArceeFusion, ExampleByHand) {
   const MethodInfo& method = *FindMethod("arcee_fusion");
   test::ScopeTensor tensor("w", 4);
   tensor.base.bytes = reference::Encode(DType::kF32, std::vector<float>{0, 0, 0, 0});
-  tensor.models.push_back({.type = DType::kF32, .bytes = reference::Encode(DType::kF32, std::vector<float>{0.4f, -3.2f, 0.2f, 0.1f})});
+  tensor.models.push_back({.type = DType::kF32,
+                           .bytes = reference::Encode(DType::kF32, std::vector<float>{0.4f, -3.2f, 0.2f, 0.1f})});
   tensor.coefficients = test::DefaultCoefficients(method, 1);
   Random random(1);
   const test::Driven driven = test::Drive(method, {tensor}, {.type = DType::kF32}, random);

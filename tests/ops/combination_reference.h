@@ -109,7 +109,8 @@ inline Vector ModelStock(const std::vector<Vector>& models) {
   for (size_t i = 0; i < models.size(); ++i) {
     sum = Sum(1, sum, 1, models[i]);
     for (size_t j = 0; j < i; ++j)
-      cosines += std::clamp(Dot(models[i], models[j]) / std::max(Length(models[i]) * Length(models[j]), 1e-6), -1.0, 1.0);
+      cosines += std::clamp(Dot(models[i], models[j]) / std::max(Length(models[i]) * Length(models[j]), 1e-6), -1.0,
+                            1.0);
   }
   const double cosine = cosines / (n * (n - 1) / 2), denominator = 1 + (n - 1) * cosine;
   return Times(std::fabs(denominator) < 1e-6 ? 0 : n * cosine / denominator / n, sum);

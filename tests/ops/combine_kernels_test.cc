@@ -26,11 +26,13 @@ TEST(WidenLanes, IsExactAndFillsUpWithZeros) {
   ForEachTarget([&] {
     for (size_t n : Lengths())
       for (bool relative : {false, true}) {
-        const std::vector<float> x = RandomLanes(random, n, Kind::kAnyBits), base = RandomLanes(random, n, Kind::kAnyBits);
+        const std::vector<float> x = RandomLanes(random, n, Kind::kAnyBits),
+                                 base = RandomLanes(random, n, Kind::kAnyBits);
         std::vector<double> wide(RoundedUp(n) + 1, kGuard);
         WidenLanes(x.data(), relative ? base.data() : nullptr, n, wide.data());
         for (size_t i = 0; i < n; ++i) {
-          const double expected = relative ? static_cast<double>(x[i]) - static_cast<double>(base[i]) : static_cast<double>(x[i]);
+          const double expected = relative ? static_cast<double>(x[i]) - static_cast<double>(base[i])
+              : static_cast<double>(x[i]);
           ASSERT_TRUE(SameSum(wide[i], expected)) << i;
         }
         for (size_t i = n; i < RoundedUp(n); ++i) ASSERT_EQ(wide[i], 0);
@@ -80,14 +82,16 @@ TEST(CombineLanes, IsTheSumOfItsTermsRoundedOnce) {
       std::vector<const double*> pointers;
       std::vector<double> shares;
       for (auto& term : terms) {
-        for (double& x : term) x = unchanged || random.Chance(0.1) ? 0.0 : static_cast<double>(RandomLane(random, Kind::kNormal));
+        for (double& x : term)
+          x = unchanged || random.Chance(0.1) ? 0.0 : static_cast<double>(RandomLane(random, Kind::kNormal));
         shares.push_back(random.OneOf({0.0, 1.0, random.Normal(), -3.7, 0.1}));
         pointers.push_back(shares.back() == 0 ? nullptr : term.data());
       }
       std::vector<float> base = RandomLanes(random, n, Kind::kNormal), out(n + kLanePadding, 7.0f);
       for (float& x : base)
         if (random.Chance(0.1)) x = -0.0f;
-      CombineLanes(pointers.data(), terms.size(), shares.data(), relative ? base.data() : nullptr, n, LaneRounding::kNearest, out.data());
+      CombineLanes(pointers.data(), terms.size(), shares.data(), relative ? base.data() : nullptr, n,
+                   LaneRounding::kNearest, out.data());
       for (size_t i = 0; i < n; ++i) {
         double sum = -0.0;
         for (size_t m = 0; m < terms.size(); ++m)
@@ -111,10 +115,12 @@ TEST(CombineLanes, RoundingToOddThenToTheTypeRoundsOnce) {
       const auto bits = static_cast<uint32_t>(random.Below(format.infinity));
       const double low = reference::Value(format, bits), high = reference::Value(format, bits + 1);
       const double boundary = std::isinf(high) ? low * (1 + std::ldexp(1.0, -format.mantissa - 1)) : (low + high) / 2;
-      const double beside = boundary * (1 + random.OneOf({0.0, 1.0, -1.0}) * std::ldexp(1.0, -random.OneOf({24, 25, 26, 40, 52})));
+      const double away = random.OneOf({0.0, 1.0, -1.0}) * std::ldexp(1.0, -random.OneOf({24, 25, 26, 40, 52}));
+      const double beside = boundary * (1 + away);
       sums.push_back(random.Chance(0.5) ? beside : -beside);
     }
-    for (double special : {0.0, 1e-50, -1e-50, 1e-320, 1e60, -1e60, 3.4028235e38, 3.5e38, 65520.0, 65519.999999, HUGE_VAL, -HUGE_VAL, std::nan("")})
+    for (double special : {0.0, 1e-50, -1e-50, 1e-320, 1e60, -1e60, 3.4028235e38, 3.5e38, 65520.0, 65519.999999,
+                           HUGE_VAL, -HUGE_VAL, std::nan("")})
       sums.push_back(special);
     const double* const terms[] = {sums.data()};
     ForEachTarget([&] {

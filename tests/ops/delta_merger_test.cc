@@ -19,7 +19,8 @@ Source Odd(Random& random, DType type, size_t n, const std::vector<float>* aroun
   const bool rare = random.Chance(0.3);
   for (size_t i = 0; i < n; ++i) {
     lanes[i] = static_cast<float>(random.Normal() * 0.05);
-    if (around != nullptr) lanes[i] = (*around)[i] + static_cast<float>(random.Normal() * random.OneOf({0.0, 0.001, 0.1}));
+    if (around != nullptr)
+      lanes[i] = (*around)[i] + static_cast<float>(random.Normal() * random.OneOf({0.0, 0.001, 0.1}));
     if (random.Chance(0.02)) lanes[i] = -0.0f;
     if (rare && random.Chance(1e-3)) lanes[i] = random.OneOf({NAN, INFINITY, -INFINITY, 3e38f, 1e-42f});
   }
@@ -69,10 +70,12 @@ TEST_P(DeltaTest, TheBaseAndItMakeTheMerge) {
     pair.coefficients = DefaultCoefficients(ApplyDelta(), 1);
     const Driven applied = Drive(ApplyDelta(), {pair}, options(type), random);
     for (size_t i = 0, size = static_cast<size_t>(LaneBytes(type)); i < tensor.elements; ++i)
-      ASSERT_TRUE(std::equal(&applied.tensors[0][i * size], &applied.tensors[0][i * size] + size, &merged.tensors[0][i * size]))
+      ASSERT_TRUE(std::equal(&applied.tensors[0][i * size], &applied.tensors[0][i * size] + size,
+                             &merged.tensors[0][i * size]))
           << "round " << round << ", element " << i << " as " << DTypeName(type) << ": base " << base[i] << ", delta "
-          << reference::Decode(DType::kF32, delta.tensors[0])[i] << ", " << reference::Decode(type, merged.tensors[0])[i]
-          << " became " << reference::Decode(type, applied.tensors[0])[i];
+          << reference::Decode(DType::kF32, delta.tensors[0])[i] << ", "
+          << reference::Decode(type, merged.tensors[0])[i] << " became "
+          << reference::Decode(type, applied.tensors[0])[i];
     EXPECT_EQ(applied.counts.non_finite.nan, merged.counts.non_finite.nan);
 
     const Driven rounded = Drive(delta_method, {tensor}, options(DType::kBF16), random);
@@ -85,7 +88,8 @@ INSTANTIATE_TEST_SUITE_P(EveryMethod, DeltaTest, testing::ValuesIn(MethodsWithDe
                          [](const auto& its) { return its.param; });
 
 TEST(Delta, OnlyOfWhatIsAddedInFloat32) {
-  for (const char* name : {"model_stock", "nearswap", "nuslerp", "multislerp", "slerp", "linear", "karcher", "passthrough"})
+  for (const char* name : {"model_stock", "nearswap", "nuslerp", "multislerp", "slerp", "linear", "karcher",
+                           "passthrough"})
     EXPECT_FALSE(FindMethod(name)->HasDelta()) << name;
   EXPECT_EQ(MethodsWithDelta().size(), 16u);
   EXPECT_EQ(FindMethod(ApplyDelta().name), nullptr) << "no recipe names it";

@@ -115,7 +115,9 @@ inline size_t RandomSize(Random& random, size_t most) {
 // Cases until the time is spent, but so many at least.
 inline void RepeatCases(int least, double seconds, const std::function<void(int)>& body) {
   const auto start = std::chrono::steady_clock::now();
-  const auto spent = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() >= seconds; };
+  const auto spent = [&] {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() >= seconds;
+  };
   int cases = 0;
   for (; (cases < least || !spent()) && !testing::Test::HasFailure(); ++cases) {
     SCOPED_TRACE("case " + std::to_string(cases));

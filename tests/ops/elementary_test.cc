@@ -22,7 +22,8 @@ TEST(Elementary, ExpIsWithinTwoUlp) {
   double worst = 0;
   for (int i = 0; i < kCases; ++i) {
     const double u = std::uniform_real_distribution<double>(0, 1)(random);
-    const double x = i % 4 == 0 ? -708 + u * 1417 : i % 4 == 1 ? -u * 20 : i % 4 == 2 ? u * 0.7 - 0.35 : (u - 0.5) * 1e-6;
+    const double x = i % 4 == 0 ? -708 + u * 1417 : i % 4 == 1 ? -u * 20 : i % 4 == 2 ? u * 0.7 - 0.35
+        : (u - 0.5) * 1e-6;
     worst = std::max(worst, UlpError(Exp(x), std::exp(static_cast<long double>(x))));
   }
   std::printf("[  WORST   ] %.3f ulp\n", worst);
@@ -39,7 +40,8 @@ TEST(Elementary, LogIsWithinThreeUlp) {
   double worst = 0;
   for (int i = 0; i < kCases; ++i) {
     const double u = std::uniform_real_distribution<double>(0, 1)(random);
-    const double x = i % 4 == 0 ? std::exp(u * 1400 - 700) : i % 4 == 1 ? std::exp(u * 40 - 20) : i % 4 == 2 ? 0.5 + u : 1 + (u - 0.5) * 1e-6;
+    const double x = i % 4 == 0 ? std::exp(u * 1400 - 700) : i % 4 == 1 ? std::exp(u * 40 - 20) : i % 4 == 2 ? 0.5 + u
+        : 1 + (u - 0.5) * 1e-6;
     worst = std::max(worst, UlpError(Log(x), std::log(static_cast<long double>(x))));
   }
   std::printf("[  WORST   ] %.3f ulp\n", worst);
@@ -47,7 +49,8 @@ TEST(Elementary, LogIsWithinThreeUlp) {
   EXPECT_EQ(Log(1), 0);
   EXPECT_TRUE(std::isnan(Log(NAN)));
   // Where one power of two gives way to the next.
-  for (double x : {0x1.6a09e667f3bcdp-1, 0x1.6a09e667f3bccp-1, 0x1.6a09e667f3bcdp0, 0x1.6a09e667f3bccp0, 0x1p-1022, 0x1.fffffffffffffp1023})
+  for (double x : {0x1.6a09e667f3bcdp-1, 0x1.6a09e667f3bccp-1, 0x1.6a09e667f3bcdp0, 0x1.6a09e667f3bccp0, 0x1p-1022,
+                   0x1.fffffffffffffp1023})
     EXPECT_LT(UlpError(Log(x), std::log(static_cast<long double>(x))), 3) << x;
 }
 
@@ -56,7 +59,8 @@ TEST(Elementary, TanhIsWithinEightUlp) {
   double worst = 0;
   for (int i = 0; i < kCases; ++i) {
     const double u = std::uniform_real_distribution<double>(-1, 1)(random);
-    const double x = i % 4 == 0 ? u * 30 : i % 4 == 1 ? u : i % 4 == 2 ? u * 1e-6 : u * std::pow(10, -static_cast<double>(random.Below(300)));
+    const double x = i % 4 == 0 ? u * 30 : i % 4 == 1 ? u : i % 4 == 2 ? u * 1e-6
+        : u * std::pow(10, -static_cast<double>(random.Below(300)));
     worst = std::max(worst, UlpError(Tanh(x), std::tanh(static_cast<long double>(x))));
   }
   std::printf("[  WORST   ] %.3f ulp\n", worst);

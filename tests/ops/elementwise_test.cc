@@ -26,8 +26,8 @@ struct Case {
 
 Case RandomCase(Random& random, const MethodInfo& method, int number) {
   const size_t models = 1 + random.Below(6);
-  Case c{.tensor = test::RandomDeltaTensor(random, "w", test::RandomSize(random, number % 20 == 0 ? 200'000 : 5000), models,
-                                           {.odd_lanes = random.OneOf({0.0, 0.0, 0.01}),
+  Case c{.tensor = test::RandomDeltaTensor(random, "w", test::RandomSize(random, number % 20 == 0 ? 200'000 : 5000),
+                                           models, {.odd_lanes = random.OneOf({0.0, 0.0, 0.01}),
                                             .missing = random.OneOf({0.0, 0.0, 0.3}),
                                             .scales = {1e-3, 1e-5, 0.1}}),
          .coefficients = test::DefaultCoefficients(method, models)};
@@ -65,7 +65,8 @@ TEST(RamPlus, EqualsTheReference) {
   const MethodInfo& method = *FindMethod("ramplus_tl");
   test::RepeatCases(60, 1, [&](int number) {
     Case c = RandomCase(random, method, number);
-    const double epsilon = random.OneOf({1e-5, 0.0, 1e-3}), r = random.OneOf({0.1, 2.0, -0.5}), alpha = random.OneOf({0.2, 5.0, 0.0});
+    const double epsilon = random.OneOf({1e-5, 0.0, 1e-3}), r = random.OneOf({0.1, 2.0, -0.5}),
+                 alpha = random.OneOf({0.2, 5.0, 0.0});
     SetShared(method, c.coefficients, "epsilon", epsilon);
     SetShared(method, c.coefficients, "r", r);
     SetShared(method, c.coefficients, "alpha", alpha);
@@ -151,7 +152,8 @@ TEST(Elementwise, ExamplesByHand) {
     return reference::Decode(DType::kF32, test::Drive(method, {tensor}, {.type = DType::kF32}, random).tensors[0]);
   };
   using Lanes = std::vector<float>;
-  EXPECT_EQ(merge("ram", {}), (Lanes{1.5f, 1 + (0.5f / 3 + 0.25f / 3 - 0.25f / 3), 1, 1 + (-2.0f / 3 + 1.0f / 3 + 2.0f / 3)}));
+  EXPECT_EQ(merge("ram", {}),
+            (Lanes{1.5f, 1 + (0.5f / 3 + 0.25f / 3 - 0.25f / 3), 1, 1 + (-2.0f / 3 + 1.0f / 3 + 2.0f / 3)}));
   // The first model has one change of its own and two that others share: 2/1, clamped to 0.5, makes 1 + 0.5 * 0.5.
   EXPECT_EQ(merge("ramplus_tl", {{"r", 0.5}, {"alpha", 0.5}})[0], 1 + 0.5f * 1.25f);
   EXPECT_EQ(merge("magmax", {}), (Lanes{1.5f, 1.5f, 1, -1}));   // -2 comes before 2

@@ -74,7 +74,8 @@ size_t RandomSize(Random& random, int c) {
 
 // The element nearest to x in the output's type, as a number.
 double Rounded(DType type, double x) {
-  const reference::Format& format = type == DType::kF16 ? reference::kF16 : type == DType::kBF16 ? reference::kBF16 : reference::kF32;
+  const reference::Format& format = type == DType::kF16 ? reference::kF16 : type == DType::kBF16 ? reference::kBF16
+      : reference::kF32;
   return reference::Value(format, reference::Round(format, x));
 }
 
@@ -87,19 +88,22 @@ std::vector<float> ExpectFormula(Random& random, const MethodInfo& method, const
   const Vector base = given.relative ? Lanes(given.tensor.base) : Vector(given.tensor.elements, 0.0);
   Vector largest(base.size());
   for (size_t i = 0; i < base.size(); ++i)
-    for (Vector& model : models) largest[i] = std::max({largest[i], std::fabs(model[i]), std::fabs(base[i])}), model[i] -= base[i];
+    for (Vector& model : models)
+      largest[i] = std::max({largest[i], std::fabs(model[i]), std::fabs(base[i])}), model[i] -= base[i];
   const double lambda = LambdaOf(method, given);
   Vector expected(base.size());
   const size_t row = given.tensor.row == 0 ? base.size() : given.tensor.row;
   for (size_t first = 0; first < base.size(); first += row) {
     std::vector<Vector> rows;
     for (const Vector& model : models)
-      rows.emplace_back(model.begin() + static_cast<ptrdiff_t>(first), model.begin() + static_cast<ptrdiff_t>(first + row));
+      rows.emplace_back(model.begin() + static_cast<ptrdiff_t>(first),
+                        model.begin() + static_cast<ptrdiff_t>(first + row));
     const Vector merged = formula(rows);
     for (size_t i = 0; i < row; ++i) expected[first + i] = base[first + i] + lambda * merged[i];
   }
   const auto drive = [&] {
-    return Drive(method, {given.tensor}, {.blocks_per_tile = 1 + random.Below(3), .workers = 1 + random.Below(4), .type = type},
+    return Drive(method, {given.tensor},
+                 {.blocks_per_tile = 1 + random.Below(3), .workers = 1 + random.Below(4), .type = type},
                  random).tensors[0];
   };
   const std::vector<std::byte> bytes = drive();
@@ -108,8 +112,8 @@ std::vector<float> ExpectFormula(Random& random, const MethodInfo& method, const
   for (size_t i = 0; i < expected.size(); ++i) {
     const double error = 1e-11 * std::max(std::fabs(lambda), 1.0) * largest[i];
     if (lanes[i] >= Rounded(type, expected[i] - error) && lanes[i] <= Rounded(type, expected[i] + error)) continue;
-    ADD_FAILURE() << "element " << i << " of " << expected.size() << " as " << DTypeName(type) << ": " << lanes[i] << " instead of "
-                  << expected[i];
+    ADD_FAILURE() << "element " << i << " of " << expected.size() << " as " << DTypeName(type) << ": " << lanes[i]
+                  << " instead of " << expected[i];
     break;
   }
   return lanes;
@@ -130,7 +134,8 @@ std::vector<float> Driven(const MethodInfo& method, const ScopeTensor& tensor) {
   return reference::Decode(DType::kF32, Drive(method, {tensor}, {}, random).tensors[0]);
 }
 
-ScopeTensor TensorOf(const MethodInfo& method, const std::vector<std::vector<float>>& models, const std::vector<float>& base = {}) {
+ScopeTensor TensorOf(const MethodInfo& method, const std::vector<std::vector<float>>& models,
+                     const std::vector<float>& base = {}) {
   ScopeTensor tensor("w", models[0].size());
   if (!base.empty()) tensor.base = F32(base);
   for (const auto& model : models) tensor.models.push_back(F32(model));
@@ -151,7 +156,8 @@ TEST(Slerp, OfTwoIsTheFormula) {
     const double t = random.OneOf({0.5, 0.1, 0.9, -0.4, 1.7, random.Normal()});
     given.tensor.coefficients = test::DefaultCoefficients(TheSlerp(), 2);
     SetShared(TheSlerp(), given.tensor.coefficients, "t", t);
-    ExpectFormula(random, TheSlerp(), given, [&](const auto& x) { return reference::Slerp(x[0], x[1], t); }, AnyType(random));
+    ExpectFormula(random, TheSlerp(), given, [&](const auto& x) { return reference::Slerp(x[0], x[1], t); },
+                  AnyType(random));
   });
 }
 
@@ -166,7 +172,8 @@ TEST(Slerp, OfManyGoesFromOneToTheNext) {
       weights.push_back(random.OneOf({1.0, 0.5, 0.2, 3.0}));
       SetModel(TheSlerp(), given.tensor.coefficients, m, "weight", weights[m]);
     }
-    ExpectFormula(random, TheSlerp(), given, [&](const auto& x) { return reference::SlerpMany(x, weights); }, AnyType(random));
+    ExpectFormula(random, TheSlerp(), given, [&](const auto& x) { return reference::SlerpMany(x, weights); },
+                  AnyType(random));
   });
 }
 
@@ -196,7 +203,9 @@ TEST(Slerp, ParallelAndOppositeModelsAreInterpolatedLinearly) {
     ScopeTensor tensor = TensorOf(TheSlerp(), {{1, 2, 4}, {factor, 2 * factor, 4 * factor}});
     SetShared(TheSlerp(), tensor.coefficients, "t", 0.25);
     const double share = 0.75 + 0.25 * static_cast<double>(factor);
-    EXPECT_EQ(Driven(TheSlerp(), tensor), (std::vector<float>{static_cast<float>(share), static_cast<float>(2 * share), static_cast<float>(4 * share)}));
+    EXPECT_EQ(Driven(TheSlerp(), tensor),
+              (std::vector<float>{static_cast<float>(share), static_cast<float>(2 * share),
+                                  static_cast<float>(4 * share)}));
   }
 }
 
@@ -247,7 +256,8 @@ TEST(Nuslerp, IsTheFormulaFlatAndByRows) {
     SetModel(TheNuslerp(), coefficients, 0, "weight", a);
     SetModel(TheNuslerp(), coefficients, 1, "weight", b);
     RandomLambda(random, TheNuslerp(), &given);
-    ExpectFormula(random, TheNuslerp(), given, [&](const auto& x) { return reference::Nuslerp(x[0], x[1], a, b); }, AnyType(random));
+    ExpectFormula(random, TheNuslerp(), given, [&](const auto& x) { return reference::Nuslerp(x[0], x[1], a, b); },
+                  AnyType(random));
   });
 }
 
@@ -255,15 +265,17 @@ TEST(Nuslerp, IsTheFormulaFlatAndByRows) {
 TEST(Nuslerp, OfColumnsIsTheFormula) {
   Random random;
   Repeat(25, [&](int c) {
-    const auto [slices, slice] = c % 5 == 0 ? random.OneOf<std::pair<size_t, size_t>>({{1500, 1025}, {70'000, 33}, {70, 40'000}})
-                                            : std::pair(7 + random.Below(60), 1 + random.Below(1200));
+    using Sizes = std::pair<size_t, size_t>;
+    const auto [slices, slice] = c % 5 == 0 ? random.OneOf<Sizes>({{1500, 1025}, {70'000, 33}, {70, 40'000}})
+                                            : Sizes(7 + random.Below(60), 1 + random.Below(1200));
     Case columns = RandomCase(random, 2, random.Chance(0.5), slices * slice, slices);
     Case given = columns;
     const auto transpose = [&](const Source& from) {
       const auto size = static_cast<size_t>(LaneBytes(from.type));
       Source to{.type = from.type, .bytes = std::vector<std::byte>(from.bytes.size())};
       for (size_t i = 0; i < slices && !from.bytes.empty(); ++i)
-        for (size_t j = 0; j < slice; ++j) std::copy_n(&from.bytes[(j * slices + i) * size], size, &to.bytes[(i * slice + j) * size]);
+        for (size_t j = 0; j < slice; ++j)
+          std::copy_n(&from.bytes[(j * slices + i) * size], size, &to.bytes[(i * slice + j) * size]);
       return to;
     };
     given.tensor.base = transpose(columns.tensor.base);
@@ -278,9 +290,11 @@ TEST(Nuslerp, OfColumnsIsTheFormula) {
       SetShared(TheNuslerp(), coefficients, "lambda", lambda);
     }
     const DType type = AnyType(random);
-    const std::vector<float> expected = ExpectFormula(random, TheNuslerp(), columns, [](const auto& x) { return reference::Nuslerp(x[0], x[1], 0.7, 1); }, type);
+    const std::vector<float> expected = ExpectFormula(
+        random, TheNuslerp(), columns, [](const auto& x) { return reference::Nuslerp(x[0], x[1], 0.7, 1); }, type);
     const auto drive = [&](size_t groups) {
-      return Drive(TheNuslerp(), {given.tensor}, {.blocks_per_tile = groups, .workers = 3, .type = type}, random).tensors[0];
+      return Drive(TheNuslerp(), {given.tensor}, {.blocks_per_tile = groups, .workers = 3, .type = type},
+                   random).tensors[0];
     };
     const std::vector<std::byte> bytes = drive(1);
     EXPECT_EQ(bytes, drive(2));
@@ -360,14 +374,15 @@ TEST(Multislerp, IsTheFormula) {
     }
     if (std::fabs(std::accumulate(weights.begin(), weights.end(), 0.0)) < 0.2) return;
     RandomLambda(random, TheMultislerp(), &given);
-    ExpectFormula(random, TheMultislerp(), given, [&](const auto& x) { return reference::Multislerp(x, weights, normalize, eps); },
-                  AnyType(random));
+    ExpectFormula(random, TheMultislerp(), given,
+                  [&](const auto& x) { return reference::Multislerp(x, weights, normalize, eps); }, AnyType(random));
   });
 }
 
 TEST(Multislerp, WhereDirectionsCancelTwoAreAddedAndMoreAreAnError) {
   EXPECT_EQ(Driven(TheMultislerp(), TensorOf(TheMultislerp(), {{1, 2}, {-3, -6}})), (std::vector<float>{-1, -2}));
-  EXPECT_EQ(Driven(TheMultislerp(), TensorOf(TheMultislerp(), {{2, 3}, {-2, -5}}, {1, 1})), (std::vector<float>{0, -1}));
+  EXPECT_EQ(Driven(TheMultislerp(), TensorOf(TheMultislerp(), {{2, 3}, {-2, -5}}, {1, 1})),
+            (std::vector<float>{0, -1}));
   EXPECT_THROW(Driven(TheMultislerp(), TensorOf(TheMultislerp(), {{2, 2}, {-1, -1}, {0, 0}})), NoMerge);
 }
 
@@ -415,7 +430,8 @@ TEST(Karcher, IsTheFormula) {
     SetShared(TheKarcher(), given.tensor.coefficients, "max_iter", max_iter);
     SetShared(TheKarcher(), given.tensor.coefficients, "tol", tol);
     if (random.Chance(0.2)) given.tensor.models[1] = F32(std::vector<float>(given.tensor.elements, 0.0f));
-    ExpectFormula(random, TheKarcher(), given, [&](const auto& x) { return reference::Karcher(x, max_iter, tol); }, AnyType(random));
+    ExpectFormula(random, TheKarcher(), given, [&](const auto& x) { return reference::Karcher(x, max_iter, tol); },
+                  AnyType(random));
   });
 }
 
@@ -454,7 +470,8 @@ TEST(ModelStock, IsTheFormulaFlatAndByRows) {
     const size_t num_models = 2 + random.Below(4);
     const bool by_rows = random.Chance(0.5);
     const size_t row = by_rows ? random.OneOf<size_t>({33, 64, 1000, 1025, 70'000}) : 0;
-    Case given = RandomCase(random, num_models, true, by_rows ? row * (row > 60'000 ? 2 : 1 + random.Below(9)) : 33 + RandomSize(random, c), row);
+    Case given = RandomCase(random, num_models, true,
+                            by_rows ? row * (row > 60'000 ? 2 : 1 + random.Below(9)) : 33 + RandomSize(random, c), row);
     given.tensor.coefficients = test::DefaultCoefficients(TheModelStock(), num_models);
     SetShared(TheModelStock(), given.tensor.coefficients, "filter_wise", by_rows);
     EXPECT_EQ(TheModelStock().WorksByRows(given.tensor.coefficients), by_rows);
@@ -467,7 +484,8 @@ TEST(ModelStock, IsTheFormulaFlatAndByRows) {
 TEST(ModelStock, WithoutAnEstimateKeepsTheBase) {
   // Two that move in opposite directions: 1 + cos = 0. And none that moves.
   for (float moved : {0.5f, 0.0f}) {
-    const ScopeTensor tensor = TensorOf(TheModelStock(), {{1 + moved, 2 + moved, -0.0f}, {1 - moved, 2 - moved, 0}}, {1, 2, -0.0f});
+    const ScopeTensor tensor = TensorOf(TheModelStock(), {{1 + moved, 2 + moved, -0.0f}, {1 - moved, 2 - moved, 0}},
+                                        {1, 2, -0.0f});
     EXPECT_EQ(reference::Encode(DType::kF32, Driven(TheModelStock(), tensor)), tensor.base.bytes);
   }
 }

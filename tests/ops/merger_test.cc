@@ -3,7 +3,6 @@
 #include "ops/merger.h"
 
 #include <chrono>
-#include <iterator>
 
 #include "tests/ops/merge_driver.h"
 #include "tests/ops/reference.h"
@@ -231,8 +230,8 @@ TEST(Ties, OneReadEqualsTheReference) {
   int drafted = 0, all = 0;
   Repeat(60, 3, [&](int c) {
     const size_t num_models = 1 + random.Below(7);
-    Scope scope = RandomScope(random, {c % 4 == 0 ? 150'000 + random.Below(200'000) : 3000 + random.Below(30'000)}, num_models,
-                              random.OneOf({0.0, 0.0, 0.0, 0.0005}));
+    Scope scope = RandomScope(random, {c % 4 == 0 ? 150'000 + random.Below(200'000) : 3000 + random.Below(30'000)},
+                              num_models, random.OneOf({0.0, 0.0, 0.0, 0.0005}));
     RandomiseCoefficients(random, scope, num_models, false);
     reference::TaskVectorOptions options = RandomTies(random, num_models);
     options.rescale = options.majority = false;

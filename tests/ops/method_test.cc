@@ -17,9 +17,9 @@ TEST(Methods, AreFoundByTheirNames) {
     EXPECT_FALSE(method.source.empty()) << method.name;
   }
   for (const char* name : {"ties", "task_arithmetic", "linear", "average", "dare_linear", "dare_ties", "breadcrumbs",
-                           "breadcrumbs_ties", "della", "della_linear", "metagpt", "slerp", "nuslerp", "multislerp", "karcher",
-                           "model_stock", "nearswap", "passthrough", "ram", "ramplus_tl", "consensus_ta", "magmax", "sce",
-                           "arcee_fusion", "pcb"})
+                           "breadcrumbs_ties", "della", "della_linear", "metagpt", "slerp", "nuslerp", "multislerp",
+                           "karcher", "model_stock", "nearswap", "passthrough", "ram", "ramplus_tl", "consensus_ta",
+                           "magmax", "sce", "arcee_fusion", "pcb"})
     EXPECT_TRUE(names.contains(name)) << name;
   for (const char* name : {"", "Ties", "ties ", "no_such_method"})
     EXPECT_EQ(FindMethod(name), nullptr) << name;
@@ -83,7 +83,8 @@ TEST(Methods, DefaultsAreThoseOfTheTable) {
   EXPECT_EQ(value("model_stock", "filter_wise"), 0);
   EXPECT_EQ(value("nearswap", "t"), kNoDefault);
   EXPECT_EQ(value("passthrough", "scale"), 1);
-  for (const char* method : {"dare_linear", "dare_ties", "della", "della_linear"}) EXPECT_EQ(value(method, "rescale"), 1) << method;
+  for (const char* method : {"dare_linear", "dare_ties", "della", "della_linear"})
+    EXPECT_EQ(value(method, "rescale"), 1) << method;
   for (const char* method : {"dare_linear", "dare_ties", "della_linear", "breadcrumbs", "breadcrumbs_ties"})
     EXPECT_EQ(value(method, "normalize"), 0) << method;
   EXPECT_EQ(value("della", "normalize"), 1);

@@ -45,7 +45,8 @@ TEST(Nearswap, EqualsTheReference) {
   Random random;
   for (int c = 0; c < 100; ++c) {
     const size_t n = random.OneOf<size_t>({1, 2, 17, 1000, 1023, 1024, 1025, 3000, 65'537, 150'001});
-    const double t = random.OneOf({0.001, 1e-4, 1e-7, 0.0, 0.1, 5.0}), lambda = random.OneOf({1.0, 1.0, 0.4, -2.0, 0.0});
+    const double t = random.OneOf({0.001, 1e-4, 1e-7, 0.0, 0.1, 5.0}),
+                 lambda = random.OneOf({1.0, 1.0, 0.4, -2.0, 0.0});
     std::vector<float> base(n), other(n);
     for (size_t i = 0; i < n; ++i) {
       base[i] = static_cast<float>(random.Normal() * 0.1);
@@ -62,10 +63,13 @@ TEST(Nearswap, EqualsTheReference) {
     const std::vector<float> a = reference::Decode(tensor.base.type, tensor.base.bytes);
     const std::vector<float> b = reference::Decode(tensor.models[0].type, tensor.models[0].bytes);
     std::vector<float> expected(n);
-    for (size_t i = 0; i < n; ++i) expected[i] = ScaledNearswap(a[i], b[i], static_cast<float>(t), static_cast<float>(lambda));
+    for (size_t i = 0; i < n; ++i)
+      expected[i] = ScaledNearswap(a[i], b[i], static_cast<float>(t), static_cast<float>(lambda));
     const DType type = kLaneTypes[random.Below(4)];
-    const auto driven = Drive(method, {tensor}, {.blocks_per_tile = 1 + random.Below(2), .workers = 2, .type = type}, random);
-    ASSERT_EQ(driven.tensors[0], reference::Encode(type, expected)) << "case " << c << ", t " << t << ", lambda " << lambda;
+    const auto driven = Drive(method, {tensor}, {.blocks_per_tile = 1 + random.Below(2), .workers = 2, .type = type},
+                              random);
+    ASSERT_EQ(driven.tensors[0], reference::Encode(type, expected))
+        << "case " << c << ", t " << t << ", lambda " << lambda;
   }
 }
 
@@ -83,7 +87,8 @@ TEST(Passthrough, OfOneTypeKeepsEveryBit) {
   for (DType type : kLaneTypes) {
     ScopeTensor tensor("w", 70'001);
     Source model{.type = type};
-    for (size_t i = 0; i < tensor.elements * static_cast<size_t>(LaneBytes(type)); ++i) model.bytes.push_back(static_cast<std::byte>(random.Below(256)));
+    for (size_t i = 0; i < tensor.elements * static_cast<size_t>(LaneBytes(type)); ++i)
+      model.bytes.push_back(static_cast<std::byte>(random.Below(256)));
     tensor.models.push_back(model);
     tensor.coefficients = test::DefaultCoefficients(method, 1);
     const auto driven = Drive(method, {tensor}, {.type = type}, random);

@@ -15,7 +15,8 @@ namespace {
 template <typename Element>
 NonFinite Counted(DType type, const std::vector<Element>& elements) {
   std::string bytes(1 + elements.size() * sizeof(Element), '\0');
-  if (!elements.empty()) std::memcpy(bytes.data() + 1, elements.data(), elements.size() * sizeof(Element));  // unaligned
+  // Unaligned.
+  if (!elements.empty()) std::memcpy(bytes.data() + 1, elements.data(), elements.size() * sizeof(Element));
   NonFinite counts{.nan = 1000, .inf = 2000};
   CountNonFinite(type, bytes.data() + 1, elements.size(), &counts);
   return {counts.nan - 1000, counts.inf - 2000};
@@ -41,8 +42,9 @@ TEST(NonFinite, WiderTypes) {
       DType::kF32, {0x7f800000, 0xff800000, 0x7f800001, 0xffffffff, 0x7fc00000, 0, 0x7f7fffff});
   EXPECT_EQ(four.inf, 2u);
   EXPECT_EQ(four.nan, 3u);
-  const NonFinite eight = Counted<uint64_t>(DType::kF64, {std::bit_cast<uint64_t>(HUGE_VAL), std::bit_cast<uint64_t>(-HUGE_VAL),
-                                                          std::bit_cast<uint64_t>(std::nan("")), 0x7ff0000000000001, 0});
+  const NonFinite eight = Counted<uint64_t>(
+      DType::kF64, {std::bit_cast<uint64_t>(HUGE_VAL), std::bit_cast<uint64_t>(-HUGE_VAL),
+                    std::bit_cast<uint64_t>(std::nan("")), 0x7ff0000000000001, 0});
   EXPECT_EQ(eight.inf, 2u);
   EXPECT_EQ(eight.nan, 2u);
 }

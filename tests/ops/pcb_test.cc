@@ -94,7 +94,8 @@ TEST(Pcb, EqualsTheReferenceOverTheWholeModel) {
     const size_t models = 1 + random.Below(4);
     std::vector<DeltaTensor> tensors;
     for (const char* name : {"a", "b", "c"})
-      tensors.push_back(test::RandomDeltaTensor(random, name, test::RandomSize(random, number % 10 == 0 ? 100'000 : 3000), models,
+      tensors.push_back(test::RandomDeltaTensor(random, name,
+                                                test::RandomSize(random, number % 10 == 0 ? 100'000 : 3000), models,
                                                 {.missing = 0.2, .scales = {1e-3, 1e-2}}));
     const double ratio = random.OneOf({0.1, 0.5, 0.95});
     ExpectMerged(random, method, tensors, Parameters(method, models, ratio, 1), Reference(tensors, ratio, 1));
@@ -111,7 +112,8 @@ TEST(Pcb, NeverDependsOnTheSample) {
     for (size_t m = 0; m < 2; ++m) {   // no two entries alike
       for (size_t i = 0; i < 60'000; ++i)
         tensors[0].models[m][i] = tensors[0].base[i] + static_cast<float>(random.Normal() * 1e-3);
-      tensors[0].sources.models[m] = {.type = DType::kF32, .bytes = reference::Encode(DType::kF32, tensors[0].models[m])};
+      tensors[0].sources.models[m] = {.type = DType::kF32,
+                                      .bytes = reference::Encode(DType::kF32, tensors[0].models[m])};
     }
     const std::vector<float> expected = Reference(tensors, 0.1, 1)[0];
     ScopeTensor sources = tensors[0].sources;
@@ -163,7 +165,8 @@ TEST(Pcb, ANanStaysWhereItIs) {
   tensor.models[1][77] = NAN;
   tensor.sources.models[1] = {.type = DType::kF32, .bytes = reference::Encode(DType::kF32, tensor.models[1])};
   tensor.sources.coefficients = test::DefaultCoefficients(method, 2);
-  const auto merged = reference::Decode(DType::kF32, test::Drive(method, {tensor.sources}, {.type = DType::kF32}, random).tensors[0]);
+  const test::Driven driven = test::Drive(method, {tensor.sources}, {.type = DType::kF32}, random);
+  const auto merged = reference::Decode(DType::kF32, driven.tensors[0]);
   size_t nans = 0, changed = 0;
   for (size_t i = 0; i < merged.size(); ++i) nans += std::isnan(merged[i]), changed += merged[i] != tensor.base[i];
   EXPECT_TRUE(std::isnan(merged[77]));

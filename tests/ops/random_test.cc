@@ -30,12 +30,14 @@ TEST(DrawBits, GivesEachElementItsDrawOnEveryTarget) {
   Random random;
   test::ForEachTarget([&] {
     for (int c = 0; c < 300; ++c) {
-      const RandomStream stream{.seed = random() >> 11, .model = static_cast<uint32_t>(random.Below(1 << 16)), .tensor_key = random()};
+      const RandomStream stream{.seed = random() >> 11, .model = static_cast<uint32_t>(random.Below(1 << 16)),
+                                .tensor_key = random()};
       const uint64_t first = random.OneOf<uint64_t>({0, 1, 63, random() >> 14, (uint64_t{1} << 34) - 100});
       const size_t n = random.Below(300);
       std::vector<uint32_t> draws(n + kLanePadding, 0xabababab);
       DrawBits(stream, first, n, draws.data());
-      for (size_t i = 0; i < n; ++i) ASSERT_EQ(draws[i], DrawOf(stream, first + i)) << first << " + " << i << " of " << n;
+      for (size_t i = 0; i < n; ++i)
+        ASSERT_EQ(draws[i], DrawOf(stream, first + i)) << first << " + " << i << " of " << n;
     }
   });
 }
@@ -80,7 +82,8 @@ TEST(DrawBits, AreIndependent) {
     return Deviation(hits, kDraws, p * p);
   };
   for (double p : {0.1, 0.5}) {
-    for (size_t lag : {1, 2, 4, 15, 16, 17, 32, 48, 63, 64}) EXPECT_LT(std::abs(both(draws, lag, p)), kFar) << "lag " << lag;
+    for (size_t lag : {1, 2, 4, 15, 16, 17, 32, 48, 63, 64})
+      EXPECT_LT(std::abs(both(draws, lag, p)), kFar) << "lag " << lag;
     RandomStream other = stream;
     ++other.seed;
     EXPECT_LT(std::abs(both(Draws(other, kDraws), 0, p)), kFar) << "seed";

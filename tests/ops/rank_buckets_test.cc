@@ -23,7 +23,8 @@ uint32_t RandomKey(Random& random, Keys kind) {
     case Keys::kNormal: return key(random.Normal());
     case Keys::kBf16: return key(std::nearbyint(random.Normal() * 6) * random.OneOf({1.0, 1.0, 0.5, 0.25, 0.0039}));
     case Keys::kEqual: return key(random.Chance(0.5) ? 0.25 : 0.0);
-    case Keys::kOutlier: return random.Chance(0.01) ? key(random.OneOf<double>({1e10, INFINITY})) : key(random.Normal());
+    case Keys::kOutlier: return random.Chance(0.01) ? key(random.OneOf<double>({1e10, INFINITY}))
+        : key(random.Normal());
     case Keys::kSmall: return static_cast<uint32_t>(random.Below(100'000));
     case Keys::kAnyBits: return std::min(static_cast<uint32_t>(random() >> 33), kNanKey);
     case Keys::kCount: break;
@@ -32,7 +33,8 @@ uint32_t RandomKey(Random& random, Keys kind) {
 }
 
 // By the definition.
-std::vector<bool> Stays(const std::vector<uint32_t>& keys, size_t n, const std::vector<uint32_t>& draws, const RankLimits& limits) {
+std::vector<bool> Stays(const std::vector<uint32_t>& keys, size_t n, const std::vector<uint32_t>& draws,
+                        const RankLimits& limits) {
   std::vector<uint32_t> order(n);
   std::iota(order.begin(), order.end(), 0u);
   std::stable_sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) { return keys[a] < keys[b]; });
@@ -49,7 +51,8 @@ bool ExpectTheDefinition(Random& random, Keys kind, size_t n) {
   std::vector<uint32_t> keys(n + kLanePadding), draws(n + kLanePadding);
   for (uint32_t& key : keys) key = RandomKey(random, kind);
   for (uint32_t& draw : draws) draw = static_cast<uint32_t>(random() >> 33);
-  const double density = random.OneOf({0.5, 0.1, 0.9}), epsilon = std::min(density, 1 - density) * random.OneOf({0.0, 0.3, 1.0});
+  const double density = random.OneOf({0.5, 0.1, 0.9}),
+               epsilon = std::min(density, 1 - density) * random.OneOf({0.0, 0.3, 1.0});
   const RankLimits limits{.low = density - epsilon, .step = n == 1 ? 0 : 2 * epsilon / static_cast<double>(n - 1)};
   for (size_t i = 0; i < n; i += 3) {   // just where a limit is
     const uint32_t limit = limits.Of(static_cast<uint32_t>(random.Below(n)));
@@ -62,7 +65,8 @@ bool ExpectTheDefinition(Random& random, Keys kind, size_t n) {
   FillBuckets(keys.data(), n, limits, room.get(), buckets.get());
   bool found = true;
   for (size_t start = 0; start < n && found; start += 1024)
-    found = KeepByBuckets(limits, draws.data() + start, start, std::min<size_t>(1024, n - start), buckets.get(), &words[start / 64]);
+    found = KeepByBuckets(limits, draws.data() + start, start, std::min<size_t>(1024, n - start), buckets.get(),
+                          &words[start / 64]);
   for (size_t i = 0; i < n && found; ++i) {
     const bool stays = words[i / 64] >> i % 64 & 1;
     EXPECT_TRUE(keys[i] == 0 || stays == expected[i]) << i;
@@ -80,7 +84,8 @@ TEST(RankBuckets, KeepWhatRanksWould) {
     for (int c = 0; c < 60 && !testing::Test::HasFailure(); ++c) {
       const auto kind = static_cast<Keys>(random.Below(static_cast<size_t>(Keys::kCount)));
       const size_t n = 1 + random.Below(random.OneOf<size_t>({100, 3000, 3000, 20'000}));
-      SCOPED_TRACE("case " + std::to_string(c) + ", keys " + std::to_string(static_cast<int>(kind)) + ", " + std::to_string(n));
+      SCOPED_TRACE("case " + std::to_string(c) + ", keys " + std::to_string(static_cast<int>(kind)) + ", " +
+                   std::to_string(n));
       ExpectTheDefinition(random, kind, n);
     }
   });
@@ -111,7 +116,8 @@ TEST(Sparsify, KeepsBitsFromAnywhere) {
       std::vector<float> d = test::Padded(random, {lanes.begin() + static_cast<ptrdiff_t>(before), lanes.end()});
       KeepBits(bits.data(), first + before, n - before, d.data());
       for (size_t i = before; i < n; ++i)
-        ASSERT_TRUE(test::SameLane(d[i - before], expected[i] || std::isnan(lanes[i]) ? lanes[i] : 0.0f)) << i << " of " << n;
+        ASSERT_TRUE(test::SameLane(d[i - before], expected[i] || std::isnan(lanes[i]) ? lanes[i] : 0.0f))
+            << i << " of " << n;
       FindNonZeros(d.data(), n - before, words.data());
       for (size_t i = 0; i < (n - before + 63) / 64 * 64; ++i)
         ASSERT_EQ(words[i / 64] >> i % 64 & 1, i < n - before && d[i] != 0) << i << " of " << n - before;

@@ -57,7 +57,8 @@ TEST(SceKernels, KeepVariances) {
     if (models.lanes.size() < 2) return;
     const std::vector<float>&variances = models.lanes[0], &before = models.lanes[1];
     const auto key = [](float x) { return std::isnan(x) ? kNanKey : test::ToBits(x) & 0x7fffffff; };
-    const uint32_t least = n > 0 && random.Chance(0.6) ? key(variances[random.Below(n)]) : random.OneOf<uint32_t>({0, 1, kNanKey, kNanKey + 1});
+    const uint32_t least = n > 0 && random.Chance(0.6) ? key(variances[random.Below(n)])
+        : random.OneOf<uint32_t>({0, 1, kNanKey, kNanKey + 1});
     std::vector<float> d = before;
     KeepVariances(variances.data(), least, n, d.data());
     for (size_t i = 0; i < d.size(); ++i)
@@ -71,9 +72,11 @@ TEST(SceKernels, AddSquares) {
     if (models.lanes.empty()) return;
     double sums[kSumLanes], expected[kSumLanes];
     for (size_t j = 0; j < kSumLanes; ++j) sums[j] = expected[j] = std::fabs(random.Normal());
-    for (size_t i = 0; i < n; ++i) expected[i % kSumLanes] += static_cast<double>(models.lanes[0][i]) * static_cast<double>(models.lanes[0][i]);
+    for (size_t i = 0; i < n; ++i)
+      expected[i % kSumLanes] += static_cast<double>(models.lanes[0][i]) * static_cast<double>(models.lanes[0][i]);
     AddSquares(models.data[0], n, sums);
-    for (size_t j = 0; j < kSumLanes; ++j) ASSERT_TRUE(test::SameSum(sums[j], expected[j])) << j << ", " << n << " lanes";
+    for (size_t j = 0; j < kSumLanes; ++j)
+      ASSERT_TRUE(test::SameSum(sums[j], expected[j])) << j << ", " << n << " lanes";
   });
 }
 

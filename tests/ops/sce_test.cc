@@ -77,7 +77,8 @@ Expected Reference(const DeltaTensor& tensor, double select_topk, float lambda) 
     for (auto& [m, d] : entries) d = selected[i] ? d : 0;
     for (const auto& [m, d] : entries) total += d;
     for (const auto& [m, d] : entries) {
-      const float weight = std::fabs(all) < 1e-6 ? 1.0f / static_cast<float>(present) : static_cast<float>(energy[m] / all);
+      const float weight = std::fabs(all) < 1e-6 ? 1.0f / static_cast<float>(present)
+          : static_cast<float>(energy[m] / all);
       const bool agrees = total >= 0 ? d > 0 : d < 0;
       conflict |= total >= 0 ? d < 0 : d > 0;
       if (agrees) sum += d * weight, divisor += weight;
@@ -109,7 +110,8 @@ TEST(Sce, EqualsTheReference) {
     }
     const test::Driven driven = ExpectMerged(random, method, {tensor}, c, {expected.elements});
     EXPECT_EQ(driven.kept, expected.kept);
-    const bool nan = std::any_of(expected.elements.begin(), expected.elements.end(), [](float x) { return std::isnan(x); });
+    const bool nan = std::any_of(expected.elements.begin(), expected.elements.end(),
+                                 [](float x) { return std::isnan(x); });
     if (!nan) {   // what an element that is NaN counts as is not defined
       EXPECT_EQ(driven.counts.conflicts, expected.conflicts);
     }
@@ -120,7 +122,8 @@ TEST(Sce, EqualsTheReference) {
 TEST(Sce, EqualVariancesAreKeptByIndexAcrossTiles) {
   Random random;
   const MethodInfo& method = *FindMethod("sce");
-  DeltaTensor tensor{.sources = test::ScopeTensor("w", 250'000), .base = std::vector<float>(250'000, 1.0f), .models = {}};
+  DeltaTensor tensor{.sources = test::ScopeTensor("w", 250'000), .base = std::vector<float>(250'000, 1.0f),
+                     .models = {}};
   tensor.sources.base.bytes = reference::Encode(DType::kF32, tensor.base);
   for (int m = 0; m < 3; ++m) {
     std::vector<float> lanes = tensor.base;
@@ -145,7 +148,8 @@ TEST(Sce, SampledEqualsTheReference) {
   constexpr size_t kSize = 300'000;
   for (double zeros : {0.0, 0.6})
     for (double select : {0.03, 0.5, 0.999}) {
-      DeltaTensor tensor{.sources = test::ScopeTensor("w", kSize), .base = std::vector<float>(kSize, 0.5f), .models = {}};
+      DeltaTensor tensor{.sources = test::ScopeTensor("w", kSize), .base = std::vector<float>(kSize, 0.5f),
+                         .models = {}};
       tensor.sources.base.bytes = reference::Encode(DType::kF32, tensor.base);
       std::vector<char> stays(kSize);
       for (char& stay : stays) stay = random.Chance(zeros);
@@ -160,8 +164,10 @@ TEST(Sce, SampledEqualsTheReference) {
       const Expected expected = Reference(tensor, select, 1);
       tensor.sources.coefficients = c;
       for (Approach approach : {Approach::kPlain, Approach::kSampled}) {
-        SCOPED_TRACE(testing::Message() << select << " of " << 1 - zeros << ", approach " << static_cast<int>(approach));
-        const test::Driven driven = test::Drive(method, {tensor.sources}, {.blocks_per_tile = 2, .workers = 3, .approach = approach}, random);
+        SCOPED_TRACE(testing::Message() << select << " of " << 1 - zeros << ", approach "
+                     << static_cast<int>(approach));
+        const test::Driven driven = test::Drive(method, {tensor.sources},
+                                                {.blocks_per_tile = 2, .workers = 3, .approach = approach}, random);
         test::ExpectBytes(expected.elements, DType::kF32, driven.tensors[0]);
         EXPECT_EQ(driven.kept, expected.kept);
         EXPECT_EQ(driven.counts.conflicts, expected.conflicts);
@@ -174,11 +180,13 @@ TEST(Sce, ExampleByHand) {
   const MethodInfo& method = *FindMethod("sce");
   DeltaTensor tensor{.sources = test::ScopeTensor("w", 2), .base = {0, 0}, .models = {{2, 2}, {-1, 1}}};
   tensor.sources.base.bytes = reference::Encode(DType::kF32, tensor.base);
-  for (const auto& lanes : tensor.models) tensor.sources.models.push_back({.type = DType::kF32, .bytes = reference::Encode(DType::kF32, lanes)});
+  for (const auto& lanes : tensor.models)
+    tensor.sources.models.push_back({.type = DType::kF32, .bytes = reference::Encode(DType::kF32, lanes)});
   Random random(1);
   tensor.sources.coefficients = test::DefaultCoefficients(method, 2);
   const auto merged = [&] {
-    return reference::Decode(DType::kF32, test::Drive(method, {tensor.sources}, {.type = DType::kF32}, random).tensors[0]);
+    return reference::Decode(DType::kF32,
+                             test::Drive(method, {tensor.sources}, {.type = DType::kF32}, random).tensors[0]);
   };
   const std::vector<float> all = merged();
   EXPECT_EQ(all[0], 0.8f * 2 / 0.8f);                      // plus is elected, -1 is erased

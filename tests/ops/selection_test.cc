@@ -1,7 +1,6 @@
 // Exact selection through the histogram kernels against std::nth_element, and how many entries a density
 // keeps.
 #include <algorithm>
-#include <numeric>
 
 #include "ops/magnitude_selection.h"
 #include "ops/task_vector_statistics.h"

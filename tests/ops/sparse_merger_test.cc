@@ -125,7 +125,8 @@ void ExpectTheReference(Sparsifier sparsifier) {
     const bool mixed = random.Chance(0.3);
     for (size_t i = 0; i <= merge.models.size(); ++i) types.push_back(mixed ? kLaneTypes[random.Below(4)] : one);
     const ScopeTensor tensor = TensorOf(&merge, "model.layers.3.w", types);
-    const test::DriveOptions drive{.blocks_per_tile = 1 + random.Below(5), .workers = 1 + random.Below(4), .type = kLaneTypes[random.Below(4)]};
+    const test::DriveOptions drive{.blocks_per_tile = 1 + random.Below(5), .workers = 1 + random.Below(4),
+                                   .type = kLaneTypes[random.Below(4)]};
     uint64_t conflicts = 0;
     const std::vector<float> expected = reference::MergeSparse(merge, &conflicts);
     const Driven driven = Drive(*FindMethod(NameOf(merge)), {tensor}, drive, random);
@@ -170,7 +171,8 @@ TEST(Breadcrumbs, EveryApproachEqualsTheReference) {
       SparseMerge merge{.sparsifier = Sparsifier::kBreadcrumbs, .row = kSize, .elect = elect};
       merge.base.assign(kSize, 0.25f);
       for (int m = 0; m < 3; ++m) {
-        reference::SparseModel model{.weight = random.OneOf({1.0, 0.5, -0.4}), .density = random.OneOf({0.2, 0.5, 0.85}), .gamma = random.OneOf({0.01, 0.1})};
+        reference::SparseModel model{.weight = random.OneOf({1.0, 0.5, -0.4}),
+                                     .density = random.OneOf({0.2, 0.5, 0.85}), .gamma = random.OneOf({0.01, 0.1})};
         for (size_t i = 0; i < kSize; ++i) {
           const double steps = static_cast<double>(random.Below(9)) - 4, along = static_cast<double>(i) / kSize;
           const double d = data == 0 ? random.Normal() : data == 1 ? steps : random.Normal() * along;
@@ -184,7 +186,8 @@ TEST(Breadcrumbs, EveryApproachEqualsTheReference) {
       const std::vector<float> expected = reference::MergeSparse(merge, &conflicts);
       for (Approach approach : {Approach::kPlain, Approach::kSampled, Approach::kDraft}) {
         SCOPED_TRACE(testing::Message() << "data " << data << ", approach " << static_cast<int>(approach));
-        const Driven driven = Drive(*FindMethod(NameOf(merge)), {tensor}, {.blocks_per_tile = 2, .workers = 3, .approach = approach}, random);
+        const Driven driven = Drive(*FindMethod(NameOf(merge)), {tensor},
+                                    {.blocks_per_tile = 2, .workers = 3, .approach = approach}, random);
         ExpectBytes(expected, DType::kF32, driven.tensors[0]);
         EXPECT_EQ(driven.counts.conflicts, conflicts);
         drafted += driven.drafted;
@@ -320,7 +323,8 @@ TEST(Dare, ModelsAndTensorsAreDrawnApart) {
   two.models = {merge.models[0], merge.models[0]};
   two.models[0].weight = 1, two.models[1].weight = 4;
   const ScopeTensor tensor = TensorOf(&two, "w", {DType::kF32, DType::kF32, DType::kF32});
-  std::vector<float> second = reference::Decode(DType::kF32, Drive(*FindMethod("dare_linear"), {tensor}, {}, random).tensors[0]);
+  std::vector<float> second = reference::Decode(DType::kF32,
+                                                Drive(*FindMethod("dare_linear"), {tensor}, {}, random).tensors[0]);
   for (size_t i = 0; i < kSize; ++i) {
     ASSERT_EQ(second[i] == 1 || second[i] == 5, first[i] != 0);   // the first model's draws are as before
     second[i] = second[i] >= 4;
@@ -393,7 +397,8 @@ TEST(MetaGpt, EqualsTheReference) {
     std::vector<std::vector<std::vector<float>>> lanes;   // [tensor][model]
     std::vector<double> norms(models);
     for (const char* name : {"a", "b", "c"}) {   // sums are added in this order
-      ScopeTensor& tensor = tensors.emplace_back(name, c % 10 == 0 ? 150'000 + random.Below(100) : 1 + random.Below(3000));
+      ScopeTensor& tensor = tensors.emplace_back(name,
+                                                 c % 10 == 0 ? 150'000 + random.Below(100) : 1 + random.Below(3000));
       std::vector<float> x(tensor.elements);
       const DType type = kLaneTypes[random.Below(4)];
       const auto add = [&](Source& source, double scale, const std::vector<float>* from) {
@@ -407,7 +412,8 @@ TEST(MetaGpt, EqualsTheReference) {
       base.push_back(add(tensor.base, 1, nullptr));
       lanes.emplace_back();
       for (size_t m = 0; m < models; ++m) {
-        lanes.back().push_back(add(tensor.models.emplace_back(), c % 7 == 3 ? 0 : 0.01 * static_cast<double>(m + 1), &base.back()));
+        lanes.back().push_back(add(tensor.models.emplace_back(), c % 7 == 3 ? 0 : 0.01 * static_cast<double>(m + 1),
+                                   &base.back()));
         norms[m] += SquaredNorm(lanes.back()[m], base.back());
       }
       tensor.coefficients = test::DefaultCoefficients(method, models);
@@ -425,7 +431,8 @@ TEST(MetaGpt, EqualsTheReference) {
           if (weight != 0) voters.push_back({lanes[t][m][i], lanes[t][m][i] - base[t][i], weight});
         }
         bool conflict;
-        expected.push_back(reference::MergeElement({.lambda = static_cast<float>(lambda)}, base[t][i], voters, &conflict));
+        expected.push_back(reference::MergeElement({.lambda = static_cast<float>(lambda)}, base[t][i], voters,
+                                                   &conflict));
       }
       ExpectBytes(expected, DType::kF32, driven.tensors[t]);
     }

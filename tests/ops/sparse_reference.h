@@ -47,7 +47,9 @@ inline uint32_t Draw(uint64_t seed, uint64_t model, uint64_t tensor_key, uint64_
   return c[element / 16 % 4] >> 1;
 }
 
-inline bool Happens(double probability, uint32_t draw) { return draw < std::min(std::floor(probability * 0x1p31), 0x1p31 - 1); }
+inline bool Happens(double probability, uint32_t draw) {
+  return draw < std::min(std::floor(probability * 0x1p31), 0x1p31 - 1);
+}
 
 // --- which entries stay, and what they are divided by -----------------------------------------------------
 
@@ -65,7 +67,8 @@ inline std::vector<size_t> Ranks(const std::vector<float>& d, size_t size, bool 
   return ranks;
 }
 
-inline std::vector<bool> Stays(const SparseMerge& merge, size_t m, const std::vector<float>& d, std::vector<float>* divisors) {
+inline std::vector<bool> Stays(const SparseMerge& merge, size_t m, const std::vector<float>& d,
+                               std::vector<float>* divisors) {
   const SparseModel& model = merge.models[m];
   const size_t n = d.size();
   std::vector<bool> stays(n, model.density >= 1);
@@ -84,7 +87,8 @@ inline std::vector<bool> Stays(const SparseMerge& merge, size_t m, const std::ve
   for (size_t i = 0; i < n; ++i) {
     double p = model.density;
     if (merge.sparsifier == Sparsifier::kDella && merge.row > 1)
-      p = (model.density - model.epsilon) + 2 * model.epsilon / static_cast<double>(merge.row - 1) * static_cast<double>(ranks[i]);
+      p = (model.density - model.epsilon) +
+          2 * model.epsilon / static_cast<double>(merge.row - 1) * static_cast<double>(ranks[i]);
     stays[i] = Happens(p, Draw(merge.seed, m, merge.tensor_key, i));
     if (merge.sparsifier == Sparsifier::kDella && merge.rescale && merge.paper) (*divisors)[i] = static_cast<float>(p);
   }
@@ -95,7 +99,8 @@ inline std::vector<bool> Stays(const SparseMerge& merge, size_t m, const std::ve
 
 // By rows: 16 interleaved sums per row, rows in order.
 inline double L1Norm(const SparseMerge& merge, const std::vector<float>& d) {
-  const bool rows = merge.sparsifier == Sparsifier::kDella || (merge.sparsifier == Sparsifier::kBreadcrumbs && merge.by_rows);
+  const bool rows = merge.sparsifier == Sparsifier::kDella ||
+      (merge.sparsifier == Sparsifier::kBreadcrumbs && merge.by_rows);
   const auto all = [](float) { return true; };
   if (!rows) return SumOfMagnitudes(d, all);
   double total = 0;
@@ -141,12 +146,14 @@ inline std::vector<float> MergeSparse(const SparseMerge& merge, uint64_t* confli
     const float factor = Factor(merge, m, d, task[m]);
     for (float& entry : task[m]) entry *= factor;
   }
-  const ElementRule rule{.elect = merge.elect, .normalize = merge.normalize, .weight_sum = SumOfWeights(weights), .lambda = merge.lambda};
+  const ElementRule rule{.elect = merge.elect, .normalize = merge.normalize, .weight_sum = SumOfWeights(weights),
+                         .lambda = merge.lambda};
   std::vector<float> out(n);
   for (size_t i = 0; i < n; ++i) {
     std::vector<Voter> voters;
     for (size_t m = 0; m < task.size(); ++m)   // the difference of two infinities is as bad as a NaN, as in mergekit
-      if (weights[m] != 0) voters.push_back({merge.models[m].lanes[i] - merge.base[i], task[m][i], static_cast<float>(weights[m])});
+      if (weights[m] != 0)
+        voters.push_back({merge.models[m].lanes[i] - merge.base[i], task[m][i], static_cast<float>(weights[m])});
     bool conflict;
     out[i] = MergeElement(rule, merge.base[i], voters, &conflict);
     *conflicts += conflict;

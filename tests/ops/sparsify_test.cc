@@ -27,10 +27,12 @@ TEST(Sparsify, KeepsWhatIsDrawn) {
         std::vector<float> d = Padded(random, lanes);
         std::vector<uint32_t> draws(n + kLanePadding), limits(n + kLanePadding);
         for (uint32_t& draw : draws) draw = static_cast<uint32_t>(random() >> 33);
-        for (size_t i = 0; i < limits.size(); ++i) limits[i] = random.Chance(0.2) ? draws[i] : static_cast<uint32_t>(random() >> 33);
+        for (size_t i = 0; i < limits.size(); ++i)
+          limits[i] = random.Chance(0.2) ? draws[i] : static_cast<uint32_t>(random() >> 33);
         KeepDrawn(draws.data(), limits.data(), n, d.data());
         for (size_t i = 0; i < n; ++i)
-          ASSERT_TRUE(SameLane(d[i], std::isnan(lanes[i]) || draws[i] < limits[i] ? lanes[i] : 0.0f)) << i << " of " << n;
+          ASSERT_TRUE(SameLane(d[i], std::isnan(lanes[i]) || draws[i] < limits[i] ? lanes[i] : 0.0f))
+              << i << " of " << n;
       }
     }
   });
@@ -45,7 +47,8 @@ TEST(Sparsify, KeepsKeysOfARange) {
         const std::vector<float> before = Padded(random, lanes);
         std::vector<float> d = before;
         const auto bound = [&] {
-          return n > 0 && random.Chance(0.6) ? Key(lanes[random.Below(n)]) : random.OneOf<uint32_t>({0, 1, kNanKey, kNanKey + 1});
+          return n > 0 && random.Chance(0.6) ? Key(lanes[random.Below(n)])
+              : random.OneOf<uint32_t>({0, 1, kNanKey, kNanKey + 1});
         };
         const uint32_t low = bound(), high = bound();
         KeepKeys(low, high, n, d.data());
@@ -68,7 +71,8 @@ TEST(Sparsify, AddsTaskVectors) {
         for (float& d : merged) d = random.Chance(0.3) ? random.OneOf({0.0f, -0.0f}) : d;
         std::vector<float> out(n + kLanePadding);
         AddTaskVector(base.data(), merged.data(), n, out.data());
-        for (size_t i = 0; i < n; ++i) ASSERT_TRUE(SameLane(out[i], merged[i] == 0 ? base[i] : base[i] + merged[i])) << i;
+        for (size_t i = 0; i < n; ++i)
+          ASSERT_TRUE(SameLane(out[i], merged[i] == 0 ? base[i] : base[i] + merged[i])) << i;
       }
     }
   });

@@ -15,7 +15,9 @@ TEST(Trigonometry, SineAndCosineAreWithinTwoUnitsOfOne) {
     const double x = std::uniform_real_distribution<double>(-reach, reach)(random);
     EXPECT_NEAR(Sin(x), static_cast<double>(sinl(x)), 2 * kUnit) << x;
     EXPECT_NEAR(Cos(x), static_cast<double>(cosl(x)), 2 * kUnit) << x;
-    EXPECT_TRUE(std::fabs(x) > 0.1 || std::fabs(Sin(x) - static_cast<double>(sinl(x))) <= 2 * kUnit * std::fabs(x)) << x;   // of small ones, too
+    // Of small ones, too.
+    EXPECT_TRUE(std::fabs(x) > 0.1 || std::fabs(Sin(x) - static_cast<double>(sinl(x))) <= 2 * kUnit * std::fabs(x))
+        << x;
     if (testing::Test::HasFailure()) return;
   }
 }

@@ -1,6 +1,5 @@
 // Element types: names, decoding and rounding, exhaustively where a type has 65,536 patterns.
 #include <algorithm>
-#include <cstring>
 
 #include "ops/dtype.h"
 #include "tests/ops/reference.h"

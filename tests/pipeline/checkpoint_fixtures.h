@@ -1,7 +1,6 @@
 // Small checkpoints for the tests of the verbs: tensors from values, as single files or shards with an index.
 #pragma once
 
-#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <map>

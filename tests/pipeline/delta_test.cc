@@ -50,7 +50,8 @@ class DeltaTest : public testing::Test {
     fixture::Merge(recipe_path, place_ / "out", Options(recipe_path, layout));
     if (fixture::PlanOf(recipe_path, layout).totals.merged == 0) return ExpectNoDelta(delta_recipe);
     fixture::Merge(delta_recipe, place_ / "delta", Options(delta_recipe, layout));
-    Apply(base, place_ / "delta", place_ / "applied", {.memory = 8 << 20, .threads = 2, .shard_bytes = layout.shard_bytes});
+    Apply(base, place_ / "delta", place_ / "applied",
+          {.memory = 8 << 20, .threads = 2, .shard_bytes = layout.shard_bytes});
     fixture::ExpectSameFiles(LoadedFiles(place_ / "out"), LoadedFiles(place_ / "applied"));
     EXPECT_FALSE(std::filesystem::exists(place_ / "delta/config.json")) << "nothing shall take it for a model";
   }
@@ -98,8 +99,10 @@ class DeltaTest : public testing::Test {
     fixture::WriteCheckpoint(place_, "b", b, 1);
   }
 
-  std::string Recipe(std::string_view method, const std::string& head, const std::string& parameters, size_t models = 2) {
-    std::string text = fmt::format("method = '{}'\nbase = '{}'\n{}\n[parameters]\n{}\n", method, place_ / "base", head, parameters);
+  std::string Recipe(std::string_view method, const std::string& head, const std::string& parameters,
+                     size_t models = 2) {
+    std::string text = fmt::format("method = '{}'\nbase = '{}'\n{}\n[parameters]\n{}\n", method, place_ / "base", head,
+                                   parameters);
     for (size_t m = 0; m < models; ++m) text += fmt::format("[[models]]\npath = '{}'\n", place_ / (m == 0 ? "a" : "b"));
     return place_.Write("recipe.toml", text);
   }
@@ -128,7 +131,8 @@ TEST_F(DeltaTest, OfEveryMethodAndType) {
     std::string parameters = "lambda = 0.7\n";
     if (method.Find("density") != nullptr) parameters += "density = 0.4\n";
     if (method.name == "sce") parameters += "select_topk = 0.3\n";
-    const std::string head = i % 3 == 0 ? "" : fmt::format("{} = '{}'", i % 3 == 1 ? "dtype" : "out_dtype", TorchName(types[i % 4]));
+    const std::string head = i % 3 == 0 ? "" : fmt::format("{} = '{}'", i % 3 == 1 ? "dtype" : "out_dtype",
+                                                           TorchName(types[i % 4]));
     WriteFamily(types[(i / 2) % 4], types[(i + 1) % 4]);
     ExpectTheSame(Recipe(method.name, head, parameters, std::min<size_t>(2, method.most_models)), place_ / "base",
                   {.shard_bytes = 400'000});
@@ -159,10 +163,12 @@ TEST_F(DeltaTest, HasWhatIsMerged) {
   ASSERT_EQ(tensors.size(), 5u) << "without what is copied";
   for (const StoredTensor& tensor : tensors) EXPECT_EQ(tensor.type, DType::kBF16);
   Apply(place_ / "base", place_ / "delta", place_ / "applied");
-  const std::vector<StoredTensor> base = fixture::ReadTensors(place_ / "base"), applied = fixture::ReadTensors(place_ / "applied");
+  const std::vector<StoredTensor> base = fixture::ReadTensors(place_ / "base"),
+                                  applied = fixture::ReadTensors(place_ / "applied");
   ASSERT_EQ(applied.size(), base.size());
   for (size_t t = 0; t < base.size(); ++t)
-    EXPECT_EQ(applied[t] == base[t], base[t].name == "model.positions" || base[t].name.ends_with("same")) << base[t].name;
+    EXPECT_EQ(applied[t] == base[t], base[t].name == "model.positions" || base[t].name.ends_with("same"))
+        << base[t].name;
   EXPECT_NE(fixture::FileText(place_ / "delta/braid.json").find("\"content\": \"delta\""), std::string::npos);
   const std::string kept = fixture::FileText(place_ / "applied/braid_recipe.toml");
   EXPECT_EQ(kept.find("delta"), kept.find("/delta")) << "the recipe is that of the checkpoint:\n" << kept;
@@ -173,7 +179,8 @@ TEST_F(DeltaTest, OneFileEach) {
   WriteFamily(DType::kF16, DType::kBF16);
   const std::string recipe = Recipe("ties", "", "density = 0.5");
   fixture::Merge(recipe, place_ / "out.safetensors");
-  fixture::Merge(place_.Write("delta.toml", "output = 'delta'\n" + fixture::FileText(recipe)), place_ / "delta.safetensors");
+  fixture::Merge(place_.Write("delta.toml", "output = 'delta'\n" + fixture::FileText(recipe)),
+                 place_ / "delta.safetensors");
   Apply(place_ / "base", place_ / "delta.safetensors", place_ / "applied.safetensors");
   EXPECT_EQ(fixture::ReadTensors(place_ / "applied.safetensors"), fixture::ReadTensors(place_ / "out.safetensors"));
 }
@@ -187,7 +194,8 @@ TEST_F(DeltaTest, IsNoModelAndFitsItsBase) {
     return std::string(error.what());
   };
   const std::string linear = place_.Write(
-      "linear.toml", fmt::format("method = 'linear'\n[[models]]\npath = '{}'\n[[models]]\npath = '{}'\n", place_ / "a", place_ / "delta"));
+      "linear.toml", fmt::format("method = 'linear'\n[[models]]\npath = '{}'\n[[models]]\npath = '{}'\n", place_ / "a",
+                                 place_ / "delta"));
   EXPECT_NE(error_of([&] { fixture::PlanOf(linear); }).find("braid apply BASE DELTA OUT"), std::string::npos);
   const auto apply = [&](const char* base, const char* delta) {
     return error_of([&] { Apply(place_ / base, place_ / delta, place_ / "applied"); });

@@ -1,6 +1,5 @@
 // Ranks that take statistics together by files: every rank has all of them in the end, whatever lies in the directory.
 #include <gtest/gtest.h>
-#include <sys/stat.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -74,7 +73,9 @@ class FileExchangeTest : public testing::Test {
   std::string AnyName(uint32_t units) {
     const std::string prefix = random_.OneOf<const char*>(
         {"part-0-0-counts-", "part-0-0-counts-", "part-0-0-claims-", "part-0-", "part-", "units-", ""});
-    const auto number = [&] { return std::string(random_.Chance(0.1) ? 1 : 0, '0') + std::to_string(random_.Below(units + 2)); };
+    const auto number = [&] {
+      return std::string(random_.Chance(0.1) ? 1 : 0, '0') + std::to_string(random_.Below(units + 2));
+    };
     return prefix + number() + random_.OneOf<const char*>({"-", "-", "-", "", "--", "-x"}) + number() +
            random_.OneOf<const char*>({"", "", "", ".claim", "~", "-1"});
   }
@@ -123,8 +124,8 @@ TEST_F(FileExchangeTest, SoundPartsAreNotCountedAgain) {
 }
 
 TEST(ParseRun, OnlyTwoNumbersInOrder) {
-  for (const char* text : {"", "-", "1", "1-", "-1", "1-1", "2-1", "1-2x", "x1-2", "1--2", "+1-2", " 1-2", "1-2 ", "1 -2",
-                           "4294967296-4294967297", "0-4294967296", "1-2-3", "0x1-2", "1.0-2", "01-2", "1-02"})
+  for (const char* text : {"", "-", "1", "1-", "-1", "1-1", "2-1", "1-2x", "x1-2", "1--2", "+1-2", " 1-2", "1-2 ",
+                           "1 -2", "4294967296-4294967297", "0-4294967296", "1-2-3", "0x1-2", "1.0-2", "01-2", "1-02"})
     EXPECT_FALSE(ParseRun(text)) << text;
   EXPECT_FALSE(ParseRun(std::string_view("1-2\0", 4)));
   const auto run = ParseRun("12-4294967295");

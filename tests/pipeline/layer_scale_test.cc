@@ -148,7 +148,8 @@ TEST_F(LayerScaleTest, AlphaIsThatOfTheFormula) {
     const MergeReport report = Merge(Recipe("task_arithmetic", "beta = 0.75", "lambda = 1.5", models), options);
     ASSERT_TRUE(report.result.alpha.has_value());
     EXPECT_EQ(*report.result.alpha, alpha);
-    EXPECT_NE(fixture::FileText(place_ / "out/braid.json").find(fmt::format("\"layer_scale_alpha\": {},", alpha)), std::string::npos);
+    EXPECT_NE(fixture::FileText(place_ / "out/braid.json").find(fmt::format("\"layer_scale_alpha\": {},", alpha)),
+              std::string::npos);
     ASSERT_EQ(merged_.size(), base_.size());
     for (size_t t = 0; t < merged_.size(); ++t) {
       const auto lambda = static_cast<float>(1.5 * (alpha + 0.75 * LayerOf(merged_[t].name)));

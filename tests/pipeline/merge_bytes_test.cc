@@ -134,7 +134,8 @@ TEST_P(SameBytes, ForEveryWayToTheThreshold) {
   const bool may_draft = (says("'ties'") || breadcrumbs) && !rescales && !says("'model'");
   EXPECT_EQ(drafted_ > 0, may_draft);
   EXPECT_EQ(spread_ > 0, may_draft);
-  EXPECT_EQ(sampled_ > 0, !may_draft && (breadcrumbs || says("'sce'") || says("'pcb'") || (says("'ties'") && !rescales)));
+  EXPECT_EQ(sampled_ > 0,
+            !may_draft && (breadcrumbs || says("'sce'") || says("'pcb'") || (says("'ties'") && !rescales)));
 }
 
 TEST_P(SameBytes, ForEverySimdTarget) {

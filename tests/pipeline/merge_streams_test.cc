@@ -44,7 +44,8 @@ class SpoolCounter : public fixture::FaultyOs {
 };
 
 std::string Replaced(std::string text, const std::string& what, const std::string& by) {
-  for (size_t at = 0; (at = text.find(what, at)) != std::string::npos; at += by.size()) text.replace(at, what.size(), by);
+  for (size_t at = 0; (at = text.find(what, at)) != std::string::npos; at += by.size())
+    text.replace(at, what.size(), by);
   return text;
 }
 
@@ -134,8 +135,8 @@ class StreamFamily : public testing::Test {
   std::string Recipe(const std::string& base, const std::string& one, const std::string& two,
                      const std::string& more = "[parameters]\ndensity = 0.3\n", const std::string& method = "ties") {
     return place_.Write("recipe.toml", "method = '" + method + "'\nbase = '" + place_ / base + "'\n" + more +
-                                           "[[models]]\npath = '" + place_ / one + "'\nweight = 0.5\n[[models]]\npath = '" +
-                                           place_ / two + "'\nweight = 0.5\n");
+                                           "[[models]]\npath = '" + place_ / one + "'\nweight = 0.5\n" +
+                                           "[[models]]\npath = '" + place_ / two + "'\nweight = 0.5\n");
   }
   std::string out() const { return place_ / "out"; }
   static PlanOptions Options(uint64_t memory = 256 * kMiB) { return {.memory = memory, .threads = 3}; }
@@ -229,7 +230,9 @@ TEST_F(StreamFamily, ABaseThatLends) {
   place_.Write("one/model.safetensors", fixture::FileOf(models_["one"]));
   const auto expected = Run(Recipe("base", "one", "two", "on_missing = 'base'\n[parameters]\ndensity = 0.3\n"));
   const Feeder base(place_ / "base.fifo", fixture::FileOf(models_["base"]));
-  fixture::ExpectSameFiles(expected, Run(Recipe("base.fifo", "one", "two", "on_missing = 'base'\n[parameters]\ndensity = 0.3\n")));
+  fixture::ExpectSameFiles(expected,
+                           Run(Recipe("base.fifo", "one", "two",
+                                      "on_missing = 'base'\n[parameters]\ndensity = 0.3\n")));
   EXPECT_EQ(spooled_, 0u);
 }
 
@@ -246,7 +249,8 @@ TEST_F(StreamFamily, SideFilesComeFromTheFirstDirectory) {
 
 TEST_F(StreamFamily, ThePlanSaysWhatIsSpooledAndWhy) {
   const Feeder one(place_ / "one.fifo", fixture::FileOf(models_["one"]));
-  const Plan plan = fixture::PlanOf(Recipe("base", "one.fifo", "two", "[parameters]\ndensity = 0.3\nscope = 'model'\n"), Options());
+  const Plan plan = fixture::PlanOf(Recipe("base", "one.fifo", "two", "[parameters]\ndensity = 0.3\nscope = 'model'\n"),
+                                    Options());
   const Json json = Json::parse(fixture::PlanText(plan));
   ASSERT_EQ(json["streams"].size(), 1u);
   EXPECT_EQ(json["streams"][0]["spooled"].size(), 7u);
@@ -283,7 +287,8 @@ TEST_F(StreamFamily, HeadersThatAsk) {
   EXPECT_EQ(ErrorFor(fixture::LengthBytes(99'000'000) + "{").code(), ErrorCode::kBadInput);
   EXPECT_EQ(ErrorFor(fixture::LengthBytes(100'000'001) + "{").code(), ErrorCode::kBadInput);
   // Nothing is allocated for tensors that are as long as they say.
-  const std::string huge = of("{\"a\":{\"dtype\":\"U8\",\"shape\":[1048576,8589934592],\"data_offsets\":[0,9007199254740992]}}");
+  const std::string huge =
+      of("{\"a\":{\"dtype\":\"U8\",\"shape\":[1048576,8589934592],\"data_offsets\":[0,9007199254740992]}}");
   EXPECT_NE(ErrorFor(huge).message().find("of the stream"), std::string::npos);
   EXPECT_EQ(ErrorFor(of("{\"a\":{\"dtype\":\"BF16\",\"shape\":[400003],\"data_offsets\":[2,800008]}}")).code(),
             ErrorCode::kBadInput);
@@ -348,7 +353,8 @@ TEST_F(StreamFamily, NoPlaceForTheSpool) {
   const Feeder feeder(place_ / "one.fifo", fixture::FileOf(models_["one"]));
   SpoolCounter os;
   const fixture::ScopedEnvironment nowhere("TMPDIR", (place_ / "nowhere").c_str());
-  const Error error = fixture::ErrorOf([&] { fixture::Merge(Recipe("base", "one.fifo", "two", scope), out(), Options()); });
+  const std::string recipe = Recipe("base", "one.fifo", "two", scope);
+  const Error error = fixture::ErrorOf([&] { fixture::Merge(recipe, out(), Options()); });
   EXPECT_EQ(error.code(), ErrorCode::kUsage);
   EXPECT_EQ(error.path(), place_ / "nowhere");
   EXPECT_FALSE(std::filesystem::exists(out() + ".partial"));

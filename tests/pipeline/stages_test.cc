@@ -42,7 +42,9 @@ class Stages : public testing::Test {
   // --- sources: a few tensors each, values that are often equal
   void WriteSources() {
     coarse_ = random_.Chance(0.6);
-    const auto add = [&](std::string name, std::vector<uint64_t> shape) { shapes_.push_back({std::move(name), std::move(shape)}); };
+    const auto add = [&](std::string name, std::vector<uint64_t> shape) {
+      shapes_.push_back({std::move(name), std::move(shape)});
+    };
     add("model.embed_tokens.weight", {1 + random_.Below(500), 8 * (1 + random_.Below(60))});
     for (int layer = 0; layer < 2; ++layer) {
       add(fmt::format("model.layers.{}.mlp.weight", layer), {1 + random_.Below(40), 1 + random_.Below(60)});
@@ -57,7 +59,8 @@ class Stages : public testing::Test {
         uint64_t n = 1;
         for (uint64_t extent : shapes_[t].second) n *= extent;
         std::vector<double> values(n);
-        for (uint64_t i = 0; i < n; ++i) values[i] = (base[t].empty() ? 0 : base[t][i]) + Draw(base[t].empty() ? 1 : 0.25);
+        for (uint64_t i = 0; i < n; ++i)
+          values[i] = (base[t].empty() ? 0 : base[t][i]) + Draw(base[t].empty() ? 1 : 0.25);
         if (base[t].empty()) base[t] = values;
         tensors.push_back(Floats(shapes_[t].first, type, shapes_[t].second, values));
       }
@@ -133,7 +136,8 @@ class Stages : public testing::Test {
         stage.top = kind.top;
         if (kind.top.find("scope = 'model'") == std::string::npos && random_.Chance(0.3) && kind.densities)
           stage.top += "parameters.density = [0.3, 0.7]\n";
-        else if (kind.densities) stage.top += fmt::format("parameters.density = {}\n", random_.OneOf({0.0, 0.2, 0.5, 0.5, 1.0}));
+        else if (kind.densities)
+          stage.top += fmt::format("parameters.density = {}\n", random_.OneOf({0.0, 0.2, 0.5, 0.5, 1.0}));
         for (Input& input : inputs)
           if (kind.weights && random_.Chance(0.6))
             input.settings = fmt::format("weight = {}\n", random_.OneOf({0.0, 0.3, 1.0, -0.5, 2.0}));
@@ -151,7 +155,8 @@ class Stages : public testing::Test {
   std::string NewSource(const std::vector<Input>& others) {
     for (;;) {
       const std::string name = random_.OneOf<const char*>({"a", "b", "c", "d"});
-      if (std::none_of(others.begin(), others.end(), [&](const Input& other) { return other.source == name; })) return name;
+      if (std::none_of(others.begin(), others.end(), [&](const Input& other) { return other.source == name; }))
+        return name;
     }
   }
 
@@ -161,12 +166,14 @@ class Stages : public testing::Test {
     for (size_t s = 0; s < stages_.size(); ++s) {
       const DrawnStage& stage = stages_[s];
       const auto reference = [&](const Input& input, const char* key) {
-        return input.stage >= 0 ? fmt::format("stage = 's{}'", input.stage) : fmt::format("{} = '{}'", key, place_ / input.source);
+        return input.stage >= 0 ? fmt::format("stage = 's{}'", input.stage)
+            : fmt::format("{} = '{}'", key, place_ / input.source);
       };
       text += "[[stages]]\n" + stage.top;
       if (s + 1 < stages_.size()) text += fmt::format("name = 's{}'\n", s);
       if (!stage.dtype.empty()) text += fmt::format("dtype = '{}'\n", stage.dtype);
-      if (stage.base && stage.base->stage >= 0) text += fmt::format("base = {{ {} }}\n", reference(*stage.base, "path"));
+      if (stage.base && stage.base->stage >= 0)
+        text += fmt::format("base = {{ {} }}\n", reference(*stage.base, "path"));
       else if (stage.base) text += reference(*stage.base, "base") + "\n";
       for (const Input& input : stage.models)
         text += "[[stages.models]]\n" + reference(input, "path") + "\n" + input.settings;
@@ -182,13 +189,15 @@ class Stages : public testing::Test {
     if (!stage.dtype.empty()) text += fmt::format("dtype = '{}'\n", stage.dtype);
     else if (s + 1 < stages_.size()) text += "dtype = 'float32'\n";
     if (stage.base) text += fmt::format("base = '{}'\n", path(*stage.base));
-    for (const Input& input : stage.models) text += fmt::format("[[models]]\npath = '{}'\n", path(input)) + input.settings;
+    for (const Input& input : stage.models)
+      text += fmt::format("[[models]]\npath = '{}'\n", path(input)) + input.settings;
     return text;
   }
 
   PlanOptions DrawOptions() {
     // Whole models count in accumulators of megabytes, which not every stage has.
-    return {.memory = random_.OneOf({(model_scopes_ > 0 ? 300 : 64) * fixture::kMiB, fixture::kGiB}), .threads = static_cast<int>(1 + random_.Below(3)),
+    return {.memory = random_.OneOf({(model_scopes_ > 0 ? 300 : 64) * fixture::kMiB, fixture::kGiB}),
+            .threads = static_cast<int>(1 + random_.Below(3)),
             .tile_elements = random_.OneOf<uint64_t>({0, 65'536, 131'072}),
             .read = random_.OneOf({ReadMode::kMapped, ReadMode::kMapped, ReadMode::kDirect})};
   }
@@ -197,7 +206,8 @@ class Stages : public testing::Test {
     std::optional<Error> error;
     for (size_t s = 0; s < stages_.size() && !error; ++s) {
       try {
-        fixture::Merge(place_.Write(fmt::format("s{}.toml", s), SeparateText(s)), place_ / fmt::format("s{}", s), DrawOptions(), true);
+        fixture::Merge(place_.Write(fmt::format("s{}.toml", s), SeparateText(s)), place_ / fmt::format("s{}", s),
+                       DrawOptions(), true);
       } catch (const Error& thrown) {
         error = thrown;
       }
@@ -246,8 +256,8 @@ class Stages : public testing::Test {
     size_t different = 0, first = a.size();
     for (size_t i = a.size(); i-- > 0;)
       if (test::ToBits(a[i]) != test::ToBits(e[i])) ++different, first = i;
-    ADD_FAILURE() << actual.name << ": " << different << " of " << a.size() << " elements, first " << first << ": " << a[first]
-                  << " instead of " << e[first] << "; " << how;
+    ADD_FAILURE() << actual.name << ": " << different << " of " << a.size() << " elements, first " << first << ": "
+                  << a[first] << " instead of " << e[first] << "; " << how;
   }
 
   fixture::TemporaryDirectory place_;

@@ -24,7 +24,8 @@ def fit_series(series, entries):
     """What the rows of a series show together, or why nothing."""
     result = {"name": series.name, "rows": [entry["name"] for entry in entries]}
     measured = [entry for entry in entries if "seconds" in entry]
-    # As often as they were read: of 32 fine-tunes under 128 MiB no large tensor stays mapped, so it is read in each round.
+    # As often as they were read: of 32 fine-tunes under 128 MiB no large tensor stays mapped, so it is read in each
+    # round.
     points = [(entry["braid"]["bytes_read"] + entry["bytes_out"], entry["seconds"]) for entry in measured]
     if len({x for x, _ in points}) < 2:
         return {**result, "skipped": "needs two rows of the series or more"}

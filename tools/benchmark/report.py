@@ -44,8 +44,8 @@ def machine(directory, root):
 
 
 def markdown(result):
-    parts = [merges_table(result), routes_table(result), plans_table(result), series_table(result), peers_table(result), footnote(result)]
-    return "\n\n".join(part for part in parts if part)
+    tables = (merges_table, routes_table, plans_table, series_table, peers_table, footnote)
+    return "\n\n".join(part for part in (table(result) for table in tables) if part)
 
 
 def table(header, rows):

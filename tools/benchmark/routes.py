@@ -75,7 +75,8 @@ class CodecRoute(Route):
     """What has a codec on its way; beside the limit of the bytes that are stored."""
 
     def limit(self, bytes_out):
-        return Limit(self.bench.limit_program, self.bench.directory / "limit.bin", self.inputs, self.row.state, bytes_out)
+        scratch = self.bench.directory / "limit.bin"
+        return Limit(self.bench.limit_program, scratch, self.inputs, self.row.state, bytes_out)
 
     def compress(self, model, output):
         recipe = self.recipe("compress.toml", recipe_text("passthrough", self.row.family.dtype, {}, [model]))
@@ -210,9 +211,9 @@ class Ranks(BesideBraid):
 
     def run(self):
         start = time.monotonic()
-        ranks = [subprocess.Popen([str(part) for part in self.merge_command(self.merged, self.output, "--rank", i, "--of",
-                                                                            2, "--threads", 1)],
-                                  stdout=subprocess.PIPE) for i in range(2)]
+        commands = [self.merge_command(self.merged, self.output, "--rank", i, "--of", 2, "--threads", 1)
+                    for i in range(2)]
+        ranks = [subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE) for command in commands]
         reports, cpu = [], 0
         for rank in ranks:
             reports.append(json.loads(rank.stdout.read()))
