@@ -192,8 +192,6 @@ class TwoNamespaces(MpiTest):
         )
         os.chmod(self.path("agent"), 0o755)
         write_text(self.path("hosts"), f"{self.NET}.1 slots=1\n{self.NET}.2 slots=1\n")
-        self.write_recipe_for("ties model")
-        whole = self.one_process()
         network = f"{self.NET}.0/24"
         command = [
             *self.within(0), MPIRUN, "-n", "2", *LAUNCH, "--hostfile", "hosts", "--map-by", "node",
@@ -201,13 +199,17 @@ class TwoNamespaces(MpiTest):
             "--mca", "btl_tcp_if_include", network, "--mca", "oob_tcp_if_include", network,
             BRAID, "merge", "recipe.toml", "out",
         ]
-        try:
-            done = subprocess.run(command, cwd=self.dir, capture_output=True, text=True, timeout=60)
-        except subprocess.TimeoutExpired as late:
-            self.fail(f"mpirun hangs: {late.stdout} {late.stderr}")
-        self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertIn("by 2 ranks", done.stdout)
-        self.assert_like(whole)
+        for name in ("ties", "ties model"):
+            self.write_recipe_for(name)
+            whole = self.one_process()
+            try:
+                done = subprocess.run(command, cwd=self.dir, capture_output=True, text=True, timeout=60)
+            except subprocess.TimeoutExpired as late:
+                self.fail(f"mpirun hangs: {late.stdout} {late.stderr}")
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertIn("by 2 ranks", done.stdout)
+            self.assert_like(whole)
+            shutil.rmtree(self.path("out"))
 
 
 if __name__ == "__main__":
