@@ -141,11 +141,11 @@ GraphResult RunGraph(const Plan& plan, const Share& share, const std::string& fi
                      const std::vector<std::string>& shard_paths, const std::atomic<int>& interrupt, bool quiet,
                      Progress* progress, StatisticsKeeper* keeper, Exchange* exchange,
                      const std::function<void(const WrittenUnits&)>& units_done) {
-  const double part = progress->of_all_ranks ? 1.0
-                                             : static_cast<double>(share.bytes_written()) /
-                                                   static_cast<double>(plan.totals.bytes_written);
-  progress->bytes_to_read += static_cast<uint64_t>(static_cast<double>(plan.totals.bytes_read) * std::min(part, 1.0));
-  progress->bytes_to_write += progress->of_all_ranks ? plan.totals.bytes_written : share.bytes_written();
+  if (!progress->of_all_ranks) {
+    const double part = static_cast<double>(share.bytes_written()) / static_cast<double>(plan.totals.bytes_written);
+    progress->bytes_to_read += static_cast<uint64_t>(static_cast<double>(plan.totals.bytes_read) * std::min(part, 1.0));
+    progress->bytes_to_write += share.bytes_written();
+  }
   ProgressReporter reporter(*progress, quiet);
   return GraphRun(plan, share, shard_paths, progress, keeper, exchange, units_done).Run(fingerprint, interrupt, &reporter);
 }

@@ -24,8 +24,8 @@ struct StageCounters {
 
 struct Progress {
   uint64_t bytes_to_read = 0, bytes_to_write = 0;
-  // Of ranks that were started together: tells the others how many bytes this one has read and written, and says how
-  // many all of them have, as far as it knows.
+  // Of ranks that were started together, for which the numbers above are set once for all of them: tells the others how
+  // many bytes this one has read and written, and says how many all of them have, as far as it knows.
   std::function<uint64_t(uint64_t)> of_all_ranks = {};
   std::array<StageCounters, static_cast<size_t>(Stage::kCount)> stages;
   StageCounters& of(Stage stage) { return stages[static_cast<size_t>(stage)]; }

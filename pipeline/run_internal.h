@@ -1,8 +1,8 @@
 // What a merge alone and one by several ranks have in common, in run.cc.
 #pragma once
 
+#include <functional>
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -38,8 +38,14 @@ void CheckRanks(const Recipe& recipe, const MergeOptions& options);
 MergeReport RunRank(Plan* plan, const std::string& fingerprint, const MergeOptions& options,
                     const std::atomic<int>& interrupt, Progress* progress);
 
-// What nobody has done; the same for all of a group. Nothing at all: the job is published.
-std::optional<std::vector<uint32_t>> MissingUnits(const RankMarks& marks, Group* group);
+// What nobody has done, the same for all of a group.
+std::vector<uint32_t> MissingUnits(const RankMarks& marks, Group* group);
+
+// For ranks that were started together: calls `merge` with parts of what is missing, until all is taken. Where statistics
+// are of the whole model, which all take together, it is called once, by each rank, perhaps with nothing. All have merged
+// their parts when all have waited (Group::Wait).
+void MergeTogether(const Plan& plan, const RankMarks& marks, const std::vector<uint32_t>& missing, Group* group,
+                   Progress* progress, const std::function<void(const std::vector<uint32_t>&)>& merge);
 
 std::unique_ptr<Exchange> ExchangeFor(const RankMarks& marks, const Ranks& ranks);
 

@@ -30,12 +30,21 @@ bool WasPublished(const std::string& out, const std::string& fingerprint) {
   }
 }
 
-// Of what is missing, the units of our part, whoever else is there. Ranks that were started together divide what is left.
-std::vector<uint32_t> OurUnits(const RankMarks& marks, std::vector<uint32_t> missing, const Ranks& ranks) {
-  if (ranks.group != nullptr) return UnitsOfRank(marks.units(), missing, ranks.rank, ranks.of);
-  const UnitRun run = RunsOfRanks(marks.units(), ranks.of)[ranks.rank];
+// Of what is missing, the units of our part, whoever else is there.
+std::vector<uint32_t> OurUnits(const RankMarks& marks, std::vector<uint32_t> missing, const RankOptions& rank) {
+  const UnitRun run = RunsOfRanks(marks.units(), rank.of)[rank.rank];
   std::erase_if(missing, [&](uint32_t u) { return u < run.first || u >= run.last; });
   return missing;
+}
+
+// Of one more part.
+void Add(const GraphResult& part, GraphResult* result) {
+  result->counts.conflicts += part.counts.conflicts;
+  result->counts.non_finite.nan += part.counts.non_finite.nan;
+  result->counts.non_finite.inf += part.counts.non_finite.inf;
+  result->entries += part.entries, result->kept += part.kept;
+  if (part.alpha) result->alpha = part.alpha;
+  result->bytes_written += part.bytes_written, result->bytes_spilled += part.bytes_spilled;
 }
 
 // Of ranks that were started together: all of them are done, one publishes, and nobody leaves before it has.
@@ -53,6 +62,18 @@ void CheckSources(const Plan& plan) {
   throw Error(ErrorCode::kUsage, "without a seek table, this is read from end to end, by each of several ranks")
       .Path(plan.checkpoints[plan.streams.front().checkpoint].reference)
       .Hint("decompress it first, or merge by one process");
+}
+
+// The rest of what it says. Of ranks that were started together, it is of all of them.
+void FinishReport(RankJob::Outcome outcome, const Progress& progress, Group* group, MergeReport* report) {
+  report->rank->published = outcome == RankJob::Outcome::kPublished;
+  report->rank->complete = outcome != RankJob::Outcome::kIncomplete;
+  report->bytes_read = progress.of(Stage::kRead).bytes;
+  report->bytes_written = report->result.bytes_written;
+  report->peak_resident = ReadResidentMemory().peak;
+  if (group == nullptr) return;
+  NonFinite& bad = report->result.counts.non_finite;
+  for (uint64_t* number : {&report->bytes_read, &report->bytes_written, &bad.nan, &bad.inf}) *number = group->Sum(*number);
 }
 
 }  // namespace
@@ -76,17 +97,28 @@ void CheckRanks(const Recipe& recipe, const MergeOptions& options) {
   check_all(recipe);
 }
 
-std::optional<std::vector<uint32_t>> MissingUnits(const RankMarks& marks, Group* group) {
-  auto missing = group == nullptr || group->rank() == 0 ? marks.Missing() : std::vector<uint32_t>();
-  if (group == nullptr) return missing;
-  if (!missing) throw RankFilesGone(marks.directory());
+// Rank 0 looks.
+std::vector<uint32_t> MissingUnits(const RankMarks& marks, Group* group) {
   std::vector<uint8_t> left(marks.units().size());
-  for (uint32_t u : *missing) left[u] = 1;
+  if (group->rank() == 0) {
+    const auto missing = marks.Missing();
+    if (!missing) throw RankFilesGone(marks.directory());
+    for (uint32_t u : *missing) left[u] = 1;
+  }
   group->Broadcast(0, left.data(), left.size());
-  missing->clear();
+  std::vector<uint32_t> missing;
   for (uint32_t u = 0; u < left.size(); ++u)
-    if (left[u] != 0) missing->push_back(u);
+    if (left[u] != 0) missing.push_back(u);
   return missing;
+}
+
+void MergeTogether(const Plan& plan, const RankMarks& marks, const std::vector<uint32_t>& missing, Group* group,
+                   Progress* progress, const std::function<void(const std::vector<uint32_t>&)>& merge) {
+  if (missing.empty()) return;
+  progress->bytes_to_read += plan.totals.bytes_read, progress->bytes_to_write += plan.totals.bytes_written;
+  if (plan.model_scope || plan.measured) return merge(UnitsOfRank(marks.units(), missing, group->rank(), group->of()));
+  const std::vector<std::vector<uint32_t>> parts = PartsToTake(plan, marks.units(), missing, group->of());
+  for (uint64_t i = group->Next(parts.size()); i < parts.size(); i = group->Next(parts.size())) merge(parts[i]);
 }
 
 std::unique_ptr<Exchange> ExchangeFor(const RankMarks& marks, const Ranks& ranks) {
@@ -109,17 +141,9 @@ MergeReport RunRank(Plan* plan_of_all, const std::string& fingerprint, const Mer
   static_cast<RankOptions&>(rank) = ranks;
   rank.together = group != nullptr;
   const auto finish = [&](RankJob::Outcome outcome) {
-    rank.published = outcome == RankJob::Outcome::kPublished;
-    rank.complete = outcome != RankJob::Outcome::kIncomplete;
     report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    report.bytes_read = progress->of(Stage::kRead).bytes;
-    report.bytes_written = report.result.bytes_written;
-    report.peak_resident = ReadResidentMemory().peak;
     report.totals = plan.totals;
-    NonFinite& bad = report.result.counts.non_finite;
-    if (group != nullptr)
-      for (uint64_t* number : {&report.bytes_read, &report.bytes_written, &bad.nan, &bad.inf})
-        *number = group->Sum(*number);
+    FinishReport(outcome, *progress, group, &report);
     return report;
   };
   if (group == nullptr && !options.force && WasPublished(options.out, fingerprint)) {
@@ -135,22 +159,29 @@ MergeReport RunRank(Plan* plan_of_all, const std::string& fingerprint, const Mer
     report.warnings.push_back(idle);
     if (!options.quiet) PrintToStderr("warning: " + idle + "\n");
   }
-  const auto missing = MissingUnits(marks, group);
-  if (!missing) return finish(RankJob::Outcome::kByAnother);
-  const std::vector<uint32_t> ours = OurUnits(marks, *missing, ranks);
   rank.all_units = marks.units().size();
-  rank.units = ours.size();
-
-  // A rank without units has statistics to take, if the others wait for them.
-  if (group != nullptr ? !missing->empty() : !ours.empty()) {
+  const auto merge_stages = [&] {
     RunSpilledStagesOfRanks(plan_of_all, marks.directory(), ranks, interrupt, options.quiet, progress);
-    const Share share(plan, marks.units(), ours);
+  };
+  const auto merge = [&](const std::vector<uint32_t>& units) {
+    const Share share(plan, marks.units(), units);
     StatisticsKeeper keeper(plan);
     const auto exchange = ExchangeFor(marks, ranks);
-    report.result = RunGraph(plan, share, fingerprint, job.shard_paths(), interrupt, options.quiet, progress, &keeper,
-                             exchange.get(), [&](const WrittenUnits& units) { marks.Mark(units); });
+    rank.units += units.size();
+    Add(RunGraph(plan, share, fingerprint, job.shard_paths(), interrupt, options.quiet, progress, &keeper,
+                 exchange.get(), [&](const WrittenUnits& written) { marks.Mark(written); }),
+        &report.result);
+  };
+  if (group != nullptr) {
+    const std::vector<uint32_t> missing = MissingUnits(marks, group);
+    if (!missing.empty()) merge_stages();
+    MergeTogether(plan, marks, missing, group, progress, merge);
+    return finish(PublishTogether(&job, group, interrupt));
   }
-  if (group != nullptr) return finish(PublishTogether(&job, group, interrupt));
+  const auto missing = marks.Missing();
+  if (!missing) return finish(RankJob::Outcome::kByAnother);
+  const std::vector<uint32_t> ours = OurUnits(marks, *missing, ranks);
+  if (!ours.empty()) merge_stages(), merge(ours);
   const RankJob::Outcome outcome = job.Publish(interrupt);
   if (outcome == RankJob::Outcome::kIncomplete)
     if (const auto left = marks.Missing()) rank.units_missing = left->size();

@@ -35,8 +35,8 @@ class StageJob {
   // Afterwards the file is complete.
   void Run() {
     if (ranks_.group == nullptr) return RunAlone();
-    const std::vector<uint32_t> missing = Missing();
-    if (!missing.empty()) Merge(UnitsOfRank(marks_.units(), missing, ranks_.rank, ranks_.of));
+    const std::vector<uint32_t> missing = MissingUnits(marks_, ranks_.group);
+    MergeTogether(*spill_.plan, marks_, missing, ranks_.group, progress_, [&](const auto& units) { Merge(units); });
     ranks_.group->Wait();
   }
 
@@ -70,7 +70,7 @@ class StageJob {
   }
 
   std::vector<uint32_t> Missing() const {
-    auto missing = MissingUnits(marks_, ranks_.group);
+    auto missing = marks_.Missing();
     if (!missing) throw RankFilesGone(marks_.directory());
     return *missing;
   }

@@ -21,7 +21,7 @@ class PositionedOutput : public ShardOutput {
       // Others see what they need to know from marks of their own, so a header makes nothing look finished here.
       const std::string& header = plan.shards[i].header;
       if (!share.everything() && !ranges.empty() && ranges.front().begin == 0)
-        shards_[i]->Write(0, header.data(), header.size());
+        PositionedOutput::Write(i, 0, header.data(), header.size());
     }
   }
 
@@ -29,6 +29,7 @@ class PositionedOutput : public ShardOutput {
 
   void Write(uint32_t shard, uint64_t offset, const void* data, size_t bytes) override {
     shards_[shard]->Write(offset, data, bytes);
+    written_ += bytes;
   }
 
   bool HasLeft(uint32_t) override { return true; }
@@ -43,7 +44,7 @@ class PositionedOutput : public ShardOutput {
       ThrowIfInterrupted(interrupt);
       std::string header = plan_.shards[i].header;
       if (plan_.single_file) header = FillChecksums(std::move(header), fingerprint, sums);
-      if (share_.everything()) shards_[i]->Write(0, header.data(), header.size());
+      if (share_.everything()) Write(static_cast<uint32_t>(i), 0, header.data(), header.size());
       progress_.of(Stage::kWrite).bytes += header.size();
       if (!shards_[i]->complete())
         throw Error(ErrorCode::kInternal, "a shard was left incomplete").Path(plan_.shards[i].name);
@@ -51,13 +52,14 @@ class PositionedOutput : public ShardOutput {
     }
   }
 
-  uint64_t bytes_written() const override { return progress_.of(Stage::kWrite).bytes; }
+  uint64_t bytes_written() const override { return written_; }
 
  private:
   const Plan& plan_;
   const Share& share_;
   Progress& progress_;
   std::vector<std::unique_ptr<ShardWriter>> shards_;
+  std::atomic<uint64_t> written_{0};
 };
 
 }  // namespace

@@ -13,6 +13,7 @@ constexpr uint64_t kAlignment = 64 << 10;
 // as many ranks as make sense.
 constexpr uint64_t kUnits = 256;
 constexpr uint64_t kLargestUnit = 1 << 30;
+constexpr uint64_t kCheapCut = 32;   // a part is so many times what its cut costs
 
 uint64_t RoundUp(uint64_t value, uint64_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -54,6 +55,36 @@ class Cuts {
 
   std::span<const PlannedTensor> tensors_;
 };
+
+uint64_t BytesOf(const std::vector<OutputUnit>& units, const std::vector<uint32_t>& wanted) {
+  uint64_t bytes = 0;
+  for (uint32_t u : wanted) bytes += units[u].bytes();
+  return bytes;
+}
+
+// Whose each of `wanted` is, by where its middle lies.
+std::vector<uint32_t> OwnersOf(const std::vector<OutputUnit>& units, const std::vector<uint32_t>& wanted, uint32_t of) {
+  const uint64_t total = std::max<uint64_t>(BytesOf(units, wanted), 1);
+  uint64_t before = 0;
+  std::vector<uint32_t> owners;
+  for (uint32_t u : wanted) {
+    // 128 bits: bytes times ranks.
+    const auto middle = static_cast<unsigned __int128>(before + units[u].bytes() / 2) * of;
+    owners.push_back(static_cast<uint32_t>(middle / total));
+    before += units[u].bytes();
+  }
+  return owners;
+}
+
+// Of the tensor that lies across the begin of a unit, and whose statistics both sides need.
+uint64_t CutBytes(const Plan& plan, const OutputUnit& unit) {
+  const auto tensor = std::partition_point(plan.tensors.begin(), plan.tensors.end(), [&](const PlannedTensor& t) {
+    return t.shard < unit.shard || (t.shard == unit.shard && t.offset + t.bytes <= unit.begin);
+  });
+  const bool cut = tensor != plan.tensors.end() && tensor->shard == unit.shard && tensor->offset < unit.begin &&
+                   tensor->action == TensorAction::kMerge;
+  return cut ? tensor->bytes : 0;
+}
 
 }  // namespace
 
@@ -145,16 +176,30 @@ std::string IdleRanksText(const Plan& plan, const std::vector<OutputUnit>& units
 
 std::vector<uint32_t> UnitsOfRank(const std::vector<OutputUnit>& units, const std::vector<uint32_t>& wanted,
                                   uint32_t rank, uint32_t of) {
-  uint64_t total = 0, before = 0;
-  for (uint32_t u : wanted) total += units[u].bytes();
+  const std::vector<uint32_t> owners = OwnersOf(units, wanted, of);
   std::vector<uint32_t> mine;
-  for (uint32_t u : wanted) {
-    // By where the middle of the unit lies. 128 bits: bytes times ranks.
-    const auto middle = static_cast<unsigned __int128>(before + units[u].bytes() / 2) * of;
-    if (static_cast<uint64_t>(middle / std::max<uint64_t>(total, 1)) == rank) mine.push_back(u);
-    before += units[u].bytes();
-  }
+  for (size_t i = 0; i < wanted.size(); ++i)
+    if (owners[i] == rank) mine.push_back(wanted[i]);
   return mine;
+}
+
+// Each takes half of what would be its part of the rest. The last ones have a sixteenth of it.
+std::vector<std::vector<uint32_t>> PartsToTake(const Plan& plan, const std::vector<OutputUnit>& units,
+                                               const std::vector<uint32_t>& wanted, uint32_t of) {
+  const std::vector<uint32_t> owners = OwnersOf(units, wanted, of);
+  uint64_t left = BytesOf(units, wanted), bytes = 0;
+  const uint64_t least = left / of / 16;
+  std::vector<std::vector<uint32_t>> parts;
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    if (bytes == 0) parts.emplace_back();
+    parts.back().push_back(wanted[i]);
+    bytes += units[wanted[i]].bytes();
+    const bool cut_anyway = i + 1 == wanted.size() || owners[i + 1] != owners[i] || wanted[i + 1] != wanted[i] + 1;
+    if (bytes < std::max(left / of / 2, least)) continue;
+    if (!cut_anyway && CutBytes(plan, units[wanted[i + 1]]) > bytes / kCheapCut) continue;
+    left -= bytes, bytes = 0;
+  }
+  return parts;
 }
 
 Share::Share(const Plan& plan) : plan_(plan), everything_(true), written_(plan.shards.size()) {

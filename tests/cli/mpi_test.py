@@ -5,6 +5,7 @@ Skipped, loudly, without OpenMPI's mpirun; the namespaces where they are not per
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import time
 import unittest
 
 from ranks_test import SHAPES, RankTest
-from support import BRAID, SEED, USAGE, main, read_bytes, write_text
+from support import BRAID, SEED, USAGE, main, random_tensors, read_bytes, write_model, write_text
 
 MPIRUN = shutil.which("mpirun")
 NOT_HERE = "SKIPPED: there is no mpirun here, so nothing is known of merges by MPI"
@@ -125,6 +126,51 @@ class Together(MpiTest):
             shutil.rmtree(self.path("out"))
         self.assertGreater(midway, 0, "no kill hit the middle of a merge: this test proves nothing")
 
+    def test_who_is_quick_takes_more(self):
+        """With one of two ranks stopped, the other does more than half of the work."""
+        shapes = {f"model.layers.{i}.mlp.up_proj.weight": [64, 512] for i in range(100)}   # no cut costs much
+        for i, name in enumerate(("base", "a", "b")):
+            os.unlink(self.path(name))
+            write_model(self.path(name), random_tensors(SEED + i, shapes))
+        self.write_recipe_for("ties")
+        whole = self.one_process()
+        all_pieces = int(re.search(r"of (\d+) pieces", self.run_braid("plan", "recipe.toml", "--of", "2").stdout)[1])
+        most = 0
+        for _ in range(5):
+            job = self.start_mpi(2)
+            while job.poll() is None and not any(file.endswith(".safetensors") for file in self.files_of_ranks()):
+                time.sleep(0.001)   # both have met
+            stopped = [pid for pid in self.ranks_of(job) if b"OMPI_COMM_WORLD_RANK=1" in self.environment(pid)]
+            for pid in stopped:
+                os.kill(pid, signal.SIGSTOP)
+            deadline = time.monotonic() + 10   # of an attempt in which it was stopped too late, or had nothing to do
+            while job.poll() is None and time.monotonic() < deadline and most <= all_pieces * 0.6:
+                most = max(most, self.pieces_done())
+                time.sleep(0.01)
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+            _, err = job.communicate(timeout=60)
+            self.assertEqual(job.returncode, 0, err)
+            self.assert_like(whole)
+            shutil.rmtree(self.path("out"))
+            if most > all_pieces * 0.6:
+                return
+        self.fail(f"at most {most} of {all_pieces} pieces were done by one of two ranks")
+
+    def environment(self, pid):
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                return file.read()
+        except (FileNotFoundError, ProcessLookupError):
+            return b""
+
+    def files_of_ranks(self):
+        return [file for _, _, names in os.walk(self.path("out.partial")) for file in names]
+
+    def pieces_done(self):
+        runs = [re.fullmatch(r"units-(\d+)-(\d+)", file) for file in self.files_of_ranks()]
+        return sum(int(run[2]) - int(run[1]) for run in runs if run)
+
     def tree(self, out):
         from support import tree_of
 
@@ -192,8 +238,6 @@ class TwoNamespaces(MpiTest):
         )
         os.chmod(self.path("agent"), 0o755)
         write_text(self.path("hosts"), f"{self.NET}.1 slots=1\n{self.NET}.2 slots=1\n")
-        self.write_recipe_for("ties model")
-        whole = self.one_process()
         network = f"{self.NET}.0/24"
         command = [
             *self.within(0), MPIRUN, "-n", "2", *LAUNCH, "--hostfile", "hosts", "--map-by", "node",
@@ -201,13 +245,17 @@ class TwoNamespaces(MpiTest):
             "--mca", "btl_tcp_if_include", network, "--mca", "oob_tcp_if_include", network,
             BRAID, "merge", "recipe.toml", "out",
         ]
-        try:
-            done = subprocess.run(command, cwd=self.dir, capture_output=True, text=True, timeout=60)
-        except subprocess.TimeoutExpired as late:
-            self.fail(f"mpirun hangs: {late.stdout} {late.stderr}")
-        self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertIn("by 2 ranks", done.stdout)
-        self.assert_like(whole)
+        for name in ("ties", "ties model"):
+            self.write_recipe_for(name)
+            whole = self.one_process()
+            try:
+                done = subprocess.run(command, cwd=self.dir, capture_output=True, text=True, timeout=60)
+            except subprocess.TimeoutExpired as late:
+                self.fail(f"mpirun hangs: {late.stdout} {late.stderr}")
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertIn("by 2 ranks", done.stdout)
+            self.assert_like(whole)
+            shutil.rmtree(self.path("out"))
 
 
 if __name__ == "__main__":

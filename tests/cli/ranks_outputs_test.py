@@ -12,7 +12,20 @@ import time
 
 from mpi_test import LAUNCH, MpiTest
 from ranks_test import SHAPES, RankTest, recipe_for
-from support import BAD_INPUT, BRAID, MIB, SEED, USAGE, main, random_tensors, synth, tree_of, write_model, write_text
+from support import (
+    BAD_INPUT,
+    BRAID,
+    MIB,
+    SEED,
+    USAGE,
+    main,
+    random_tensors,
+    read_bytes,
+    synth,
+    tree_of,
+    write_model,
+    write_text,
+)
 
 SHARDS = ("--shard-size", "700kB")
 MODEL = "[[stages.models]]\n"
@@ -88,8 +101,7 @@ class Compressed(OutputTest):
         self.assertIn("1 of 2 ranks has nothing to do: one file is compressed by one rank", first.stderr)
         second = self.assert_ok(self.rank(1, 2, "--json", out="out.safetensors.zst"))
         self.assertEqual(sum(told.json()["rank"]["published"] for told in (first, second)), 1)
-        with open(self.path("alone.safetensors.zst"), "rb") as a, open(self.path("out.safetensors.zst"), "rb") as b:
-            self.assertEqual(a.read(), b.read())
+        self.assertEqual(read_bytes(self.path("alone.safetensors.zst")), read_bytes(self.path("out.safetensors.zst")))
 
     def test_more_ranks_than_shards(self):
         self.compressed("ties", "zstd")
@@ -170,8 +182,7 @@ class Deltas(OutputTest):
         self.assert_ok(self.merge(out="alone.safetensors"))
         for rank in (1, 0):
             self.assert_ok(self.rank(rank, 2, out="out.safetensors"))
-        with open(self.path("alone.safetensors"), "rb") as a, open(self.path("out.safetensors"), "rb") as b:
-            self.assertEqual(a.read(), b.read())
+        self.assertEqual(read_bytes(self.path("alone.safetensors")), read_bytes(self.path("out.safetensors")))
 
 
 class Stages(OutputTest):

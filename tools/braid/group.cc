@@ -1,6 +1,7 @@
 #include "tools/braid/group.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <memory>
@@ -39,6 +40,7 @@ class MpiGroup : public Group {
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     MPI_Comm_size(MPI_COMM_WORLD, &size);
     MPI_Comm_dup(MPI_COMM_WORLD, &told_by_);
+    MPI_Comm_dup(MPI_COMM_WORLD, &dealt_by_);
     rank_ = static_cast<uint32_t>(rank), of_ = static_cast<uint32_t>(size);
     threads_ = given == MPI_THREAD_MULTIPLE;
     told_.resize(of_);
@@ -74,6 +76,30 @@ class MpiGroup : public Group {
     return sum;
   }
 
+  // A thread of rank 0 answers the others.
+  uint64_t Next(uint64_t end) override {
+    if (!threads_) {   // no thread but ours may speak: every rank gets its turn
+      const uint64_t number = rank_ + of_ * asked_++;
+      if (number >= end) asked_ = 0;
+      return std::min(number, end);
+    }
+    uint64_t number = 0;
+    if (rank_ > 0) {
+      MPI_Request request;
+      MPI_Isend(&end, 1, MPI_UINT64_T, 0, 0, dealt_by_, &request);
+      Complete(&request);
+      MPI_Irecv(&number, 1, MPI_UINT64_T, 0, 0, dealt_by_, &request);
+      Complete(&request);
+      return number;
+    }
+    if (!dealer_.joinable()) dealer_ = std::thread([this, end] { Deal(end); });
+    number = std::min(dealt_.fetch_add(1), end);
+    if (number < end) return number;
+    dealer_.join();
+    dealt_ = 0;
+    return end;
+  }
+
   // The others tell rank 0 from time to time; it looks what has come.
   uint64_t Progress(uint64_t bytes) override {
     if (!threads_) return bytes * of_;   // the thread that asks may not speak: a guess
@@ -99,6 +125,23 @@ class MpiGroup : public Group {
   }
 
  private:
+  void Deal(uint64_t end) {
+    for (uint32_t ended = 0; ended + 1 < of_;) {
+      int there = 0;
+      MPI_Status status;
+      MPI_Iprobe(MPI_ANY_SOURCE, 0, dealt_by_, &there, &status);
+      if (there == 0) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        continue;
+      }
+      uint64_t asked = 0;
+      MPI_Recv(&asked, 1, MPI_UINT64_T, status.MPI_SOURCE, 0, dealt_by_, MPI_STATUS_IGNORE);
+      const uint64_t number = std::min(dealt_.fetch_add(1), end);
+      MPI_Send(&number, 1, MPI_UINT64_T, status.MPI_SOURCE, 0, dealt_by_);
+      ended += number == end;
+    }
+  }
+
   // MPI's own waiting takes a core, which the merge of another rank can use.
   static void Complete(MPI_Request* request) {
     auto pause = std::chrono::microseconds(5);
@@ -112,7 +155,10 @@ class MpiGroup : public Group {
 
   uint32_t rank_ = 0, of_ = 1;
   bool threads_ = false;
-  MPI_Comm told_by_ = MPI_COMM_NULL;
+  MPI_Comm told_by_ = MPI_COMM_NULL, dealt_by_ = MPI_COMM_NULL;
+  std::atomic<uint64_t> dealt_{0};
+  std::thread dealer_;
+  uint64_t asked_ = 0;
   std::vector<uint64_t> told_;
   uint64_t message_ = 0;
   MPI_Request telling_ = MPI_REQUEST_NULL;

@@ -1,0 +1,102 @@
+// How the output is divided among ranks that take one part after another.
+#include "pipeline/share.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "tests/ops/test_support.h"
+
+namespace braid {
+namespace {
+
+// Tensors of random sizes, and a large one; nothing of it but the layout.
+Plan RandomPlan(test::Random* random) {
+  Plan plan;
+  const auto any = [&](uint64_t least, uint64_t most) { return least + random->Below(most - least); };
+  for (uint32_t s = 0; s < 3; ++s) {
+    PlannedShard shard{.name = "shard", .header = std::string(4096, ' '), .bytes = 4096};
+    for (uint64_t i = 0, n = any(5, 40); i < n; ++i) {
+      PlannedTensor tensor{.name = "tensor", .shape = {}};
+      tensor.elements = s == 1 && i == 2 ? any(40 << 20, 90 << 20) : any(1, 4 << 20);
+      tensor.type = DType::kBF16, tensor.shard = s, tensor.offset = shard.bytes, tensor.bytes = 2 * tensor.elements;
+      shard.bytes += tensor.bytes;
+      plan.tensors.push_back(tensor);
+    }
+    plan.shards.push_back(shard);
+  }
+  return plan;
+}
+
+uint64_t BytesOf(const std::vector<OutputUnit>& units, const std::vector<uint32_t>& part) {
+  uint64_t bytes = 0;
+  for (uint32_t u : part) bytes += units[u].bytes();
+  return bytes;
+}
+
+// Of the tensor that is cut where the unit begins.
+uint64_t CutBytes(const Plan& plan, const OutputUnit& unit) {
+  for (const PlannedTensor& tensor : plan.tensors)
+    if (tensor.shard == unit.shard && tensor.offset < unit.begin && tensor.offset + tensor.bytes > unit.begin)
+      return tensor.bytes;
+  return 0;
+}
+
+TEST(PartsToTake, CoverWhatIsWantedAndCutLittle) {
+  test::Random random;
+  for (int attempt = 0; attempt < 50; ++attempt) {
+    const Plan plan = RandomPlan(&random);
+    const std::vector<OutputUnit> units = OutputUnits(plan);
+    const auto of = static_cast<uint32_t>(1 + random.Below(6));
+    std::vector<uint32_t> wanted;
+    for (uint32_t u = 0; u < units.size(); ++u)
+      if (attempt % 2 == 0 || !random.Chance(0.1)) wanted.push_back(u);
+    const auto parts = PartsToTake(plan, units, wanted, of);
+    std::vector<uint32_t> all;
+    std::vector<uint32_t> borders;   // where ranks without this would begin
+    for (uint32_t rank = 0; rank < of; ++rank) {
+      const auto its = UnitsOfRank(units, wanted, rank, of);
+      if (!its.empty()) borders.push_back(its.front());
+    }
+    for (const auto& part : parts) {
+      ASSERT_FALSE(part.empty());
+      all.insert(all.end(), part.begin(), part.end());
+      if (part.front() == wanted.front()) continue;
+      const bool border = std::find(borders.begin(), borders.end(), part.front()) != borders.end();
+      const bool gap = !std::binary_search(wanted.begin(), wanted.end(), part.front() - 1);
+      const auto& before = *(&part - 1);
+      EXPECT_TRUE(border || gap || CutBytes(plan, units[part.front()]) <= BytesOf(units, before) / 32);
+    }
+    EXPECT_EQ(all, wanted);
+    // At most one border of those lies within a part.
+    uint64_t unit = 0;
+    for (uint32_t u : wanted) unit = std::max(unit, units[u].bytes());
+    const uint64_t share = BytesOf(units, wanted) / of;
+    for (const auto& part : parts) EXPECT_LE(BytesOf(units, part), 2 * (share + unit));
+  }
+}
+
+TEST(PartsToTake, OfEqualTensorsTheLastAreSmall) {
+  Plan plan;
+  plan.shards.push_back({.name = "shard", .header = std::string(4096, ' '), .bytes = 4096});
+  for (int i = 0; i < 512; ++i) {
+    PlannedTensor tensor{.name = "tensor", .shape = {}};
+    tensor.elements = 1 << 19, tensor.type = DType::kBF16, tensor.bytes = 1 << 20, tensor.offset = plan.shards[0].bytes;
+    plan.shards[0].bytes += tensor.bytes;
+    plan.tensors.push_back(tensor);
+  }
+  const std::vector<OutputUnit> units = OutputUnits(plan);
+  std::vector<uint32_t> wanted(units.size());
+  std::iota(wanted.begin(), wanted.end(), 0);
+  for (uint32_t of : {2u, 4u}) {
+    const auto parts = PartsToTake(plan, units, wanted, of);
+    const uint64_t share = BytesOf(units, wanted) / of;
+    EXPECT_GT(parts.size(), 3 * of);
+    EXPECT_GE(BytesOf(units, parts.front()), share / 3);
+    EXPECT_LE(BytesOf(units, parts.back()), share / 4);
+  }
+}
+
+}  // namespace
+}  // namespace braid
