@@ -14,9 +14,6 @@ namespace {
 
 // Merged at once: what three stages make of it stays in L2.
 constexpr uint64_t kPieceLanes = 16 * kBlockLanes;
-constexpr size_t kAlignment = 128;
-
-constexpr size_t Aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 // What a round accumulates at once.
 uint64_t ChunkLanes(const ChainTree& tree) {
@@ -205,14 +202,8 @@ void ChainTile::MergeStep(size_t s, size_t begin, size_t end) {
 }
 
 const uint64_t* ChainTile::Share(const Member& member, const ChainStep& step, const LaneTile& part) {
-  uint64_t* const left = left_ + member.claims_begin;
-  std::fill_n(granted_, member.claims, 0);
-  if (std::any_of(left, left + member.claims, [](uint64_t some) { return some > 0; }))
-    member.merger->CountClaims(chain_.CoefficientsOf(step), part, scratch_, granted_);
-  for (size_t i = 0; i < member.claims; ++i) {
-    granted_[i] = std::min(granted_[i], left[i]);
-    left[i] -= granted_[i];
-  }
+  GrantPart(*member.merger, chain_.CoefficientsOf(step), part, scratch_, {left_ + member.claims_begin, member.claims},
+            granted_);
   return granted_;
 }
 

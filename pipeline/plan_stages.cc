@@ -1,8 +1,10 @@
-// Several merges planned as one. What a stage finds out of whole models, a stage that reads it cannot wait for on the way;
-// such stages are spilled, and so is what they read of others: each has a plan of its own. For all else: each stage is planned by itself, in order, as a merge of its own would be; its result is
+// Several merges planned as one. Each stage is planned by itself, in order, as a merge of its own would be; its result is
 // then a checkpoint without files, which has the names, shapes and types that the merge would write, and the config. In
 // the end every tensor of the last stage is resolved: sources that are results become steps of a tree (ChainTree), whose
 // leaves are files; tensors that a stage copies as they are become what it copies.
+//
+// What a stage finds out of whole models, a stage that reads it cannot wait for on the way. Such stages are spilled, and so
+// is what they read of others: each has a plan of its own.
 
 #include <fmt/format.h>
 
