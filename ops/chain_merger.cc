@@ -139,7 +139,12 @@ class ChainMerger : public Merger {
   bool ReadsAny(const Task& task) const;
   bool ReadsBase(const Task& task) const { return task.merges || ReadsAny(task); }
   const Coefficients& CoefficientsOf(const ChainStep& step) const { return chain_.coefficients[step.coefficients]; }
-  size_t RoomBytes() const;
+  // Where the chain's own part of the workspace begins in a round, and what it takes. A sample is merged with nothing, and
+  // taken by threads that have no more than they need.
+  size_t RoomBegin(const RoundSpec& member) const {
+    return member.sample ? Aligned(member.scratch_bytes) : methods_workspace_;
+  }
+  size_t RoomBytes(bool with_buffers) const;
 
   const Chain& chain_;
   std::vector<Member> members_;
@@ -154,9 +159,9 @@ class ChainMerger : public Merger {
 class ChainTile {
  public:
   // `grants`: of the chain's claims in this tile; null where none are handed out. `ends`: gets where quotas end, if it is
-  // to be known in later rounds.
+  // to be known in later rounds. `room`: the chain's part of the workspace.
   ChainTile(const ChainMerger& chain, const ChainTree& tree, const LaneTile& tile, const uint64_t* grants, QuotaEnd* ends,
-            Scratch& scratch);
+            Scratch& scratch, std::byte* room);
 
   // visit(begin, end) for part after part of at most `lanes`, once `steps` are merged there.
   template <typename Visit>
@@ -195,14 +200,13 @@ class ChainTile {
 };
 
 ChainTile::ChainTile(const ChainMerger& chain, const ChainTree& tree, const LaneTile& tile, const uint64_t* grants,
-                     QuotaEnd* ends, Scratch& scratch)
+                     QuotaEnd* ends, Scratch& scratch, std::byte* room)
     : chain_(chain), tree_(tree), tile_(tile), scratch_(scratch), handed_out_(grants != nullptr), ends_(ends) {
-  std::byte* at = scratch.workspace + chain.methods_workspace_;
-  const auto take = [&](size_t bytes) { return std::exchange(at, at + Aligned(bytes)); };
+  const auto take = [&](size_t bytes) { return std::exchange(room, room + Aligned(bytes)); };
   models_ = reinterpret_cast<EncodedLanes*>(take(chain.most_models_ * sizeof(EncodedLanes)));
   left_ = reinterpret_cast<uint64_t*>(take(chain.claims_ * sizeof(uint64_t)));
   granted_ = reinterpret_cast<uint64_t*>(take(chain.most_claims_ * sizeof(uint64_t)));
-  buffers_ = at;
+  buffers_ = room;
   if (handed_out_) std::copy_n(grants, chain.claims_, left_);
 }
 
@@ -300,9 +304,9 @@ ChainMerger::ChainMerger(const Chain& chain, std::vector<ChainMember> members, c
   }
 }
 
-size_t ChainMerger::RoomBytes() const {
+size_t ChainMerger::RoomBytes(bool with_buffers) const {
   return Aligned(most_models_ * sizeof(EncodedLanes)) + Aligned(claims_ * sizeof(uint64_t)) +
-         Aligned(most_claims_ * sizeof(uint64_t)) + buffer_bytes_;
+         Aligned(most_claims_ * sizeof(uint64_t)) + (with_buffers ? buffer_bytes_ : 0);
 }
 
 size_t ChainMerger::statistics_rounds() const {
@@ -341,7 +345,7 @@ RoundSpec ChainMerger::round(size_t r) const {
     spec.ordered = true;
     if (!turn.merges) spec.accumulator_bytes += sizeof(SettlingRound) + claims_ * sizeof(QuotaEnd);
   }
-  spec.scratch_bytes = methods_workspace_ + RoomBytes();
+  spec.scratch_bytes = RoomBegin(spec) + RoomBytes(!spec.sample);
   // Until the last merge, all that any of them keeps.
   spec.kept_bytes = 0;
   for (size_t k : counting_) {
@@ -431,6 +435,7 @@ void ChainMerger::Accumulate(size_t r, const Coefficients& c, const LaneTile& ti
   const Turn turn = TurnOf(r);
   const Task task = TaskOf(tree, turn);
   const Merger& merger = *members_[turn.member].merger;
+  std::byte* const room = scratch.workspace + RoomBegin(merger.round(turn.round));
   const bool claims = TakesClaims(turn), counts = task.step != nullptr && ReadsAny(task);
   QuotaEnd* ends = nullptr;
   if (SettledIn(turn) != 0) {
@@ -438,7 +443,7 @@ void ChainMerger::Accumulate(size_t r, const Coefficients& c, const LaneTile& ti
     ends = settling.ends.data(), accumulator = settling.counted.get();
   }
   const uint64_t steps = StepsOf(tree, turn);
-  ChainTile work(*this, tree, tile, claims || ends != nullptr ? grants : nullptr, ends, scratch);
+  ChainTile work(*this, tree, tile, claims || ends != nullptr ? grants : nullptr, ends, scratch, room);
   work.ForEachPart(steps, steps == 0 ? tile.count : ChunkLanes(tree), [&](size_t begin, size_t end) {
     if (!counts) return;
     const LaneTile part = work.Inputs(task, begin, end);
@@ -478,7 +483,7 @@ void ChainMerger::CountClaims(const Coefficients& c, const LaneTile& tile, Scrat
     if (const ChainStep* const step = StepOf(tree, k)) add(MergeOf(*step));
   });
   if (const Task task = TaskOf(tree, turn); TakesClaims(turn) && task.step != nullptr) add(task);
-  ChainTile work(*this, tree, tile, nullptr, nullptr, scratch);
+  ChainTile work(*this, tree, tile, nullptr, nullptr, scratch, scratch.workspace + methods_workspace_);
   steps = WithTheirInputs(tree, steps);
   work.ForEachPart(steps, steps == 0 ? tile.count : ChunkLanes(tree), [&](size_t begin, size_t end) {
     for (const Task& task : std::span(claiming).first(count)) {
@@ -505,7 +510,8 @@ void ChainMerger::Merge(const Coefficients& c, const LaneTile& tile, const uint6
                         DType type, std::byte* out, MergeCounts* counts) const {
   const ChainTree& tree = chain_.TreeOf(c);
   const Turn turn = {.merges = true};
-  ChainTile work(*this, tree, tile, SettledIn(turn) != 0 ? grants : nullptr, nullptr, scratch);
+  ChainTile work(*this, tree, tile, SettledIn(turn) != 0 ? grants : nullptr, nullptr, scratch,
+                 scratch.workspace + methods_workspace_);
   work.ForEachPart(StepsOf(tree, turn), PieceLanes(tree), [&](size_t begin, size_t end) {
     work.MergeInto(tree.steps.back(), begin, end, type, out + begin * static_cast<size_t>(LaneBytes(type)), counts);
   });
