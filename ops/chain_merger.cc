@@ -4,7 +4,6 @@
 #include <array>
 #include <bit>
 #include <compare>
-#include <mutex>
 #include <utility>
 
 #include "ops/mergers_internal.h"
@@ -14,9 +13,6 @@ namespace {
 
 // Merged at once: what three stages make of it stays in L2.
 constexpr uint64_t kPieceLanes = 16 * kBlockLanes;
-constexpr size_t kAlignment = 128;
-
-constexpr size_t Aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 // What a round accumulates at once.
 uint64_t ChunkLanes(const ChainTree& tree) {
@@ -37,23 +33,61 @@ void ForEachBit(uint64_t set, Visit visit) {
   for (; set != 0; set &= set - 1) visit(static_cast<size_t>(std::countr_zero(set)));
 }
 
-// Where the quota of one claim ended: entries before this piece have all that they claim, those behind it nothing.
+// Where the quota of one claim ends in the order of the index: the last piece that is granted any. Those before it have all
+// that they claim, those behind it nothing.
 struct QuotaEnd {
-  struct Place {
-    uint64_t order = UINT64_MAX, first = UINT64_MAX;   // of the tensor; of the piece in it
-    auto operator<=>(const Place&) const = default;
-  };
-  Place place;
-  uint64_t granted = 0;   // in this piece
+  uint64_t order = 0, first = 0;   // of the tensor; of the piece in it
+  uint64_t granted = 0;            // to it
+  auto operator<=>(const QuotaEnd&) const = default;
+};
+
+// Of a round that settles quotas: what its member counts, and where they end, by claim.
+class SettlingRound : public Accumulator {
+ public:
+  SettlingRound(std::unique_ptr<Accumulator> member, size_t claims) : counted(std::move(member)), ends(claims) {}
+
+  void Add(Accumulator* other) override {
+    auto& its = static_cast<SettlingRound&>(*other);
+    if (counted != nullptr) counted->Add(its.counted.get());
+    for (size_t i = 0; i < ends.size(); ++i) ends[i] = std::max(ends[i], its.ends[i]);
+  }
+  bool Travels() const override { return counted == nullptr || counted->Travels(); }
+  void Save(const Put& put) const override {
+    if (counted != nullptr) counted->Save(put);
+    put(ends.data(), ends.size() * sizeof(QuotaEnd));
+  }
+  void Load(const Get& get) override {
+    if (counted != nullptr) counted->Load(get);
+    for (QuotaEnd& end : ends) {
+      QuotaEnd its;
+      get(&its, sizeof its);
+      end = std::max(end, its);
+    }
+  }
+
+  std::unique_ptr<Accumulator> counted;   // null: it counts nothing
+  std::vector<QuotaEnd> ends;
 };
 
 struct Member : ChainMember {
   size_t claims_begin = 0, claims = 0;
-  bool settled = false;          // where its quotas end is known
-  mutable std::vector<QuotaEnd> ends;   // per claim
+  bool settled = false;         // where its quotas end is known
+  std::vector<QuotaEnd> ends;   // per claim
 
-  bool ordered() const { return merger->round(merger->statistics_rounds()).ordered; }
+  size_t rounds() const { return merger->statistics_rounds(); }
+  bool ordered() const { return merger->round(rounds()).ordered; }
 };
+
+// What a method says of its elements, with the stage that it is in.
+template <typename Body>
+void NamingStage(const ChainMember& member, Body body) {
+  try {
+    body();
+  } catch (const NoMerge& none) {
+    if (member.name.empty()) throw;
+    throw NoMerge(std::string(none.what()) + ", in the stage '" + std::string(member.name) + "'");
+  }
+}
 
 class ChainMerger : public Merger {
  public:
@@ -71,56 +105,67 @@ class ChainMerger : public Merger {
   uint64_t Quota(size_t claim) const override;
   void Merge(const Coefficients& c, const LaneTile& tile, const uint64_t* grants, Scratch& scratch, DType type,
              std::byte* out, MergeCounts* counts) const override;
-  uint64_t entries() const override { return members_.back().merger->entries(); }
-  uint64_t kept() const override { return members_.back().merger->kept(); }
+  uint64_t entries() const override { return members_[reported_].merger->entries(); }
+  uint64_t kept() const override { return members_[reported_].merger->kept(); }
 
  private:
   friend class ChainTile;
 
-  // A round of the chain: one of a member's.
+  // A round of the chain: one of a member's, or at last the merge, of whatever makes a tensor.
   struct Turn {
     size_t member = 0, round = 0;
     bool merges = false;
   };
+  // What a step does in some turn: a round of its member.
+  struct Task {
+    const ChainStep* step = nullptr;   // null: nothing, the tensor has none
+    size_t round = 0;
+    bool merges = false;
+  };
   Turn TurnOf(size_t r) const;
+  Task TaskOf(const ChainTree& tree, const Turn& turn) const;
+  Task MergeOf(const ChainStep& step) const { return {&step, members_[step.merger].rounds(), true}; }
   // The members whose quotas are handed out in a turn, because it is the first that merges them.
   uint64_t SettledIn(const Turn& turn) const;
   bool TakesClaims(const Turn& turn) const {
-    return members_[turn.member].merger->round(turn.round).ordered;
+    return !turn.merges && members_[turn.member].merger->round(turn.round).ordered;
   }
   const ChainStep* StepOf(const ChainTree& tree, size_t member) const;
-  // The steps that a step's round reads; then, with those that these are merged from.
-  uint64_t InputSteps(const ChainStep& step, const Turn& turn) const;
+  // The steps that a task reads; then, with those that these are merged from.
+  uint64_t InputSteps(const Task& task) const;
   uint64_t WithTheirInputs(const ChainTree& tree, uint64_t steps) const;
   uint64_t StepsOf(const ChainTree& tree, const Turn& turn) const;
-  bool ReadsInput(const ChainStep& step, const Turn& turn, size_t model) const;
-  bool ReadsAny(const ChainStep& step, const Turn& turn) const;
-  Turn MergeOf(const ChainStep& step) const {
-    return {step.merger, members_[step.merger].merger->statistics_rounds(), true};
-  }
+  bool ReadsInput(const Task& task, size_t model) const;
+  bool ReadsAny(const Task& task) const;
+  bool ReadsBase(const Task& task) const { return task.merges || ReadsAny(task); }
   const Coefficients& CoefficientsOf(const ChainStep& step) const { return chain_.coefficients[step.coefficients]; }
-  size_t RoomBytes() const;
+  // Where the chain's own part of the workspace begins in a round, and what it takes. A sample is merged with nothing, and
+  // taken by threads that have no more than they need.
+  size_t RoomBegin(const RoundSpec& member) const {
+    return member.sample ? Aligned(member.scratch_bytes) : methods_workspace_;
+  }
+  size_t RoomBytes(bool with_buffers) const;
 
   const Chain& chain_;
   std::vector<Member> members_;
-  size_t sources_;
+  std::vector<size_t> counting_;   // of the members, those with statistics: only they hand anything out
+  size_t sources_, reported_ = 0;
   size_t claims_ = 0, most_models_ = 0, most_claims_ = 0;
   size_t methods_workspace_ = 0, buffer_bytes_ = 0;
   size_t current_ = 0;   // round
-  mutable std::mutex mutex_;   // of the ends while they are being found
 };
 
 // One tile on its way through the steps that a turn needs.
 class ChainTile {
  public:
-  // `grants`: of the chain's claims in this tile; null where none are handed out yet.
-  ChainTile(const ChainMerger& chain, const ChainTree& tree, const LaneTile& tile, const uint64_t* grants,
-            Scratch& scratch);
+  // `grants`: of the chain's claims in this tile; null where none are handed out. `ends`: gets where quotas end, if it is
+  // to be known in later rounds. `room`: the chain's part of the workspace.
+  ChainTile(const ChainMerger& chain, const ChainTree& tree, const LaneTile& tile, const uint64_t* grants, QuotaEnd* ends,
+            Scratch& scratch, std::byte* room);
 
   // visit(begin, end) for part after part of at most `lanes`, once `steps` are merged there.
   template <typename Visit>
   void ForEachPart(uint64_t steps, uint64_t lanes, Visit visit) {
-    if (steps == 0) return visit(size_t{0}, tile_.count);
     for (size_t begin = 0, end; begin < tile_.count; begin = end) {
       end = static_cast<size_t>(std::min<uint64_t>(begin + lanes, tile_.count));
       part_ = begin;
@@ -131,16 +176,16 @@ class ChainTile {
       visit(begin, end);
     }
   }
-  // What a step's turn reads there. Valid until the next call.
-  LaneTile Inputs(const ChainStep& step, const ChainMerger::Turn& turn, size_t begin, size_t end);
-  // A member's share of the tile's grants; parts come in order. Valid until the next call.
-  const uint64_t* Share(const Member& member, const ChainStep& step, const LaneTile& part);
+  // What a task reads there. Valid until the next call.
+  LaneTile Inputs(const ChainMerger::Task& task, size_t begin, size_t end);
+  // The share of a step's member in the tile's grants; parts come in order. Valid until the next call.
+  const uint64_t* GrantsOf(const ChainStep& step, const LaneTile& part);
+  void MergeInto(const ChainStep& step, size_t begin, size_t end, DType type, std::byte* out, MergeCounts* counts);
 
  private:
   std::byte* BufferOf(size_t step) const;
   EncodedLanes Lanes(const ChainInput& input, size_t begin) const;
   void MergeStep(size_t s, size_t begin, size_t end);
-  const uint64_t* GrantsOf(const Member& member, const ChainStep& step, const LaneTile& part);
 
   const ChainMerger& chain_;
   const ChainTree& tree_;
@@ -150,18 +195,18 @@ class ChainTile {
   EncodedLanes* models_;
   uint64_t *left_, *granted_;
   std::byte* buffers_;
-  bool handed_out_;
+  const bool handed_out_;
+  QuotaEnd* const ends_;
 };
 
 ChainTile::ChainTile(const ChainMerger& chain, const ChainTree& tree, const LaneTile& tile, const uint64_t* grants,
-                     Scratch& scratch)
-    : chain_(chain), tree_(tree), tile_(tile), scratch_(scratch), handed_out_(grants != nullptr) {
-  std::byte* at = scratch.workspace + chain.methods_workspace_;
-  const auto take = [&](size_t bytes) { return std::exchange(at, at + Aligned(bytes)); };
+                     QuotaEnd* ends, Scratch& scratch, std::byte* room)
+    : chain_(chain), tree_(tree), tile_(tile), scratch_(scratch), handed_out_(grants != nullptr), ends_(ends) {
+  const auto take = [&](size_t bytes) { return std::exchange(room, room + Aligned(bytes)); };
   models_ = reinterpret_cast<EncodedLanes*>(take(chain.most_models_ * sizeof(EncodedLanes)));
   left_ = reinterpret_cast<uint64_t*>(take(chain.claims_ * sizeof(uint64_t)));
   granted_ = reinterpret_cast<uint64_t*>(take(chain.most_claims_ * sizeof(uint64_t)));
-  buffers_ = at;
+  buffers_ = room;
   if (handed_out_) std::copy_n(grants, chain.claims_, left_);
 }
 
@@ -182,67 +227,50 @@ EncodedLanes ChainTile::Lanes(const ChainInput& input, size_t begin) const {
   return {type, BufferOf(input.index) + (begin - part_) * static_cast<size_t>(LaneBytes(type))};
 }
 
-LaneTile ChainTile::Inputs(const ChainStep& step, const ChainMerger::Turn& turn, size_t begin, size_t end) {
+LaneTile ChainTile::Inputs(const ChainMerger::Task& task, size_t begin, size_t end) {
+  const ChainStep& step = *task.step;
   for (size_t m = 0; m < step.models.size(); ++m)
-    models_[m] = chain_.ReadsInput(step, turn, m) ? Lanes(step.models[m], begin) : EncodedLanes{};
+    models_[m] = chain_.ReadsInput(task, m) ? Lanes(step.models[m], begin) : EncodedLanes{};
   return {.first = tile_.first + begin, .count = end - begin, .tensor = step.tensor,
-          .base = turn.merges || chain_.ReadsAny(step, turn) ? Lanes(step.base, begin) : EncodedLanes{},
+          .base = chain_.ReadsBase(task) ? Lanes(step.base, begin) : EncodedLanes{},
           .models = {models_, step.models.size()}};
 }
 
-void ChainTile::MergeStep(size_t s, size_t begin, size_t end) {
-  const ChainStep& step = tree_.steps[s];
+void ChainTile::MergeInto(const ChainStep& step, size_t begin, size_t end, DType type, std::byte* out,
+                          MergeCounts* counts) {
   const Member& member = chain_.members_[step.merger];
-  const LaneTile part = Inputs(step, chain_.MergeOf(step), begin, end);
+  const LaneTile part = Inputs(chain_.MergeOf(step), begin, end);
+  const uint64_t* const grants = member.ordered() ? GrantsOf(step, part) : nullptr;
+  NamingStage(member, [&] {
+    member.merger->Merge(chain_.CoefficientsOf(step), part, grants, scratch_, type, out, counts);
+  });
+}
+
+void ChainTile::MergeStep(size_t s, size_t begin, size_t end) {
+  const DType type = tree_.steps[s].type;
   MergeCounts uncounted;
-  const uint64_t* const grants = member.ordered() ? GrantsOf(member, step, part) : nullptr;
-  try {
-    member.merger->Merge(chain_.CoefficientsOf(step), part, grants, scratch_, step.type,
-                         BufferOf(s) + (begin - part_) * static_cast<size_t>(LaneBytes(step.type)), &uncounted);
-  } catch (const NoMerge& none) {
-    throw NoMerge(std::string(none.what()) + ", in the stage '" + std::string(member.name) + "'");
-  }
+  MergeInto(tree_.steps[s], begin, end, type,
+            BufferOf(s) + (begin - part_) * static_cast<size_t>(LaneBytes(type)), &uncounted);
 }
 
-const uint64_t* ChainTile::Share(const Member& member, const ChainStep& step, const LaneTile& part) {
-  uint64_t* const left = left_ + member.claims_begin;
-  std::fill_n(granted_, member.claims, 0);
-  if (std::any_of(left, left + member.claims, [](uint64_t some) { return some > 0; }))
-    member.merger->CountClaims(chain_.CoefficientsOf(step), part, scratch_, granted_);
-  for (size_t i = 0; i < member.claims; ++i) {
-    granted_[i] = std::min(granted_[i], left[i]);
-    left[i] -= granted_[i];
-  }
-  return granted_;
-}
-
-// Of a merge on the way: known, or found out now.
-const uint64_t* ChainTile::GrantsOf(const Member& member, const ChainStep& step, const LaneTile& part) {
-  const QuotaEnd::Place here{tree_.order, part.first};
+// Known, or handed out now.
+const uint64_t* ChainTile::GrantsOf(const ChainStep& step, const LaneTile& part) {
+  const Member& member = chain_.members_[step.merger];
+  const QuotaEnd here{tree_.order, part.first};
   if (member.settled) {
     for (size_t i = 0; i < member.claims; ++i) {
       const QuotaEnd& end = member.ends[i];
-      granted_[i] = here < end.place ? Merger::kNoQuota : here == end.place ? end.granted : 0;
+      const bool last = end.order == here.order && end.first == here.first;
+      granted_[i] = last ? end.granted : here < end ? Merger::kNoQuota : 0;
     }
     return granted_;
   }
   if (!handed_out_) throw std::logic_error("a claim that depends on one of the same round");
-  std::fill_n(granted_, member.claims, 0);
-  bool over = true;
-  {
-    std::lock_guard lock(chain_.mutex_);
-    for (const QuotaEnd& end : member.ends) over &= end.place < here;
-  }
-  if (over) return granted_;
-  member.merger->CountClaims(chain_.CoefficientsOf(step), part, scratch_, granted_);
-  uint64_t* const left = left_ + member.claims_begin;
-  std::lock_guard lock(chain_.mutex_);
-  for (size_t i = 0; i < member.claims; ++i) {
-    const uint64_t claimed = granted_[i];
-    granted_[i] = std::min(claimed, left[i]);
-    left[i] -= granted_[i];
-    QuotaEnd& end = member.ends[i];
-    if (granted_[i] < claimed && here < end.place) end = {here, granted_[i]};
+  GrantPart(*member.merger, chain_.CoefficientsOf(step), part, scratch_, {left_ + member.claims_begin, member.claims},
+            granted_);
+  for (size_t i = 0; ends_ != nullptr && i < member.claims; ++i) {
+    QuotaEnd& end = ends_[member.claims_begin + i];
+    if (granted_[i] > 0) end = std::max(end, {here.order, here.first, granted_[i]});
   }
   return granted_;
 }
@@ -251,16 +279,19 @@ const uint64_t* ChainTile::GrantsOf(const Member& member, const ChainStep& step,
 
 ChainMerger::ChainMerger(const Chain& chain, std::vector<ChainMember> members, const std::vector<uint32_t>& trees,
                          size_t sources)
-    : chain_(chain), sources_(std::max<size_t>(sources, 1)) {
+    : chain_(chain), sources_(std::max<size_t>(sources, 1)), reported_(chain.trees[trees.front()].steps.back().merger) {
   for (ChainMember& given : members) {
     Member member;
     static_cast<ChainMember&>(member) = std::move(given);
-    member.claims_begin = claims_;
-    member.claims = member.models * member.merger->claims_per_model();
-    member.ends.resize(member.claims);
-    claims_ += member.claims;
-    most_claims_ = std::max(most_claims_, member.claims);
-    for (size_t r = 0; r <= member.merger->statistics_rounds(); ++r)
+    if (member.rounds() > 0) {
+      counting_.push_back(members_.size());
+      member.claims_begin = claims_;
+      member.claims = member.models * member.merger->claims_per_model();
+      member.ends.resize(member.claims);
+      claims_ += member.claims;
+      most_claims_ = std::max(most_claims_, member.claims);
+    }
+    for (size_t r = 0; r <= member.rounds(); ++r)
       methods_workspace_ = std::max(methods_workspace_, Aligned(member.merger->round(r).scratch_bytes));
     members_.push_back(std::move(member));
   }
@@ -273,48 +304,58 @@ ChainMerger::ChainMerger(const Chain& chain, std::vector<ChainMember> members, c
   }
 }
 
-size_t ChainMerger::RoomBytes() const {
+size_t ChainMerger::RoomBytes(bool with_buffers) const {
   return Aligned(most_models_ * sizeof(EncodedLanes)) + Aligned(claims_ * sizeof(uint64_t)) +
-         Aligned(most_claims_ * sizeof(uint64_t)) + buffer_bytes_;
+         Aligned(most_claims_ * sizeof(uint64_t)) + (with_buffers ? buffer_bytes_ : 0);
 }
 
 size_t ChainMerger::statistics_rounds() const {
   size_t rounds = 0;
-  for (const Member& member : members_) rounds += member.merger->statistics_rounds();
+  for (size_t k : counting_) rounds += members_[k].rounds();
   return rounds;
 }
 
 ChainMerger::Turn ChainMerger::TurnOf(size_t r) const {
-  for (size_t k = 0; k < members_.size(); ++k) {
-    const size_t rounds = members_[k].merger->statistics_rounds();
-    if (r < rounds) return {k, r, false};
-    r -= rounds;
+  for (size_t k : counting_) {
+    if (r < members_[k].rounds()) return {k, r, false};
+    r -= members_[k].rounds();
   }
-  return {members_.size() - 1, members_.back().merger->statistics_rounds(), true};
+  return {.merges = true};
+}
+
+ChainMerger::Task ChainMerger::TaskOf(const ChainTree& tree, const Turn& turn) const {
+  if (turn.merges) return MergeOf(tree.steps.back());
+  return {StepOf(tree, turn.member), turn.round, false};
 }
 
 uint64_t ChainMerger::SettledIn(const Turn& turn) const {
   uint64_t settled = 0;
-  ForEachBit(members_[turn.member].used, [&](size_t j) {
-    if (!members_[j].settled && members_[j].ordered()) settled |= Bit(j);
-  });
+  for (size_t k : counting_) {
+    const bool merged = turn.merges || Has(members_[turn.member].used, k);
+    if (merged && !members_[k].settled && members_[k].ordered()) settled |= Bit(k);
+  }
   return settled;
 }
 
 RoundSpec ChainMerger::round(size_t r) const {
   const Turn turn = TurnOf(r);
-  RoundSpec spec = members_[turn.member].merger->round(turn.round);
-  spec.ordered |= SettledIn(turn) != 0;
-  spec.scratch_bytes = methods_workspace_ + RoomBytes();
-  // Until the last merge, all that any of them keeps.
-  size_t kept = 0;
-  for (size_t k = 0; k <= turn.member; ++k) {
-    size_t most = 0;
-    for (size_t q = 0; q <= (k == turn.member ? turn.round : members_[k].merger->statistics_rounds()); ++q)
-      most = std::max(most, members_[k].merger->round(q).kept_bytes);
-    kept += most;
+  RoundSpec spec = {.name = "merge"};
+  if (!turn.merges) spec = members_[turn.member].merger->round(turn.round);
+  if (SettledIn(turn) != 0) {
+    spec.ordered = true;
+    if (!turn.merges) spec.accumulator_bytes += sizeof(SettlingRound) + claims_ * sizeof(QuotaEnd);
   }
-  spec.kept_bytes = kept;
+  spec.scratch_bytes = RoomBegin(spec) + RoomBytes(!spec.sample);
+  // Until the last merge, all that any of them keeps.
+  spec.kept_bytes = 0;
+  for (size_t k : counting_) {
+    const bool now = !turn.merges && k == turn.member;
+    size_t most = 0;
+    for (size_t q = 0; q <= (now ? turn.round : members_[k].rounds()); ++q)
+      most = std::max(most, members_[k].merger->round(q).kept_bytes);
+    spec.kept_bytes += most;
+    if (now) break;
+  }
   return spec;
 }
 
@@ -324,39 +365,42 @@ const ChainStep* ChainMerger::StepOf(const ChainTree& tree, size_t member) const
   return step == tree.steps.end() ? nullptr : &*step;
 }
 
-bool ChainMerger::ReadsInput(const ChainStep& step, const Turn& turn, size_t model) const {
+bool ChainMerger::ReadsInput(const Task& task, size_t model) const {
+  const ChainStep& step = *task.step;
   return step.models[model].kind != ChainInput::Kind::kNone &&
-         members_[turn.member].merger->Reads(turn.round, model, CoefficientsOf(step));
+         members_[step.merger].merger->Reads(task.round, model, CoefficientsOf(step));
 }
 
-bool ChainMerger::ReadsAny(const ChainStep& step, const Turn& turn) const {
-  for (size_t m = 0; m < step.models.size(); ++m)
-    if (ReadsInput(step, turn, m)) return true;
+bool ChainMerger::ReadsAny(const Task& task) const {
+  for (size_t m = 0; m < task.step->models.size(); ++m)
+    if (ReadsInput(task, m)) return true;
   return false;
 }
 
-uint64_t ChainMerger::InputSteps(const ChainStep& step, const Turn& turn) const {
+uint64_t ChainMerger::InputSteps(const Task& task) const {
   uint64_t steps = 0;
   const auto add = [&](const ChainInput& input) {
     if (input.kind == ChainInput::Kind::kStep) steps |= Bit(input.index);
   };
-  for (size_t m = 0; m < step.models.size(); ++m)
-    if (ReadsInput(step, turn, m)) add(step.models[m]);
-  if (turn.merges || ReadsAny(step, turn)) add(step.base);
+  for (size_t m = 0; m < task.step->models.size(); ++m)
+    if (ReadsInput(task, m)) add(task.step->models[m]);
+  if (ReadsBase(task)) add(task.step->base);
   return steps;
 }
 
 uint64_t ChainMerger::WithTheirInputs(const ChainTree& tree, uint64_t steps) const {
   for (size_t s = tree.steps.size(); s-- > 0;)
-    if (Has(steps, s)) steps |= InputSteps(tree.steps[s], MergeOf(tree.steps[s]));
+    if (Has(steps, s)) steps |= InputSteps(MergeOf(tree.steps[s]));
   return steps;
 }
 
+// Those that a turn merges on the way, also where it only counts claims on what others settle.
 uint64_t ChainMerger::StepsOf(const ChainTree& tree, const Turn& turn) const {
-  uint64_t steps = 0;
-  if (const ChainStep* target = StepOf(tree, turn.member)) steps |= InputSteps(*target, turn);
-  ForEachBit(SettledIn(turn), [&](size_t j) {
-    if (const ChainStep* step = StepOf(tree, j)) steps |= Bit(static_cast<size_t>(step - tree.steps.data()));
+  const Task task = TaskOf(tree, turn);
+  uint64_t steps = task.step == nullptr ? 0 : InputSteps(task);
+  ForEachBit(SettledIn(turn), [&](size_t k) {
+    const ChainStep* const step = StepOf(tree, k);
+    if (step != nullptr && step != task.step) steps |= Bit(static_cast<size_t>(step - tree.steps.data()));
   });
   return WithTheirInputs(tree, steps);
 }
@@ -367,72 +411,84 @@ bool ChainMerger::Reads(size_t r, size_t source, const Coefficients& c) const {
   const auto is_it = [&](const ChainInput& input) {
     return input.kind == ChainInput::Kind::kSource && input.index == source;
   };
-  const auto reads = [&](const ChainStep& step, const Turn& its) {
-    for (size_t m = 0; m < step.models.size(); ++m)
-      if (is_it(step.models[m]) && ReadsInput(step, its, m)) return true;
-    return is_it(step.base) && (its.merges || ReadsAny(step, its));
+  const auto reads = [&](const Task& task) {
+    for (size_t m = 0; m < task.step->models.size(); ++m)
+      if (is_it(task.step->models[m]) && ReadsInput(task, m)) return true;
+    return is_it(task.step->base) && ReadsBase(task);
   };
-  const ChainStep* const target = StepOf(tree, turn.member);
-  bool found = target != nullptr && reads(*target, turn);
-  ForEachBit(StepsOf(tree, turn), [&](size_t s) { found |= reads(tree.steps[s], MergeOf(tree.steps[s])); });
+  const Task task = TaskOf(tree, turn);
+  bool found = task.step != nullptr && reads(task);
+  ForEachBit(StepsOf(tree, turn), [&](size_t s) { found |= reads(MergeOf(tree.steps[s])); });
   return found;
 }
 
 std::unique_ptr<Accumulator> ChainMerger::NewAccumulator(size_t r) const {
   const Turn turn = TurnOf(r);
-  return members_[turn.member].merger->NewAccumulator(turn.round);
+  std::unique_ptr<Accumulator> counted = members_[turn.member].merger->NewAccumulator(turn.round);
+  if (SettledIn(turn) == 0) return counted;
+  return std::make_unique<SettlingRound>(std::move(counted), claims_);
 }
 
 void ChainMerger::Accumulate(size_t r, const Coefficients& c, const LaneTile& tile, const uint64_t* grants,
                              Scratch& scratch, Accumulator* accumulator, BlockSums sums) const {
   const ChainTree& tree = chain_.TreeOf(c);
   const Turn turn = TurnOf(r);
-  const Member& member = members_[turn.member];
-  const ChainStep* const target = StepOf(tree, turn.member);
-  const bool claims = TakesClaims(turn), counts = target != nullptr && ReadsAny(*target, turn);
-  ChainTile work(*this, tree, tile, claims || SettledIn(turn) != 0 ? grants : nullptr, scratch);
-  work.ForEachPart(StepsOf(tree, turn), ChunkLanes(tree), [&](size_t begin, size_t end) {
+  const Task task = TaskOf(tree, turn);
+  const Merger& merger = *members_[turn.member].merger;
+  std::byte* const room = scratch.workspace + RoomBegin(merger.round(turn.round));
+  const bool claims = TakesClaims(turn), counts = task.step != nullptr && ReadsAny(task);
+  QuotaEnd* ends = nullptr;
+  if (SettledIn(turn) != 0) {
+    auto& settling = static_cast<SettlingRound&>(*accumulator);
+    ends = settling.ends.data(), accumulator = settling.counted.get();
+  }
+  const uint64_t steps = StepsOf(tree, turn);
+  ChainTile work(*this, tree, tile, claims || ends != nullptr ? grants : nullptr, ends, scratch, room);
+  work.ForEachPart(steps, steps == 0 ? tile.count : ChunkLanes(tree), [&](size_t begin, size_t end) {
     if (!counts) return;
-    const LaneTile part = work.Inputs(*target, turn, begin, end);
-    const uint64_t* const granted = claims ? work.Share(member, *target, part) : nullptr;
-    member.merger->Accumulate(turn.round, CoefficientsOf(*target), part, granted, scratch, accumulator, sums);
+    const LaneTile part = work.Inputs(task, begin, end);
+    const uint64_t* const granted = claims ? work.GrantsOf(*task.step, part) : nullptr;
+    merger.Accumulate(turn.round, CoefficientsOf(*task.step), part, granted, scratch, accumulator, sums);
   });
 }
 
 void ChainMerger::Finish(size_t r, Accumulator* accumulator, std::span<const double> sums) {
   const Turn turn = TurnOf(r);
-  ForEachBit(SettledIn(turn), [&](size_t j) { members_[j].settled = true; });
-  try {
-    members_[turn.member].merger->Finish(turn.round, accumulator, sums);
-  } catch (const NoMerge& none) {
-    if (turn.member + 1 == members_.size()) throw;
-    throw NoMerge(std::string(none.what()) + ", in the stage '" + std::string(members_[turn.member].name) + "'");
+  if (const uint64_t settled = SettledIn(turn); settled != 0) {
+    auto& settling = static_cast<SettlingRound&>(*accumulator);
+    ForEachBit(settled, [&](size_t k) {
+      Member& member = members_[k];
+      std::copy_n(settling.ends.begin() + static_cast<ptrdiff_t>(member.claims_begin), member.claims, member.ends.begin());
+      member.settled = true;
+    });
+    accumulator = settling.counted.get();
   }
+  const Member& member = members_[turn.member];
+  NamingStage(member, [&] { member.merger->Finish(turn.round, accumulator, sums); });
   current_ = r + 1;
 }
 
-// Of the round's own claims, and of those that are settled in it.
+// On what is settled in the round, and the round's own.
 void ChainMerger::CountClaims(const Coefficients& c, const LaneTile& tile, Scratch& scratch, uint64_t* claims) const {
   const ChainTree& tree = chain_.TreeOf(c);
   const Turn turn = TurnOf(current_);
-  std::array<std::pair<const ChainStep*, Turn>, ChainTree::kMostSteps> claiming;
+  std::array<Task, ChainTree::kMostSteps> claiming;
   size_t count = 0;
   uint64_t steps = 0;
-  const auto add = [&](size_t member, const Turn& its) {
-    const ChainStep* const step = StepOf(tree, member);
-    if (step == nullptr) return;
-    claiming[count++] = {step, its};
-    steps |= InputSteps(*step, its);
+  const auto add = [&](const Task& task) {
+    claiming[count++] = task;
+    steps |= InputSteps(task);
   };
-  ForEachBit(SettledIn(turn), [&](size_t j) {
-    add(j, {j, members_[j].merger->statistics_rounds(), true});
+  ForEachBit(SettledIn(turn), [&](size_t k) {
+    if (const ChainStep* const step = StepOf(tree, k)) add(MergeOf(*step));
   });
-  if (TakesClaims(turn)) add(turn.member, turn);
-  ChainTile work(*this, tree, tile, nullptr, scratch);
-  work.ForEachPart(WithTheirInputs(tree, steps), ChunkLanes(tree), [&](size_t begin, size_t end) {
-    for (const auto& [step, its] : std::span(claiming).first(count)) {
-      const Member& member = members_[its.member];
-      member.merger->CountClaims(CoefficientsOf(*step), work.Inputs(*step, its, begin, end), scratch,
+  if (const Task task = TaskOf(tree, turn); TakesClaims(turn) && task.step != nullptr) add(task);
+  ChainTile work(*this, tree, tile, nullptr, nullptr, scratch, scratch.workspace + methods_workspace_);
+  steps = WithTheirInputs(tree, steps);
+  work.ForEachPart(steps, steps == 0 ? tile.count : ChunkLanes(tree), [&](size_t begin, size_t end) {
+    for (const Task& task : std::span(claiming).first(count)) {
+      const Member& member = members_[task.step->merger];
+      member.merger->CountClaims(CoefficientsOf(*task.step), work.Inputs(task, begin, end), scratch,
                                  claims + member.claims_begin);
     }
   });
@@ -441,10 +497,10 @@ void ChainMerger::CountClaims(const Coefficients& c, const LaneTile& tile, Scrat
 uint64_t ChainMerger::Quota(size_t claim) const {
   const Turn turn = TurnOf(current_);
   const uint64_t settled = SettledIn(turn);
-  for (size_t k = 0; k < members_.size(); ++k) {
+  for (size_t k : counting_) {
     const Member& member = members_[k];
     if (claim < member.claims_begin || claim >= member.claims_begin + member.claims) continue;
-    const bool handed_out = Has(settled, k) || (k == turn.member && TakesClaims(turn));
+    const bool handed_out = Has(settled, k) || (TakesClaims(turn) && k == turn.member);
     return handed_out ? member.merger->Quota(claim - member.claims_begin) : kNoQuota;
   }
   return kNoQuota;
@@ -453,16 +509,11 @@ uint64_t ChainMerger::Quota(size_t claim) const {
 void ChainMerger::Merge(const Coefficients& c, const LaneTile& tile, const uint64_t* grants, Scratch& scratch,
                         DType type, std::byte* out, MergeCounts* counts) const {
   const ChainTree& tree = chain_.TreeOf(c);
-  const ChainStep& root = tree.steps.back();
-  const Member& member = members_.back();
-  const Turn turn = MergeOf(root);
-  const bool claims = member.ordered();
-  ChainTile work(*this, tree, tile, claims || SettledIn(turn) != 0 ? grants : nullptr, scratch);
+  const Turn turn = {.merges = true};
+  ChainTile work(*this, tree, tile, SettledIn(turn) != 0 ? grants : nullptr, nullptr, scratch,
+                 scratch.workspace + methods_workspace_);
   work.ForEachPart(StepsOf(tree, turn), PieceLanes(tree), [&](size_t begin, size_t end) {
-    const LaneTile part = work.Inputs(root, turn, begin, end);
-    const uint64_t* const granted = claims ? work.Share(member, root, part) : nullptr;
-    member.merger->Merge(CoefficientsOf(root), part, granted, scratch, type,
-                         out + begin * static_cast<size_t>(LaneBytes(type)), counts);
+    work.MergeInto(tree.steps.back(), begin, end, type, out + begin * static_cast<size_t>(LaneBytes(type)), counts);
   });
 }
 
@@ -475,6 +526,8 @@ uint64_t Chain::MemoryBytes() const {
     bytes += sizeof(ChainTree) + 32;
     for (const ChainStep& step : tree.steps) bytes += sizeof(ChainStep) + 16 + step.models.size() * sizeof(ChainInput);
   }
+  for (const ChainMaking& making : mergers)   // and the mergers themselves, twice while they are planned
+    bytes += sizeof(ChainMaking) + 2 * (1024 + coefficients[making.coefficients].model.size() * 256);
   return bytes;
 }
 

@@ -7,6 +7,10 @@
 //
 // A stage that hands out equal entries at a threshold in order of the index does so once, in the first round that merges
 // it; from then on it is known where its quota ended.
+//
+// Where a stage finds something out of the whole model, all tensors are one scope. Such a stage then has one merger for all
+// of them, and its rounds go over all; the others, which may have no statistics, have one for all tensors of equal
+// coefficients and shape.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +33,7 @@ struct ChainInput {
 // What one stage makes of one tensor.
 struct ChainStep {
   uint32_t stage = 0;          // in the order of the recipe, the last one included
-  uint32_t merger = 0;         // index into the chain's mergers
+  uint32_t merger = 0;         // index into Chain::mergers; without these, its own index
   uint32_t coefficients = 0;   // index into Chain::coefficients
   TensorFacts tensor;          // as that stage calls it: random draws depend on it
   DType type = DType::kF32;    // which its lanes are rounded to for those that read them
@@ -39,18 +43,26 @@ struct ChainStep {
 
 // A tensor of the output.
 struct ChainTree {
-  static constexpr size_t kMostSteps = 64;   // sets of steps are words
+  static constexpr size_t kMostSteps = 64;   // sets of steps, and of members with statistics, are words
 
   std::vector<ChainStep> steps;   // each behind those that it uses; the last one makes the output
-  uint32_t order = 0;             // among the tensors of its scope
+  uint32_t order = 0;             // among the tensors of its scope: quotas are handed out in it
   uint64_t unit = 0;              // what tiles are multiples of, because some step needs it; 0: reduction blocks
   uint64_t sum_blocks = 0;        // the most that a step's sums are taken in
+};
+
+// What a merger is made with that several tensors share.
+struct ChainMaking {
+  uint32_t stage = 0;
+  uint32_t coefficients = 0;   // index into Chain::coefficients
+  TensorFacts scope;
 };
 
 // All of a plan's. The coefficients that a chain's merger is handed name a tree: see CoefficientsOfTree.
 struct Chain {
   std::vector<Coefficients> coefficients;
   std::vector<ChainTree> trees;
+  std::vector<ChainMaking> mergers = {};   // of all trees, if they are one scope: in front those with statistics
 
   Coefficients CoefficientsOfTree(size_t tree) const { return {.shared = {static_cast<double>(tree)}, .model = {}}; }
   const ChainTree& TreeOf(const Coefficients& c) const { return trees[static_cast<size_t>(c.shared.front())]; }
@@ -59,14 +71,14 @@ struct Chain {
 
 // The merger of one step.
 struct ChainMember {
-  std::string_view name;   // of the stage, for messages; empty: the last one
+  std::string_view name;   // of the stage, for messages; empty: none is named
   std::unique_ptr<Merger> merger;
   size_t models = 0;
-  uint64_t used = 0;       // the other members whose results it reads, directly or not, as bits
+  uint64_t used = 0;       // the members with statistics whose results it reads, directly or not, as bits
 };
 
-// `members`: each behind those that it uses, the last one makes the output. `trees`: those of the scope; the largest
-// workspace is theirs. `sources`: how many each tile has. The chain must outlive the merger.
+// `members`: as their indices in the trees say; those with statistics each behind those that it uses, and among the first
+// ChainTree::kMostSteps. `trees`: those of the scope. `sources`: how many each tile has. The chain must outlive the merger.
 std::unique_ptr<Merger> NewChainMerger(const Chain& chain, std::vector<ChainMember> members,
                                        const std::vector<uint32_t>& trees, size_t sources);
 

@@ -10,9 +10,6 @@ namespace {
 
 // Task vectors of three models and what they are merged to stay in L2.
 constexpr uint64_t kPartLanes = 8 * kBlockLanes;
-constexpr size_t kAlignment = 128;
-
-constexpr size_t Aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 constexpr size_t Stride(size_t lanes) { return Aligned((lanes + kLanePadding) * sizeof(float)) / sizeof(float); }
 
 }  // namespace
@@ -63,8 +60,6 @@ void TaskVectorParts::ExposeDeltas(const LaneTile& tile, const PartRoom& room) c
   }
 }
 
-// Equal entries at a threshold come in order of the index, so a part gets what it claims of the tile's grants while there
-// are any.
 LaneTile TaskVectorParts::PartOf(const Coefficients& c, const LaneTile& tile, size_t begin, size_t end, Scratch& scratch,
                                  const PartRoom& room) const {
   for (size_t start = begin; start < end; start += kBlockLanes) {
@@ -80,14 +75,7 @@ LaneTile TaskVectorParts::PartOf(const Coefficients& c, const LaneTile& tile, si
   const LaneTile part{.first = tile.first + begin, .count = end - begin, .tensor = tile.tensor,
                       .base = {.type = DType::kF32, .bytes = reinterpret_cast<const std::byte*>(room.zeros)},
                       .models = {room.models, num_models_}};
-  const size_t claims = Claims();
-  std::fill_n(room.granted, claims, 0);
-  if (std::any_of(room.left, room.left + claims, [](uint64_t left) { return left > 0; }))
-    merger_->CountClaims(c, part, scratch, room.granted);
-  for (size_t i = 0; i < claims; ++i) {
-    room.granted[i] = std::min(room.granted[i], room.left[i]);
-    room.left[i] -= room.granted[i];
-  }
+  GrantPart(*merger_, c, part, scratch, {room.left, Claims()}, room.granted);
   return part;
 }
 

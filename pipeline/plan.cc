@@ -58,10 +58,6 @@ Plan MakePlan(Recipe recipe, const PlanOptions& options) {
   if (recipe.stages.empty()) PlanOneMerge(&plan, std::move(recipe), options);
   else PlanStages(&plan, std::move(recipe), options);
   FindStreams(&plan);
-  if (!plan.streams.empty() && !plan.spills.empty())
-    throw Error(ErrorCode::kUsage, "with a stage that is merged first, for statistics of whole models, no source is a stream")
-        .Path(plan.checkpoints[plan.streams.front().checkpoint].reference)
-        .Hint("save it to a file first");
   PlanLayout(&plan, options);
   LayOutSpills(&plan, options);
   // Every output byte has its place.
@@ -102,10 +98,6 @@ uint64_t Plan::SumBlocks(const PlannedTensor& tensor) const {
   return (tensor.elements + block - 1) / block;
 }
 
-namespace {
-
-// With scope = "model", what the merger of these tensors is made with. A model's are those of a tensor that it is merged in. Its weight may
-// differ from tensor to tensor; statistics only ask whether it is zero everywhere.
 Coefficients SharedCoefficients(const Plan& plan, const std::vector<uint32_t>& tensors) {
   const auto of = [&](uint32_t t) -> const Coefficients& { return plan.coefficients[plan.tensors[t].coefficients]; };
   Coefficients shared = of(tensors.front());
@@ -121,10 +113,8 @@ Coefficients SharedCoefficients(const Plan& plan, const std::vector<uint32_t>& t
   return shared;
 }
 
-}  // namespace
-
 std::unique_ptr<Merger> Plan::MakeMerger(const PlannedScope& scope, Approach approach) const {
-  if (IsChain()) return MakeChainMerger(*this, scope);
+  if (IsChain()) return MakeChainMerger(*this, scope, approach);
   const Coefficients shared = model_scope ? SharedCoefficients(*this, scope.tensors)
                                           : coefficients[tensors[scope.tensors.front()].coefficients];
   TensorFacts facts{.elements = scope.elements};

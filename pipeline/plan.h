@@ -154,12 +154,16 @@ enum class SpoolReason : uint8_t {
 
 std::string_view SpoolReasonName(SpoolReason reason);   // "read again", "out of order", "rows of another vocabulary"
 
+struct StreamSpool;   // stream_reader.h
+
 // A shard that comes once and in order.
 struct PlannedStream {
   uint32_t checkpoint = 0, shard = 0;
   uint32_t first = 0;                        // its first tensor in the checkpoint's catalogue
   std::vector<SpoolReason> tensors = {};     // from there on
   uint64_t spooled = 0;                      // bytes
+  std::shared_ptr<StreamSpool> spool = {};   // where they are, for all the runs that read the stream
+  bool finishes = true;                      // this is the last of them
 };
 
 struct PlanTotals {
@@ -179,6 +183,13 @@ struct StatisticsPlace {
   std::vector<std::vector<std::optional<XXH128_hash_t>>> files;
 };
 
+// What is read and written in all, in bytes, where a stage is computed anew in every round that needs it, and where it is
+// merged into a file first.
+struct SpillChoice {
+  uint64_t recomputed = 0, spilled = 0;
+  std::string why_not = {};   // of computing it anew, as the end of "..., because"; empty: nothing
+};
+
 // One of several merges that are one (plan_stages.cc).
 struct PlannedStage {
   std::string name;                  // empty: none, or that of the result
@@ -187,12 +198,14 @@ struct PlannedStage {
   std::vector<uint32_t> models;
   std::optional<DType> type = {};    // which its result is rounded to, where the recipe says so
   uint32_t rounds = 0;               // of statistics, before it can be merged
+  // Where it, or what reads it, has statistics of whole models.
+  std::optional<SpillChoice> choice = {};
 };
 
 struct Plan;
 
-// A stage whose result is written to a file of float32, or of the type that it asks for, which later stages read: where
-// what it finds out is of whole models, or what a stage finds out that reads it.
+// A stage whose result is written to a file of float32, or of the type that it asks for, which later stages read: see
+// SpillChoice.
 struct SpilledStage {
   uint32_t stage = 0;
   int32_t checkpoint = -1;          // its result, among the plan's; where the file is shows when the merge runs

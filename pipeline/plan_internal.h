@@ -11,12 +11,18 @@ class Vocabulary;
 // opened checkpoints before; the options' budget is its own.
 void PlanOneMerge(Plan* plan, Recipe recipe, const PlanOptions& options);
 
+// With scope = "model", what the merger of these tensors, in their order, is made with. A model's coefficients are those of a
+// tensor that it is merged in. Its weight may differ from tensor to tensor; statistics only ask whether it is zero everywhere.
+Coefficients SharedCoefficients(const Plan& plan, const std::vector<uint32_t>& tensors);
+
 // plan_stages.cc: the same for a recipe with stages.
 void PlanStages(Plan* plan, Recipe recipe, const PlanOptions& options);
 // The layout, then the memory of the plans of spilled stages; between the two that of the main plan must be known.
 void LayOutSpills(Plan* plan, const PlanOptions& options);
 void PlanSpills(Plan* plan, const PlanOptions& options);
-std::unique_ptr<Merger> MakeChainMerger(const Plan& plan, const PlannedScope& scope);
+
+// plan_chain.cc: the merger of a scope of a plan that is a chain.
+std::unique_ptr<Merger> MakeChainMerger(const Plan& plan, const PlannedScope& scope, Approach approach);
 
 // plan_sources.cc: opens the checkpoints, decides which tensors come out, and finds each one's sources.
 void OpenSources(Plan* plan, const std::atomic<int>* interrupt);
@@ -35,6 +41,8 @@ void PlanLayout(Plan* plan, const PlanOptions& options);
 
 // plan_memory.cc: scopes; then rounds, totals, and how the budget is spent. Throws Error(kMemory).
 void PlanScopes(Plan* plan);
+// Of all merged tensors, those included that come out as they are: their zeros are entries too.
+uint64_t ElementsOfModel(const Plan& plan);
 void PlanMemory(Plan* plan, const PlanOptions& options);
 // What a plan occupies, its checkpoints left out.
 uint64_t PlanBytes(const Plan& plan);

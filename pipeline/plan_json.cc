@@ -166,6 +166,14 @@ void WritePlanJson(const Plan& plan, const Json& more, const Write& write) {
   const Json layout = LayoutToJson(plan);
   for (const char* key : {"content", "sources", "shards", "stages", "spilled", "coefficients", "layer_scale"})
     if (layout.contains(key)) out[key] = layout[key];
+  for (size_t i = 0; i < plan.stages.size(); ++i) {
+    if (!plan.stages[i].choice) continue;
+    const SpillChoice& choice = *plan.stages[i].choice;
+    Json& stage = out["stages"][i];
+    stage["bytes_spilled"] = choice.spilled;
+    if (choice.why_not.empty()) stage["bytes_recomputed"] = choice.recomputed;
+    else stage["not_recomputed"] = choice.why_not;
+  }
   for (size_t i = 0; i < plan.checkpoints.size(); ++i) {
     out["sources"][i]["reference"] = plan.checkpoints[i].reference;
     out["sources"][i]["io"] = ReadBackendName(plan.reading[i].backend);

@@ -336,6 +336,13 @@ void PlanDecoding(Plan* plan, uint64_t room) {
 
 uint64_t PlanBytes(const Plan& plan) { return BytesOfPlan(plan); }
 
+uint64_t ElementsOfModel(const Plan& plan) {
+  uint64_t elements = plan.left_out_elements;
+  for (const PlannedTensor& tensor : plan.tensors)
+    if (tensor.action == TensorAction::kMerge || tensor.action == TensorAction::kKeep) elements += tensor.elements;
+  return elements;
+}
+
 void PlanScopes(Plan* plan) {
   std::vector<uint32_t> whole_model;
   for (uint32_t t = 0; t < plan->tensors.size(); ++t) {
@@ -347,11 +354,7 @@ void PlanScopes(Plan* plan) {
     // Bytewise by name: the order in which equal magnitudes at the threshold are kept, and sums are added.
     std::sort(whole_model.begin(), whole_model.end(),
               [&](uint32_t a, uint32_t b) { return plan->tensors[a].name < plan->tensors[b].name; });
-    PlannedScope scope{.tensors = std::move(whole_model), .elements = plan->left_out_elements};
-    for (const PlannedTensor& tensor : plan->tensors)  // the zeros of unchanged tensors are entries too
-      if (tensor.action == TensorAction::kMerge || tensor.action == TensorAction::kKeep)
-        scope.elements += tensor.elements;
-    plan->scopes.push_back(std::move(scope));
+    plan->scopes.push_back({.tensors = std::move(whole_model), .elements = ElementsOfModel(*plan)});
   }
 }
 

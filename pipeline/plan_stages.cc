@@ -1,8 +1,9 @@
-// Several merges planned as one. What a stage finds out of whole models, a stage that reads it cannot wait for on the way;
-// such stages are spilled, and so is what they read of others: each has a plan of its own. For all else: each stage is planned by itself, in order, as a merge of its own would be; its result is
+// Several merges planned as one. Each stage is planned by itself, in order, as a merge of its own would be; its result is
 // then a checkpoint without files, which has the names, shapes and types that the merge would write, and the config. In
-// the end every tensor of the last stage is resolved: sources that are results become steps of a tree (ChainTree), whose
-// leaves are files; tensors that a stage copies as they are become what it copies.
+// the end the last stage becomes one merge of files, with what it reads of others made on the way (plan_chain.h).
+//
+// What a stage finds out of whole models has to be known before any tensor that reads it. Such stages are computed anew in
+// each round that needs them, or spilled: merged into a file first, by a plan of their own. So is what they read of others.
 
 #include <fmt/format.h>
 
@@ -12,16 +13,13 @@
 #include <utility>
 
 #include "io/model_files.h"
+#include "pipeline/plan_chain.h"
 #include "pipeline/plan_internal.h"
 #include "pipeline/plan_lent.h"
 #include "pipeline/recipe_stages.h"
 
 namespace braid {
 namespace {
-
-// Rows of one stage and reduction blocks of another must meet within so many elements: tiles are multiples of that, and
-// a worker holds so many of each result.
-constexpr uint64_t kMostUnit = uint64_t{1} << 20;
 
 std::string OfStage(const PlannedStage& stage, std::string_view text) {
   return stage.name.empty() ? std::string(text) : fmt::format("stage '{}': {}", stage.name, text);
@@ -53,183 +51,6 @@ Checkpoint ResultOf(const Plan& plan, const std::string& name, uint64_t number) 
   return result;
 }
 
-// Resolves the tensors of one plan, the last of a chain.
-class ChainPlanner {
- public:
-  // `results`: which checkpoint is whose result, of the stages that are merged on the way.
-  ChainPlanner(std::vector<Plan>* plans, uint32_t last, std::map<int32_t, uint32_t> results)
-      : plans_(*plans), number_(last), last_((*plans)[last]), results_(std::move(results)) {}
-
-  // Counts each stage's rounds, too.
-  void Run(std::vector<PlannedStage>* stages) {
-    for (const Plan& plan : plans_) {
-      first_coefficients_.push_back(chain_.coefficients.size());
-      chain_.coefficients.insert(chain_.coefficients.end(), plan.coefficients.begin(), plan.coefficients.end());
-    }
-    most_models_ = 0;
-    for (const Plan& plan : plans_) most_models_ = std::max(most_models_, plan.most_models);
-    for (PlannedTensor& tensor : last_.tensors) ResolveTensor(&tensor);
-    last_.coefficients.clear();
-    for (size_t t = 0; t < chain_.trees.size(); ++t) last_.coefficients.push_back(chain_.CoefficientsOfTree(t));
-    for (const auto& [step, rounds] : rounds_)
-      (*stages)[step.first].rounds = std::max((*stages)[step.first].rounds, rounds);
-    last_.chain = std::move(chain_);
-    last_.most_models = most_models_;
-    last_.relative = false;
-  }
-
- private:
-  // A tensor of a stage, by the stage's number and its index there.
-  using Made = std::pair<uint32_t, uint32_t>;
-
-  const PlannedTensor& TensorOf(Made made) const { return plans_[made.first].tensors[made.second]; }
-  std::optional<Made> MadeBy(const TensorSource& source) const {
-    const auto result = results_.find(source.checkpoint);
-    if (result == results_.end()) return std::nullopt;
-    return Made{result->second, source.tensor};
-  }
-  // Past stages that leave the tensor as it is.
-  TensorSource Follow(TensorSource source) const {
-    for (;;) {
-      const std::optional<Made> made = MadeBy(source);
-      if (!made) return source;
-      const PlannedTensor& tensor = TensorOf(*made);
-      if (tensor.action != TensorAction::kKeep && tensor.action != TensorAction::kExclude) return source;
-      source = tensor.base;
-    }
-  }
-
-  void ResolveTensor(PlannedTensor* tensor) {
-    if (tensor->action == TensorAction::kMerge) return PlanTree(tensor, [&](Building* tree) {
-      AddStep({number_, static_cast<uint32_t>(tensor - last_.tensors.data())}, tree);
-    });
-    if (tensor->action == TensorAction::kCopy) return Flatten(tensor);
-    tensor->base = Follow(tensor->base);
-    const std::optional<Made> made = MadeBy(tensor->base);
-    if (!made) return;
-    if (TensorOf(*made).action == TensorAction::kCopy) return Flatten(tensor);
-    tensor->action = TensorAction::kMerge;   // as it comes out of the stage
-    PlanTree(tensor, [&](Building* tree) { AddStep(*made, tree); });
-  }
-
-  // Copied from files that must be equal: those of every stage on the way.
-  void Flatten(PlannedTensor* tensor) {
-    std::vector<TensorSource> files;
-    std::vector<TensorSource> open = tensor->models;
-    open.insert(open.begin(), tensor->base);
-    while (!open.empty()) {
-      const TensorSource source = Follow(open.front());
-      open.erase(open.begin());
-      if (!source.present()) continue;
-      if (const std::optional<Made> made = MadeBy(source)) {
-        const PlannedTensor& through = TensorOf(*made);
-        open.push_back(through.base);
-        open.insert(open.end(), through.models.begin(), through.models.end());
-      } else if (!Contains(files, source)) {
-        files.push_back(source);
-      }
-    }
-    tensor->action = TensorAction::kCopy;
-    tensor->base = {};
-    tensor->models = std::move(files);
-    most_models_ = std::max(most_models_, tensor->models.size());
-  }
-
-  struct Building {
-    ChainTree tree;
-    std::map<Made, uint32_t> steps;
-    std::vector<TensorSource> files;
-  };
-
-  template <typename Add>
-  void PlanTree(PlannedTensor* tensor, Add add) {
-    Building building;
-    add(&building);
-    tensor->base = {};
-    tensor->models = std::move(building.files);
-    most_models_ = std::max(most_models_, tensor->models.size());
-    SetUnits(*tensor, &building.tree);
-    tensor->coefficients = static_cast<uint32_t>(chain_.trees.size());
-    chain_.trees.push_back(std::move(building.tree));
-  }
-
-  static bool Contains(const std::vector<TensorSource>& files, const TensorSource& source) {
-    return IndexOf(files, source) < files.size();
-  }
-  static size_t IndexOf(const std::vector<TensorSource>& files, const TensorSource& source) {
-    const auto is_it = [&](const TensorSource& file) {
-      return file.checkpoint == source.checkpoint && file.tensor == source.tensor;
-    };
-    return static_cast<size_t>(std::find_if(files.begin(), files.end(), is_it) - files.begin());
-  }
-
-  ChainInput InputOf(const TensorSource& from, Building* building) {
-    if (!from.present()) return {};
-    const TensorSource source = Follow(from);
-    if (const std::optional<Made> made = MadeBy(source)) return {ChainInput::Kind::kStep, AddStep(*made, building)};
-    const size_t index = IndexOf(building->files, source);
-    if (index == building->files.size()) building->files.push_back(source);
-    return {ChainInput::Kind::kSource, static_cast<uint32_t>(index)};
-  }
-
-  uint32_t AddStep(Made made, Building* building) {
-    if (const auto known = building->steps.find(made); known != building->steps.end()) return known->second;
-    const PlannedTensor tensor = TensorOf(made);   // a copy: that of the last stage is being changed
-    ChainStep step{.stage = made.first,
-                   .coefficients = static_cast<uint32_t>(first_coefficients_[made.first]) + tensor.coefficients,
-                   .tensor = tensor.Facts(), .type = tensor.type};
-    step.base = InputOf(tensor.base, building);
-    for (const TensorSource& model : tensor.models) step.models.push_back(InputOf(model, building));
-    const auto index = static_cast<uint32_t>(building->tree.steps.size());
-    if (index == ChainTree::kMostSteps)
-      throw Error(ErrorCode::kIncompatible, fmt::format("more than {} merges make it", ChainTree::kMostSteps))
-          .Tensor(tensor.name);
-    step.merger = index;
-    CountRounds(step);
-    building->tree.steps.push_back(std::move(step));
-    building->steps.emplace(made, index);
-    return index;
-  }
-
-  void CountRounds(const ChainStep& step) {
-    const auto [rounds, is_new] = rounds_.try_emplace({step.stage, step.coefficients}, 0);
-    if (!is_new) return;
-    const MethodInfo& method = *plans_[step.stage].method;
-    rounds->second = static_cast<uint32_t>(
-        method.make(method, chain_.coefficients[step.coefficients], step.tensor, Approach::kPlain)->statistics_rounds());
-  }
-
-  void SetUnits(const PlannedTensor& tensor, ChainTree* tree) const {
-    const auto unit_of = [&](const ChainStep& step) {
-      return plans_[step.stage].method->TileUnit(chain_.coefficients[step.coefficients], step.tensor);
-    };
-    const auto blocks = [&](uint64_t unit) { return (tensor.elements + unit - 1) / unit; };
-    for (const ChainStep& step : tree->steps) {
-      const uint64_t unit = unit_of(step);
-      tree->sum_blocks = std::max(tree->sum_blocks, blocks(unit == 0 ? kReductionBlock : unit));
-      if (unit > 0) tree->unit = std::lcm(std::max<uint64_t>(tree->unit, 1), unit);
-    }
-    if (tree->unit == 0) return;
-    const auto without = [&](const ChainStep& step) { return unit_of(step) == 0; };
-    if (std::any_of(tree->steps.begin(), tree->steps.end(), without))
-      tree->unit = std::lcm(tree->unit, uint64_t{kReductionBlock});
-    if (tree->unit > kMostUnit && tensor.elements > kMostUnit)
-      throw Error(ErrorCode::kIncompatible,
-                  "its rows, or columns, are so long that a method by rows cannot be chained with another")
-          .Tensor(tensor.name)
-          .Hint("merge in two runs, with dtype = \"float32\" in the first recipe");
-  }
-
-  std::vector<Plan>& plans_;
-  uint32_t number_;
-  Plan& last_;
-  std::map<int32_t, uint32_t> results_;
-  Chain chain_;
-  std::vector<size_t> first_coefficients_;
-  std::map<std::pair<uint32_t, uint32_t>, uint32_t> rounds_;   // by stage and coefficients
-  size_t most_models_ = 0;
-};
-
 void CheckStage(const Recipe& recipe, bool last) {
   if (recipe.tokenizer)
     throw RecipeError(recipe, recipe.tokenizer->where, "a stage cannot align vocabularies")
@@ -244,40 +65,148 @@ PlannedStage StageOf(const Plan& plan, const Recipe& recipe) {
   return stage;
 }
 
-bool Uses(const Plan& plan, int32_t checkpoint) {
-  return plan.base == checkpoint ||
-         std::count(plan.models.begin(), plan.models.end(), static_cast<uint32_t>(checkpoint)) > 0;
-}
-
-// Stages but the last: those that find something out of whole models, and those that such a stage reads.
-std::vector<bool> ChooseSpills(const std::vector<Plan>& plans, const std::map<int32_t, uint32_t>& results) {
-  std::vector<bool> spilled(plans.size());
-  for (size_t s = 0; s < plans.size(); ++s) {
-    if (!plans[s].model_scope && !plans[s].measured) continue;
-    spilled[s] = s + 1 < plans.size();
-    for (const auto& [result, by] : results)
-      if (Uses(plans[s], result)) spilled[by] = true;
-  }
-  return spilled;
-}
-
 // Of a stage that has a plan of its own.
 void CountRounds(const Plan& plan, PlannedStage* stage) {
-  for (const Coefficients& c : plan.coefficients)
-    for (const PlannedTensor& tensor : plan.tensors) {
-      if (tensor.action != TensorAction::kMerge || &plan.coefficients[tensor.coefficients] != &c) continue;
-      const auto merger = plan.method->make(*plan.method, c, tensor.Facts(), Approach::kPlain);
-      stage->rounds = std::max(stage->rounds, static_cast<uint32_t>(merger->statistics_rounds()) + plan.measured);
-      break;
-    }
+  std::vector<bool> seen(plan.coefficients.size());
+  for (const PlannedTensor& tensor : plan.tensors) {
+    if (tensor.action != TensorAction::kMerge || seen[tensor.coefficients]) continue;
+    seen[tensor.coefficients] = true;
+    const auto merger =
+        plan.method->make(*plan.method, plan.coefficients[tensor.coefficients], tensor.Facts(), Approach::kPlain);
+    stage->rounds = std::max(stage->rounds, static_cast<uint32_t>(merger->statistics_rounds()) + plan.measured);
+  }
 }
+
+// Chooses the stages that are merged into files first. Stages with statistics of whole models, and what these read of
+// others, are either that, or computed anew in every round that needs them, where that reads and writes less in all.
+class SpillChooser {
+ public:
+  SpillChooser(const std::vector<Plan>& plans, const StageResults& results, const PlanOptions& options)
+      : plans_(plans), results_(results), options_(options) {
+    const std::vector<Checkpoint>& checkpoints = plans.back().checkpoints;
+    for (const Plan& plan : plans) {
+      std::map<int32_t, uint64_t>& bytes = reads_.emplace_back();
+      for (const PlannedTensor& tensor : plan.tensors) {
+        if (tensor.action != TensorAction::kMerge) continue;
+        for (size_t slot = 0; slot <= tensor.models.size(); ++slot) {
+          const TensorSource& source = tensor.SourceAt(slot);
+          if (source.present())
+            bytes[source.checkpoint] += checkpoints[static_cast<size_t>(source.checkpoint)].tensors[source.tensor].info.bytes;
+        }
+      }
+    }
+  }
+
+  std::vector<bool> Choose(std::vector<PlannedStage>* stages) const {
+    std::vector<bool> spilled = Candidates();
+    for (uint32_t s = 0; s < plans_.size(); ++s) {
+      if (!spilled[s]) continue;
+      std::vector<bool> without = spilled;
+      without[s] = false;
+      SpillChoice& choice = (*stages)[s].choice.emplace();
+      choice.spilled = Bytes(spilled);
+      choice.why_not = WhyNot(without);
+      if (!choice.why_not.empty()) continue;
+      choice.recomputed = Bytes(without);
+      if (choice.recomputed <= choice.spilled) spilled = std::move(without);
+    }
+    return spilled;
+  }
+
+ private:
+  std::vector<bool> Candidates() const {
+    std::vector<bool> candidates(plans_.size());
+    for (uint32_t s = 0; s < plans_.size(); ++s) {
+      if (!IsWhole(plans_[s])) continue;
+      candidates[s] = s + 1 < plans_.size();
+      for (const auto& result : results_)
+        if (StagesOfRun(plans_, s, {result}).size() > 1) candidates[result.second] = true;
+    }
+    return candidates;
+  }
+
+  StageResults OnTheWay(const std::vector<bool>& spilled) const {
+    StageResults results = results_;
+    std::erase_if(results, [&](const auto& result) { return spilled[result.second]; });
+    return results;
+  }
+  bool EndsRun(uint32_t stage, const std::vector<bool>& spilled) const {
+    return spilled[stage] || stage + 1 == plans_.size();
+  }
+
+  std::string WhyNot(const std::vector<bool>& spilled) const {
+    const StageResults on_the_way = OnTheWay(spilled);
+    for (uint32_t s = 0; s < plans_.size(); ++s)
+      if (EndsRun(s, spilled))
+        if (std::string why_not = WhyNotChained(plans_, s, on_the_way); !why_not.empty()) return why_not;
+    return "";
+  }
+
+  // Bytes of files behind a stage's merge: each is read once, however many stages want it.
+  using Files = std::map<int32_t, uint64_t>;
+  Files FilesOf(uint32_t stage, const StageResults& on_the_way) const {
+    Files files;
+    const auto add = [&](int32_t checkpoint, uint64_t bytes) { files[checkpoint] = std::max(files[checkpoint], bytes); };
+    for (const auto& [checkpoint, bytes] : reads_[stage]) {
+      const auto made = on_the_way.find(checkpoint);
+      if (made == on_the_way.end()) add(checkpoint, bytes);
+      else for (const auto& [file, its] : FilesOf(made->second, on_the_way)) add(file, its);
+    }
+    return files;
+  }
+  static uint64_t Sum(const Files& files) {
+    uint64_t sum = 0;
+    for (const auto& [checkpoint, bytes] : files) sum += bytes;
+    return sum;
+  }
+
+  // Of all runs; what one tensor after the other finds out is read once with its merge.
+  uint64_t Bytes(const std::vector<bool>& spilled) const {
+    const StageResults on_the_way = OnTheWay(spilled);
+    uint64_t bytes = 0;
+    for (uint32_t end = 0; end < plans_.size(); ++end) {
+      if (!EndsRun(end, spilled)) continue;
+      for (const uint32_t s : StagesOfRun(plans_, end, on_the_way))
+        if (IsWhole(plans_[s])) bytes += ReadsOfStatistics(s, on_the_way) * Sum(FilesOf(s, on_the_way));
+      bytes += Sum(FilesOf(end, on_the_way));
+      if (!spilled[end]) continue;
+      for (const PlannedTensor& tensor : plans_[end].tensors) bytes += tensor.bytes;
+    }
+    return bytes;
+  }
+
+  // How often a whole-model stage reads its files before they can be merged: what is found of files alone may be found from
+  // a sample.
+  uint64_t ReadsOfStatistics(uint32_t stage, const StageResults& on_the_way) const {
+    const Plan& plan = plans_[stage];
+    const auto is_made = [&](const auto& read) { return on_the_way.contains(read.first); };
+    const bool samples = plan.model_scope && ElementsOfModel(plan) >= options_.least_sampled &&
+                         std::none_of(reads_[stage].begin(), reads_[stage].end(), is_made);
+    const auto merged = std::find_if(plan.tensors.begin(), plan.tensors.end(), [](const PlannedTensor& tensor) {
+      return tensor.action == TensorAction::kMerge;
+    });
+    if (merged == plan.tensors.end()) return 0;
+    TensorFacts facts = merged->Facts();
+    if (plan.model_scope) facts = {.elements = ElementsOfModel(plan)};
+    const auto merger = plan.method->make(*plan.method, plan.coefficients[merged->coefficients], facts,
+                                          samples ? Approach::kSampled : Approach::kPlain);
+    uint64_t reads = plan.measured;
+    for (size_t r = 0; r < merger->statistics_rounds(); ++r) reads += !merger->round(r).sample;
+    return reads;
+  }
+
+  const std::vector<Plan>& plans_;
+  const StageResults& results_;
+  const PlanOptions& options_;
+  std::vector<Files> reads_;   // by stage, files and results
+};
 
 }  // namespace
 
 void PlanStages(Plan* plan, Recipe recipe, const PlanOptions& options) {
   std::vector<Plan> plans;
   std::vector<PlannedStage> stages;
-  std::map<int32_t, uint32_t> results;
+  StageResults results;
   std::vector<std::string> warnings;
   for (size_t s = 0; s <= recipe.stages.size(); ++s) {
     const bool last = s == recipe.stages.size();
@@ -299,8 +228,8 @@ void PlanStages(Plan* plan, Recipe recipe, const PlanOptions& options) {
     }
     plans.push_back(std::move(next));
   }
-  const std::vector<bool> spilled = ChooseSpills(plans, results);
-  std::map<int32_t, uint32_t> on_the_way;
+  const std::vector<bool> spilled = SpillChooser(plans, results, options).Choose(&stages);
+  StageResults on_the_way;
   std::erase_if(results, [&](const auto& result) {
     if (!spilled[result.second]) on_the_way.insert(result);
     return !spilled[result.second];
@@ -308,9 +237,7 @@ void PlanStages(Plan* plan, Recipe recipe, const PlanOptions& options) {
   std::vector<SpilledStage> spills;
   for (uint32_t s = 0; s < plans.size(); ++s) {
     if (!spilled[s] && s + 1 < plans.size()) continue;
-    const bool chained = std::any_of(on_the_way.begin(), on_the_way.end(),
-                                     [&](const auto& result) { return Uses(plans[s], result.first); });
-    if (chained) ChainPlanner(&plans, s, on_the_way).Run(&stages);
+    if (StagesOfRun(plans, s, on_the_way).size() > 1) PlanChain(&plans, s, on_the_way, &stages);
     else CountRounds(plans[s], &stages[s]);
     if (s + 1 < plans.size()) spills.push_back({.stage = s});
   }
@@ -359,6 +286,7 @@ void PlanSpills(Plan* plan, const PlanOptions& options) {
   for (SpilledStage& spill : plan->spills) {
     spill.plan->memory.budget = plan->memory.budget;
     spill.plan->memory.other_plans = all;
+    spill.plan->streams = plan->streams;
     const LentCheckpoints lent(plan, spill.plan.get());
     PlanMemory(spill.plan.get(), options);
     spill.fingerprint = PlanFingerprint(*spill.plan);
@@ -372,26 +300,6 @@ LentCheckpoints::LentCheckpoints(Plan* from, Plan* to) : from_(*from), to_(*to) 
 
 LentCheckpoints::~LentCheckpoints() {
   std::swap(from_.checkpoints, to_.checkpoints), std::swap(from_.reading, to_.reading);
-}
-
-std::unique_ptr<Merger> MakeChainMerger(const Plan& plan, const PlannedScope& scope) {
-  const PlannedTensor& tensor = plan.tensors[scope.tensors.front()];
-  const ChainTree& tree = plan.chain.TreeOf(plan.coefficients[tensor.coefficients]);
-  std::vector<ChainMember> members;
-  for (const ChainStep& step : tree.steps) {
-    const PlannedStage& stage = plan.stages[step.stage];
-    ChainMember member{.name = stage.name,
-                       .merger = stage.method->make(*stage.method, plan.chain.coefficients[step.coefficients],
-                                                    step.tensor, Approach::kPlain),
-                       .models = step.models.size()};
-    const auto use = [&](const ChainInput& input) {
-      if (input.kind == ChainInput::Kind::kStep) member.used |= members[input.index].used | uint64_t{1} << input.index;
-    };
-    use(step.base);
-    std::for_each(step.models.begin(), step.models.end(), use);
-    members.push_back(std::move(member));
-  }
-  return NewChainMerger(plan.chain, std::move(members), {tensor.coefficients}, tensor.models.size());
 }
 
 }  // namespace braid

@@ -1,12 +1,15 @@
 // What of a stream has to wait on the disk. The graph's order of reading is gone through once, without reading: a
 // tensor that is wanted when the stream is already behind it must have been spooled. Scopes are independent of each
-// other, so they are processed in the order in which a stream has their tensors, where that spools the least.
+// other, so they are processed in the order in which a stream has their tensors, where that spools the least. Stages that
+// are merged first read the same streams, before.
 
 #include <algorithm>
 #include <numeric>
 
 #include "pipeline/plan_internal.h"
+#include "pipeline/plan_lent.h"
 #include "pipeline/shard_output.h"
+#include "pipeline/stream_reader.h"
 
 namespace braid {
 namespace {
@@ -145,17 +148,25 @@ uint64_t Spooled(const std::vector<PlannedStream>& streams) {
                          [](uint64_t sum, const PlannedStream& stream) { return sum + stream.spooled; });
 }
 
-// As GraphRun::ReadAll and MeasureAll go.
-std::vector<PlannedStream> SpooledIn(const Plan& plan, const std::vector<uint32_t>& order,
-                                     const std::vector<ScopeReads>& reads) {
-  Spooling spooling(plan);
-  const auto statistics = [&](uint32_t s) {
-    for (const ReadRound& round : reads[s].statistics) spooling.Visit(round);
-  };
-  if (plan.measured) std::for_each(order.begin(), order.end(), statistics);
-  for (uint32_t s : order) {
-    if (!plan.measured) statistics(s);
-    spooling.Visit(reads[s].merge);
+// A plan's scopes, and their order.
+struct RunReads {
+  Plan* plan = nullptr;
+  std::vector<ScopeReads> reads;
+  std::vector<uint32_t> order;
+};
+
+// As GraphRun::ReadAll and MeasureAll go, in one run after the other.
+std::vector<PlannedStream> SpooledIn(const std::vector<RunReads>& runs) {
+  Spooling spooling(*runs.back().plan);
+  for (const RunReads& run : runs) {
+    const auto statistics = [&](uint32_t s) {
+      for (const ReadRound& round : run.reads[s].statistics) spooling.Visit(round);
+    };
+    if (run.plan->measured) std::for_each(run.order.begin(), run.order.end(), statistics);
+    for (const uint32_t s : run.order) {
+      if (!run.plan->measured) statistics(s);
+      spooling.Visit(run.reads[s].merge);
+    }
   }
   return std::move(spooling).Take();
 }
@@ -177,15 +188,29 @@ std::vector<uint32_t> OrderOf(const Plan& plan, uint32_t checkpoint, const std::
   return order;
 }
 
-// Bytes that go to a temporary file on their way in, or on their way out.
-uint64_t Waiting(const Plan& plan, const std::vector<PlannedStream>& streams) {
-  return Spooled(streams) + (plan.in_order ? BytesThatComeEarly(plan) : 0);
-}
-
 void Reorder(Plan* plan, const std::vector<uint32_t>& order) {
   std::vector<PlannedScope> scopes;
   for (uint32_t s : order) scopes.push_back(std::move(plan->scopes[s]));
   plan->scopes = std::move(scopes);
+}
+
+// Bytes that go to a temporary file on their way in, or on their way out.
+uint64_t Waiting(const RunReads& last, const std::vector<PlannedStream>& streams) {
+  if (!last.plan->in_order) return Spooled(streams);
+  std::vector<uint32_t> back(last.order.size());
+  for (uint32_t i = 0; i < last.order.size(); ++i) back[last.order[i]] = i;
+  Reorder(last.plan, last.order);
+  const uint64_t early = BytesThatComeEarly(*last.plan);
+  Reorder(last.plan, back);
+  return Spooled(streams) + early;
+}
+
+RunReads ReadsOf(Plan* plan) {
+  RunReads run{.plan = plan, .reads = {}, .order = std::vector<uint32_t>(plan->scopes.size())};
+  for (const PlannedScope& scope : plan->scopes)
+    run.reads.push_back(ReadsStream(*plan, scope) ? ReadsOfScope(*plan, scope).Find() : ScopeReads());
+  std::iota(run.order.begin(), run.order.end(), 0);
+  return run;
 }
 
 }  // namespace
@@ -235,25 +260,34 @@ bool ReadsStream(const Plan& plan, const PlannedScope& scope) {
 
 void PlanStreams(Plan* plan) {
   if (plan->streams.empty()) return;
-  std::vector<ScopeReads> reads;
-  for (const PlannedScope& scope : plan->scopes)
-    reads.push_back(ReadsStream(*plan, scope) ? ReadsOfScope(*plan, scope).Find() : ScopeReads());
-  std::vector<uint32_t> order(plan->scopes.size()), back(order.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::vector<PlannedStream> best = SpooledIn(*plan, order, reads);
-  uint64_t waiting = Waiting(*plan, best);
+  std::vector<RunReads> runs;
+  for (const SpilledStage& spill : plan->spills) {
+    const LentCheckpoints lent(plan, spill.plan.get());
+    runs.push_back(ReadsOf(spill.plan.get()));
+  }
+  runs.push_back(ReadsOf(plan));
+  std::vector<PlannedStream> best = SpooledIn(runs);
+  const auto orders = [&] {
+    std::vector<std::vector<uint32_t>> its;
+    for (const RunReads& run : runs) its.push_back(run.order);
+    return its;
+  };
+  std::vector<std::vector<uint32_t>> best_orders = orders();
+  uint64_t waiting = Waiting(runs.back(), best);
   for (size_t s = 0; s < plan->streams.size(); ++s) {
     if (s > 0 && plan->streams[s].checkpoint == plan->streams[s - 1].checkpoint) continue;
-    const std::vector<uint32_t> other = OrderOf(*plan, plan->streams[s].checkpoint, reads);
-    std::vector<PlannedStream> then = SpooledIn(*plan, other, reads);
-    for (uint32_t i = 0; i < other.size(); ++i) back[other[i]] = i;
-    Reorder(plan, other);
-    const uint64_t waiting_then = Waiting(*plan, then);
-    Reorder(plan, back);
-    if (waiting_then < waiting) waiting = waiting_then, best = std::move(then), order = other;
+    for (RunReads& run : runs) run.order = OrderOf(*plan, plan->streams[s].checkpoint, run.reads);
+    std::vector<PlannedStream> then = SpooledIn(runs);
+    const uint64_t waiting_then = Waiting(runs.back(), then);
+    if (waiting_then < waiting) waiting = waiting_then, best = std::move(then), best_orders = orders();
   }
-  Reorder(plan, order);
+  for (size_t r = 0; r < runs.size(); ++r) Reorder(runs[r].plan, best_orders[r]);
+  for (PlannedStream& stream : best) stream.spool = std::make_shared<StreamSpool>();
   plan->streams = std::move(best);
+  for (const SpilledStage& spill : plan->spills) {
+    spill.plan->streams = plan->streams;
+    for (PlannedStream& stream : spill.plan->streams) stream.finishes = false;
+  }
   plan->totals.bytes_spooled = Spooled(plan->streams);
   if (plan->in_order) plan->totals.bytes_spilled = BytesThatComeEarly(*plan);
 }

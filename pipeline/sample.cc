@@ -83,7 +83,7 @@ class RunReader {
       : plan_(plan),
         cached_(*cached),
         scope_(*scope),
-        scratch_(plan.most_models),
+        scratch_(plan.most_models, scope->spec().scratch_bytes),
         files_(plan.most_models + 1),
         lanes_(plan.most_models),
         bytes_((plan.most_models + 1) * kRunLanes * sizeof(double)) {}

@@ -22,7 +22,11 @@ StreamReader::StreamReader(const Plan& plan, const PlannedStream& stream, StageC
       planned_(stream),
       stream_(StreamOf(plan, stream)),
       counters_(*counters) {
-  if (stream.spooled > 0) spool_ = std::make_unique<TemporaryFile>();
+  if (stream.spooled > 0) {
+    std::unique_ptr<TemporaryFile>& file = stream.spool->file;
+    if (file == nullptr) file = std::make_unique<TemporaryFile>();
+    spool_ = file.get();
+  }
   thread_ = std::thread([this] { Loop(); });
 }
 
@@ -51,6 +55,7 @@ void StreamReader::Read(uint32_t tensor, uint64_t begin, uint64_t bytes, std::by
 
 void StreamReader::Finish(Done done) {
   const auto finish = [this] {
+    if (!planned_.finishes) return;
     PassOver(End());
     std::byte beyond;
     if (stream_.Read(&beyond, 1) == 0) return stream_.CheckUnchanged(), stream_.Park();

@@ -23,6 +23,11 @@
 
 namespace braid {
 
+// What of a stream was kept, at the stream's own offsets: for the run that reads it and those behind.
+struct StreamSpool {
+  std::unique_ptr<TemporaryFile> file;   // once there is any
+};
+
 class StreamReader {
  public:
   // Gets the error of its request, or null.
@@ -36,7 +41,7 @@ class StreamReader {
   // the reader's thread.
   void Read(uint32_t tensor, uint64_t begin, uint64_t bytes, std::byte* to, Done done);
 
-  // Reads what is left of the stream and checks that it ends where it should.
+  // Reads what is left of the stream and checks that it ends where it should, unless another run is to go on with it.
   void Finish(Done done);
 
   // Requests end with an error, also one that waits for data.
@@ -64,7 +69,7 @@ class StreamReader {
   const PlannedStream& planned_;
   InputStream& stream_;
   StageCounters& counters_;
-  std::unique_ptr<TemporaryFile> spool_;   // at the offsets of the stream, if anything is spooled
+  TemporaryFile* spool_ = nullptr;         // the plan's, if anything is spooled
   std::vector<std::byte> bounce_;          // for what is passed over
   size_t next_ = 0;                        // the tensor that the next byte belongs to, or one before it
 

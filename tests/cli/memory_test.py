@@ -149,6 +149,31 @@ class Memory(CliTest):
         for threads in (1, 2, 8):
             self.measure("8 stages over 9 models of 12 MB", 64, threads)
 
+    def test_stages_of_whole_models(self):
+        """Statistics of whole models, computed anew or merged into a file first."""
+        shapes = {f"model.layers.{i}.mlp.up_proj.weight": [1024, 1024] for i in range(5)}
+        shapes["lm_head.weight"] = [4000, 1024]
+        write_large_model(self.path("base"), SEED, shapes, "BF16")
+        for i in range(4):
+            write_large_model(self.path(f"m{i}"), SEED + 1 + i, shapes, "BF16")
+        text = ""
+        for i in range(2):
+            text += f'[[stages]]\nname = "s{i}"\nmethod = "ties"\nbase = "base"\n'
+            text += 'parameters = { density = 0.3, scope = "model" }\n'
+            text += f'[[stages.models]]\npath = "m{2 * i}"\n' + f'[[stages.models]]\npath = "m{2 * i + 1}"\n'
+        text += '[[stages]]\nname = "t"\nmethod = "ties"\nbase = "base"\n'
+        text += 'parameters = { density = 0.5, scope = "model" }\n'
+        text += '[[stages.models]]\nstage = "s0"\n[[stages.models]]\nstage = "s1"\n'
+        text += '[[stages]]\ndtype = "bfloat16"\n{last}'
+        text += '[[stages.models]]\nstage = "t"\n[[stages.models]]\npath = "m0"\n'
+        for how, last in (("is computed anew", 'method = "linear"\n'),
+                          ("is merged first", 'method = "ties"\nbase = "base"\nparameters = { density = 0.4 }\n')):
+            write_text(self.path("recipe.toml"), text.replace("{last}", last))
+            plan = self.assert_ok(self.run_braid("plan", "recipe.toml", "--memory", "160MiB")).stdout
+            self.assertIn(how, plan)
+            for threads in (1, 2, 8):
+                self.measure(f"stages of whole models, one {how}", 160, threads)
+
     def test_large_vocabularies(self):
         """Tokenizers are there while a merge is planned: within the promise, or exit 6 with what is enough."""
         for i in range(4):

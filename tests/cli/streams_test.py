@@ -180,6 +180,25 @@ weight = 0.5
         write_text(self.path("piped.toml"), stages.format(base="base", a="-", b="-"))
         self.assertEqual(self.weights_of(self.merge(recipe_file="piped.toml", stdin=self.cat("b"))), expected)
 
+    def test_stages_of_whole_models(self):
+        """Computed anew in one run, or merged first in a run of its own that reads the stream before the other does."""
+        whole = ('[[stages]]\nname = "first"\nmethod = "ties"\nbase = "{base}"\n'
+                 'parameters = {{ density = 0.4, scope = "model" }}\n[[stages.models]]\npath = "{a}"\n[[stages]]\n')
+        models = '[[stages.models]]\nstage = "first"\n[[stages.models]]\npath = "{b}"\n'
+        paths = {"base": "base", "a": "a", "b": "b"}
+        for method, file in (("linear", False), ('ties"\nparameters = {{ density = 0.5 }}\nbase = "{base}', True)):
+            text = whole + f'method = "{method}"\n' + models
+            write_text(self.path("plain.toml"), text.format(**paths))
+            plan = self.assert_ok(self.run_braid("plan", "plain.toml")).stdout
+            self.assertIn("is merged first" if file else "is computed anew", plan)
+            expected = self.weights_of(self.merge(recipe_file="plain.toml"))
+            for name in paths:
+                with self.subTest(method=method, stream=name):
+                    write_text(self.path("piped.toml"), text.format(**{**paths, name: "-"}))
+                    for memory in ("1GiB", "64MiB"):
+                        result = self.merge("--memory", memory, recipe_file="piped.toml", stdin=self.cat(name))
+                        self.assertEqual(self.weights_of(result), expected)
+
     def test_side_files_come_from_a_directory(self):
         self.write_recipe(["a", "b"], base="-")
         self.assert_ok(self.merge(stdin=self.cat("base")))

@@ -220,6 +220,10 @@ class Stages : public testing::Test {
       EXPECT_EQ(thrown.tensor(), error->tensor()) << thrown.what() << "\ninstead of\n" << error->what();
       return;
     }
+    const Plan plan = fixture::PlanOf(chain, DrawOptions());
+    const auto chosen = std::count_if(plan.stages.begin(), plan.stages.end(), [](const auto& stage) { return stage.choice; });
+    spilled_ += static_cast<int>(plan.spills.size());
+    recomputed_ += static_cast<int>(chosen) - static_cast<int>(plan.spills.size());
     const std::string separate = place_ / fmt::format("s{}", stages_.size() - 1);
     const std::vector<StoredTensor> expected = fixture::ReadTensors(separate);
     for (int i = 0; i < 3; ++i) {
@@ -265,6 +269,7 @@ class Stages : public testing::Test {
   bool coarse_ = false;
   double model_scopes_ = 0;
   int merged_ = 0, refused_ = 0;   // trees; some have no merge, as when directions cancel
+  int recomputed_ = 0, spilled_ = 0;   // stages that whole models matter to
   std::vector<std::pair<std::string, std::vector<uint64_t>>> shapes_;
   std::vector<DrawnStage> stages_;
 };
@@ -272,6 +277,8 @@ class Stages : public testing::Test {
 TEST_F(Stages, WithStatisticsOfWholeModels) {
   model_scopes_ = 0.4;
   CompareTrees(6);
+  EXPECT_GT(recomputed_, 0);
+  EXPECT_GT(spilled_, 0);
 }
 
 TEST_F(Stages, AreEqualToSeparateMerges) { CompareTrees(8); }

@@ -1,6 +1,7 @@
 // braid plan RECIPE: what a merge would read, compute and write. From headers alone.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <map>
 #include <memory>
 
@@ -71,6 +72,22 @@ void PrintMerge(const Plan& plan) {
   for (uint32_t model : plan.models) PrintModel(plan.checkpoints[model]);
 }
 
+// Of a stage with statistics of whole models, or that such a stage reads.
+std::string ChoiceText(const Plan& plan, uint32_t stage) {
+  const SpillChoice& choice = *plan.stages[stage].choice;
+  const auto spill = std::find_if(plan.spills.begin(), plan.spills.end(),
+                                  [&](const SpilledStage& candidate) { return candidate.stage == stage; });
+  if (spill == plan.spills.end())
+    return fmt::format("is computed anew where it is needed: {} read and written in all, {} if it were merged into a file first",
+                       SizeText(choice.recomputed), SizeText(choice.spilled));
+  const std::string why = choice.why_not.empty()
+                              ? fmt::format("{} read and written in all, {} if it were computed anew where it is needed",
+                                            SizeText(choice.spilled), SizeText(choice.recomputed))
+                              : "it cannot be computed anew where it is needed, because " + choice.why_not;
+  return fmt::format("is merged first, from {}, into a file of {} beside the output: {}",
+                     SizeText(spill->plan->totals.bytes_read), SizeText(spill->plan->totals.bytes_written), why);
+}
+
 void PrintStages(const Plan& plan) {
   const auto name_of = [&](uint32_t c) { return Printable(plan.checkpoints[c].reference); };
   for (const PlannedStage& stage : plan.stages) {
@@ -81,12 +98,8 @@ void PrintStages(const Plan& plan) {
     PrintLine("stage", fmt::format("{}{} of {}{}{}; {} of statistics",
                                    stage.name.empty() ? "" : Printable(stage.name) + ": ", stage.method->name, models,
                                    base, type, stage.rounds == 1 ? "1 round" : fmt::format("{} rounds", stage.rounds)));
+    if (stage.choice) PrintLine("", ChoiceText(plan, static_cast<uint32_t>(&stage - plan.stages.data())));
   }
-  for (const SpilledStage& spill : plan.spills)
-    PrintLine("", fmt::format("{} is merged first, from {}, into a file of {} beside the output, because statistics are of "
-                              "whole models",
-                              Printable(plan.checkpoints[static_cast<size_t>(spill.checkpoint)].reference),
-                              SizeText(spill.plan->totals.bytes_read), SizeText(spill.plan->totals.bytes_written)));
   for (const Checkpoint& checkpoint : plan.checkpoints)
     if (!checkpoint.shards.empty() && !checkpoint.shards.front().path.empty()) PrintModel(checkpoint);
 }
