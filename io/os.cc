@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <sys/file.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -78,6 +79,10 @@ int Os::Rmdir(const char* path) { return ::rmdir(path); }
 ssize_t Os::Write(int fd, const void* buffer, size_t bytes) {
   return Retry([&] { return ::write(fd, buffer, bytes); });
 }
+ssize_t Os::SendNow(int fd, const void* buffer, size_t bytes) {
+  return Retry([&] { return ::send(fd, buffer, bytes, MSG_DONTWAIT | MSG_NOSIGNAL); });
+}
+off_t Os::Lseek(int fd, off_t offset, int whence) { return ::lseek(fd, offset, whence); }
 int Os::WaitToWrite(int fd, int milliseconds) {
   pollfd waited{.fd = fd, .events = POLLOUT, .revents = 0};
   return ::poll(&waited, 1, milliseconds);

@@ -90,7 +90,7 @@ class CompressedShardTest : public testing::TestWithParam<Compression> {
   // What has no seek table, or has lost it.
   static std::string ReadAsStream(const std::string& path) {
     std::string plain;
-    ReadPlainShard(path, nullptr, [&](const std::byte* bytes, size_t size) {
+    ReadPlainShard(path, 3, nullptr, [&](const std::byte* bytes, size_t size) {
       plain.append(reinterpret_cast<const char*>(bytes), size);
     });
     return plain;
