@@ -10,6 +10,7 @@
 #include <cerrno>
 
 #include "io/os.h"
+#include "io/page_writer.h"
 
 namespace braid {
 namespace {
@@ -105,14 +106,23 @@ class StandardOutputSink {
       TheOs().SetPipeSize(STDOUT_FILENO, kPipeBytes);
     }
     s.is_file = S_ISREG(status.st_mode);
-    if (!s.is_file) return;
-    const off_t place = TheOs().Lseek(STDOUT_FILENO, 0, SEEK_CUR);   // may be behind the end, or in front of it
-    s.end = static_cast<uint64_t>(std::max<off_t>(place, 0));
+    // Where others append, too, only the system knows where that is.
+    if (!s.is_file || (TheOs().Flags(STDOUT_FILENO) & O_APPEND) != 0) return;
+    const off_t place = TheOs().Lseek(STDOUT_FILENO, 0, SEEK_CUR);
+    if (place < 0) throw SystemError(errno, "look at it", kName);
+    s.end = static_cast<uint64_t>(place);
     s.writeback = Writeback(s.end);
+    s.pages = std::make_unique<PageWriter>(STDOUT_FILENO, kName);
   }
 
   std::streamsize write(const char* data, std::streamsize bytes) {
     State& s = *state_;
+    if (s.pages) {
+      s.pages->Write(s.end, data, static_cast<size_t>(bytes));
+      s.end += static_cast<uint64_t>(bytes);
+      s.writeback.Grew(STDOUT_FILENO, s.end);
+      return bytes;
+    }
     for (std::streamsize left = bytes; left > 0;) {
       const ssize_t put = Put(data, static_cast<size_t>(left));
       if (put < 0 && errno == EAGAIN) {
@@ -122,16 +132,18 @@ class StandardOutputSink {
       }
       if (put < 0 && (errno == EPIPE || (s.is_socket && errno == ECONNRESET))) throw ReaderGone();
       if (put <= 0) throw SystemError(put < 0 ? errno : ENOSPC, "write to it", kName);
-      data += put, left -= put, s.end += static_cast<uint64_t>(put);
-      if (s.is_file) s.writeback.Grew(fd(), s.end);
+      data += put, left -= put;
     }
     return bytes;
   }
 
-  // What a network file system finds out late.
+  // Whoever writes to a file next goes on behind us. What a network file system finds out late is found out here.
   void Finish() {
-    if (state_->is_file && TheOs().Fsync(fd()) < 0 && errno != EINVAL) throw SystemError(errno, "make it durable", kName);
-    state_->own.Reset();
+    State& s = *state_;
+    if (s.pages && TheOs().Lseek(STDOUT_FILENO, static_cast<off_t>(s.end), SEEK_SET) < 0)
+      throw SystemError(errno, "go to its end", kName);
+    if (s.is_file && TheOs().Fsync(fd()) < 0 && errno != EINVAL) throw SystemError(errno, "make it durable", kName);
+    s.own.Reset();
   }
 
  private:
@@ -139,7 +151,8 @@ class StandardOutputSink {
     const std::atomic<bool>* cancelled = nullptr;
     Fd own;
     bool is_socket = false, is_file = false;
-    uint64_t end = 0;   // of a file: where the next byte goes
+    std::unique_ptr<PageWriter> pages;   // of a file,
+    uint64_t end = 0;                    // whose next byte goes here
     Writeback writeback;
   };
 

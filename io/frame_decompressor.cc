@@ -6,6 +6,7 @@ namespace braid {
 namespace {
 
 constexpr size_t kSlotsPerThread = 2;   // one is written while the other is decoded
+constexpr size_t kThatWait = 1;         // threads beyond those that decode: for the disk
 constexpr uint64_t kPage = DirectFile::kBlock;
 
 }  // namespace
@@ -22,7 +23,8 @@ FrameDecompressor::FrameDecompressor(std::shared_ptr<const CompressedShard> shar
   DecodingSizes sizes{.decoders = 1, .kept = 1};
   sizes.Cover(*shard_);
   const uint64_t one = sizes.MemoryBytes() + kSlotsPerThread * (most + kPage);
-  threads = std::clamp<uint64_t>(std::min<uint64_t>(threads, frames.size() - given_), 1, std::max<uint64_t>(kMostMemory / one, 1));
+  threads = std::min<uint64_t>({threads + kThatWait, frames.size() - given_, kMostMemory / one});
+  threads = std::max<size_t>(threads, 1);
   sizes.decoders = sizes.kept = static_cast<uint32_t>(threads);
   decoded_ = std::make_unique<DecodedFrames>(sizes);
   file_ = std::make_unique<CompressedFile>(shard_, expected, false, decoded_.get());

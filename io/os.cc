@@ -54,6 +54,7 @@ int Os::SyncFileRange(int fd, off_t offset, off_t bytes, unsigned flags) {
   return Retry([&] { return ::sync_file_range(fd, offset, bytes, flags); });
 }
 int Os::SetFlags(int fd, int status_flags) { return ::fcntl(fd, F_SETFL, status_flags); }
+int Os::Flags(int fd) { return ::fcntl(fd, F_GETFL); }
 int Os::Duplicate(int fd) { return ::fcntl(fd, F_DUPFD_CLOEXEC, 3); }
 int Os::SetPipeSize(int fd, int bytes) { return ::fcntl(fd, F_SETPIPE_SZ, bytes); }
 int Os::Poll(int fd, int milliseconds) {

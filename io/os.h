@@ -35,6 +35,7 @@ class Os {
   virtual int Fsync(int fd);
   virtual int SyncFileRange(int fd, off_t offset, off_t bytes, unsigned flags);
   virtual int SetFlags(int fd, int status_flags);  // F_SETFL
+  virtual int Flags(int fd);                       // F_GETFL
   virtual int Duplicate(int fd);
   virtual int SetPipeSize(int fd, int bytes);      // F_SETPIPE_SZ
   virtual int Poll(int fd, int milliseconds);      // positive: there is something to read, or the end; 0: not yet
