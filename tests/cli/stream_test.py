@@ -26,6 +26,10 @@ from support import (
 UNSORTED = {f"{letter}.weight": [300, 400] for letter in "hgfedcba"}
 
 
+def socket_pair():
+    return tuple(end.detach() for end in socket.socketpair())
+
+
 class StreamTest(CliTest):
     def setUp(self):
         super().setUp()
@@ -168,11 +172,14 @@ class Refusals(StreamTest):
     def test_a_reader_that_does_not_read(self):
         # More than pipes and sockets hold.
         self.write_models({f"{letter}.weight": [1000, 1000] for letter in "hgfedcba"})
-        for kind, (ours, theirs) in (("pipe", os.pipe()), ("socket", socket.socketpair())):
+        for kind, make in (("pipe", os.pipe), ("socket", socket_pair)):
             for options in ((), ("--compress", "zstd")):
                 with self.subTest(kind, options=options):
+                    ours, theirs = make()
+                    self.addCleanup(os.close, ours)
                     process = self.start("merge", "recipe.toml", "-", *options, env=self.env, stdout=theirs)
-                    self.assertEqual(len(os.read(ours, 1) if kind == "pipe" else ours.recv(1)), 1)
+                    os.close(theirs)
+                    self.assertEqual(len(os.read(ours, 1)), 1)
                     time.sleep(0.3)
                     self.assertIsNone(process.poll())
                     process.send_signal(signal.SIGTERM)   # one is enough
@@ -182,17 +189,19 @@ class Refusals(StreamTest):
 
     def test_a_socket(self):
         self.write_models(UNSORTED)
-        ours, theirs = socket.socketpair()
+        ours, theirs = socket_pair()
         process = self.start("merge", "recipe.toml", "-", "--quiet", env=self.env, stdout=theirs)
-        theirs.close()
-        got = b"".join(iter(lambda: ours.recv(1 << 16), b""))
-        self.assertEqual(process.wait(timeout=20), 0, process.communicate())
+        os.close(theirs)
+        with open(ours, "rb") as end:
+            got = end.read()
+        process.communicate(timeout=20)
+        self.assertEqual(process.returncode, 0)
         self.assertEqual(got, self.expected())
-        ours, theirs = socket.socketpair()
+        ours, theirs = socket_pair()
         process = self.start("merge", "recipe.toml", "-", env=self.env, stdout=theirs)
-        theirs.close()
-        ours.recv(1)
-        ours.close()
+        os.close(theirs)
+        os.read(ours, 1)
+        os.close(ours)
         err = process.communicate(timeout=60)[1].decode()
         self.assertEqual((process.returncode, err), (141, ""))
 
