@@ -73,7 +73,7 @@ struct PlanesFilter::State {
     ReadFully(refill, content.data(), MarkBytes(n), what);
     size_t marked;
     if (!AreMarks(marks, n, &marked))
-      throw Error(ErrorCode::kBadInput, fmt::format("{} has more marks than elements", what))
+      throw Error(ErrorCode::kBadInput, fmt::format("{} have more marks than elements", what))
           .Path(name).Hint("it is damaged: copy or download it again");
     ReadFully(refill, content.data() + MarkBytes(n), planes * marked, what);
     JoinPlanes(frame.split, marks, n, marks + MarkBytes(n), marked, 0, n, reinterpret_cast<std::byte*>(ready.data()));
@@ -90,7 +90,7 @@ struct PlanesFilter::State {
     }
     if (ready.capacity() > 2 * kFrameBytes) std::vector<char>().swap(ready);   // of a large header
     ready.resize(frame->bytes);
-    const std::string what = fmt::format("run {} of {}", ++frames_read, layout->count() - 1);
+    const std::string what = fmt::format("byte planes {} of {}", ++frames_read, layout->count() - 1);
     if (frame->split == PlaneSplit::kNone) ReadFully(refill, ready.data(), frame->bytes, what);
     else ReadPlanes(refill, *frame, what);
     return true;
