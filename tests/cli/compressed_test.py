@@ -145,7 +145,7 @@ class Compressed(CliTest):
 
     def test_cat_gives_the_same_bytes_and_hash_for_any_threads_and_whatever_takes_them(self):
         synth(self.dir, "small", "--finetunes", "0")
-        plain = read(self.path("base", "model.safetensors"))
+        plain = read_bytes(self.path("base", "model.safetensors"))
         for how in ("zstd", "planes"):
             write_text(self.path("recipe.toml"), recipe(("base",), None, "passthrough"))
             self.assert_ok(self.merge("--compress", how, out=how))
@@ -167,7 +167,7 @@ class Compressed(CliTest):
                 for _ in range(2):
                     subprocess.run([BRAID, "cat", planes], cwd=self.dir, stdout=f, check=True)
                     subprocess.run(["echo", "-n", "after"], stdout=f, check=True)
-        self.assertTrue(read(self.path("joined")) == 2 * (b"before" + 2 * (plain + b"after")))
+        self.assertTrue(read_bytes(self.path("joined")) == 2 * (b"before" + 2 * (plain + b"after")))
         result, peaks = self.run_measured("cat", planes, "--threads", "4", stdout=subprocess.DEVNULL)
         self.assert_ok(result)
         self.assertLessEqual(peaks["VmHWM"], 96 * MIB)
@@ -181,7 +181,7 @@ class Compressed(CliTest):
             told = json.loads(self.cat(arrived, "--json").stderr)
             self.assertEqual([told[key] for key in ("bytes_written", "xxh3_128")],
                              [left[key] for key in ("bytes_written", "xxh3_128")], arrived)
-        other = bytearray(read(self.path("one")))
+        other = bytearray(read_bytes(self.path("one")))
         other[-1] ^= 1
         write(self.path("one"), other)
         self.assertNotEqual(json.loads(self.cat("one", "--json").stderr)["xxh3_128"], left["xxh3_128"])
