@@ -89,7 +89,8 @@ class Writeback {
 // --- sinks: handles that are copied -----------------------------------------------------------------------
 
 // Waiting for a reader must be able to end before the reader goes on. Whether a descriptor blocks is shared with every
-// process that has it from the same place, so a pipe is opened once more for ourselves, and a socket is told with each call.
+// process that has it from the same place, so a pipe is opened once more for ourselves, and a socket is told with each
+// call.
 class StandardOutputSink {
  public:
   using char_type = char;

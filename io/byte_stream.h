@@ -29,9 +29,10 @@ class ReaderGone : public Error {
   ReaderGone() : Error(ErrorCode::kIo, "the reader of standard output went away") {}
 };
 
-// Both add to `count` what they have written; of a file, dirty pages are written out and dropped as it grows, in windows
-// of 8 MiB, and standard output is written directly where memory lies as the file does (page_writer.h). `sum`: gets all bytes, so that what arrives elsewhere can be compared with what left. `cancelled`: once it is
-// true, a write that has to wait for the reader of a pipe or socket throws instead. All of them must outlive the stream.
+// Both add to `count` what they have written; of a file, dirty pages are written out and dropped as it grows, in
+// windows of 8 MiB, and standard output is written directly where memory lies as the file does (page_writer.h). `sum`:
+// gets all bytes, so that what arrives elsewhere can be compared with what left. `cancelled`: once it is true, a write
+// that has to wait for the reader of a pipe or socket throws instead. All of them must outlive the stream.
 std::unique_ptr<ByteStream> StandardOutputStream(std::atomic<uint64_t>* count, Checksum* sum,
                                                  const std::atomic<bool>* cancelled);
 

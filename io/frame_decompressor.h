@@ -1,5 +1,5 @@
-// The plain bytes of a compressed shard in order: several frames are decoded at once, on threads of its own, into a ring
-// whose oldest one is given out.
+// The plain bytes of a compressed shard in order: several frames are decoded at once, on threads of its own, into a
+// ring whose oldest one is given out.
 //
 //   FrameDecompressor decompressor(shard, identity, begin, 4);
 //   for (auto piece = decompressor.Next(); !piece.empty(); piece = decompressor.Next()) ...
@@ -24,8 +24,8 @@ namespace braid {
 
 class FrameDecompressor {
  public:
-  // The file that `expected` describes, from byte `begin` of the plain shard on, the first one of a tensor. Throws Error.
-  // `threads`: fewer where the frames of others are so large that they would take more than kMostMemory.
+  // The file that `expected` describes, from byte `begin` of the plain shard on, the first one of a tensor. Throws
+  // Error. `threads`: fewer where the frames of others are so large that they would take more than kMostMemory.
   FrameDecompressor(std::shared_ptr<const CompressedShard> shard, const FileIdentity& expected, uint64_t begin,
                     size_t threads);
   ~FrameDecompressor();

@@ -67,8 +67,8 @@ constexpr size_t StoredBytes(size_t content) {
 
 enum class Blocks : uint8_t { kRaw, kRepeated };   // type 0: the content; type 1: one byte, so many times
 
-// A frame of zstd (RFC 8878, 3.1.1) whose blocks are the content itself: what libzstd makes of noise, or of one byte over
-// and over, without looking.
+// A frame of zstd (RFC 8878, 3.1.1) whose blocks are the content itself: what libzstd makes of noise, or of one byte
+// over and over, without looking.
 size_t Store(const std::byte* content, size_t bytes, std::byte* to, Blocks type = Blocks::kRaw) {
   std::byte* at = to;
   const auto put = [&](uint64_t value, size_t size) {

@@ -48,7 +48,7 @@ class Os {
   virtual int Unlink(const char* path);
   virtual int Rmdir(const char* path);
   virtual ssize_t Write(int fd, const void* buffer, size_t bytes);
-  virtual ssize_t SendNow(int fd, const void* buffer, size_t bytes);  // into a socket, as much as it takes without waiting
+  virtual ssize_t SendNow(int fd, const void* buffer, size_t bytes);  // into a socket, what it takes at once
   virtual off_t Lseek(int fd, off_t offset, int whence);
   virtual int WaitToWrite(int fd, int milliseconds);  // until it takes bytes, or is broken; no longer than that
 };

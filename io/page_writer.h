@@ -1,8 +1,8 @@
-// Writes ranges of an open file. The whole pages of a range go straight from memory to the disk (O_DIRECT) where it lies in
-// memory as it does in the file (`Phase`) and the file system lets us; the rest goes through the page cache.
+// Writes ranges of an open file. The whole pages of a range go straight from memory to the disk (O_DIRECT) where it
+// lies in memory as it does in the file (`Phase`) and the file system lets us; the rest goes through the page cache.
 //
-// A page of the file is written either directly, by the one call that covers all of it, or through the page cache: never
-// both, as the two would overwrite each other. Thread-safe for ranges that are apart.
+// A page of the file is written either directly, by the one call that covers all of it, or through the page cache:
+// never both, as the two would overwrite each other. Thread-safe for ranges that are apart.
 #pragma once
 
 #include <atomic>

@@ -153,8 +153,8 @@ void SplitPlanes(PlaneSplit split, const std::byte* elements, size_t n, const st
   else SplitMarked<uint16_t>(elements, n, marks, marked, planes);
 }
 
-void JoinPlanes(PlaneSplit split, const std::byte* marks, size_t n, const std::byte* planes, size_t marked, size_t first,
-                size_t count, std::byte* elements) {
+void JoinPlanes(PlaneSplit split, const std::byte* marks, size_t n, const std::byte* planes, size_t marked,
+                size_t first, size_t count, std::byte* elements) {
   if (split == PlaneSplit::kFour) JoinMarked<uint32_t>(marks, n, planes, marked, first, count, elements);
   else JoinMarked<uint16_t>(marks, n, planes, marked, first, count, elements);
 }

@@ -163,7 +163,8 @@ TEST_P(CompressedShardTest, SeveralThreadsShareFrames) {
 TEST_P(CompressedShardTest, SeveralThreadsDecodeInOrder) {
   const std::string shard = ShardOf(Pieces());
   const CompressedBytes bytes = Compressed(shard, GetParam());
-  for (const size_t threads : {1, 2, 9}) EXPECT_TRUE(ReadInOrder(Write(bytes.file()), threads).plain == shard) << threads;
+  for (const size_t threads : {1, 2, 9})
+    EXPECT_TRUE(ReadInOrder(Write(bytes.file()), threads).plain == shard) << threads;
   size_t at = 0;
   for (size_t i = 0; i < bytes.entries.size(); ++i) {
     std::string bad = bytes.file();
@@ -259,8 +260,9 @@ TEST(CompressedShard, MarksThatLie) {
   const std::string shard = ShardOf({{"a", DType::kBF16, 1001}});
   const CompressedBytes bytes = Compressed(shard, Compression::kPlanes);
   ASSERT_EQ(bytes.entries.size(), 5u);   // the preamble, the header, marks and two planes
-  const size_t at = bytes.entries[0].compressed + bytes.entries[1].compressed, behind = at + bytes.entries[2].compressed;
-  for (const auto& [byte, value] : std::vector<std::pair<size_t, char>>{{0, 0x7f}, {125, 0x03}, {125, 0x00}, {125, 0x02}}) {
+  const size_t at = bytes.entries[0].compressed + bytes.entries[1].compressed;
+  const size_t behind = at + bytes.entries[2].compressed;
+  for (const auto& [byte, value] : std::vector<std::pair<size_t, char>>{{0, 0x7f}, {125, 3}, {125, 0}, {125, 2}}) {
     std::string marks(126, '\xff'), frame(ZSTD_compressBound(126), '\0');
     marks[125] = 1;
     marks[byte] = value;

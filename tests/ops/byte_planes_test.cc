@@ -44,7 +44,8 @@ TEST(BytePlanes, TheExponentIsThePlaneInFront) {
   ASSERT_EQ(four.marked, 5u) << "-0 is not 0";
   const int exponents[] = {127, 127, 126, 254, 0};
   for (size_t i = 0; i < 5; ++i) EXPECT_EQ(static_cast<int>(four.planes[1 + i]), exponents[i]);
-  for (size_t i = 0; i < 4; ++i) EXPECT_EQ(static_cast<int>(four.planes[16 + i]) & 1, lanes[i] < 0) << "the sign is last";
+  for (size_t i = 0; i < 4; ++i)
+    EXPECT_EQ(static_cast<int>(four.planes[16 + i]) & 1, lanes[i] < 0) << "the sign is last";
 
   const uint16_t bf16[] = {0x3f80, 0xbf80, 0x3f81};
   const Planes two = PlanesFrom(PlaneSplit::kTwo, reinterpret_cast<const std::byte*>(bf16), 3);

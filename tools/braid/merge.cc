@@ -82,7 +82,8 @@ void PrintSummary(const MergeReport& report) {
   if (bad.nan + bad.inf > 0) fmt::print(Results(), "the output holds {} NaN and {} infinite values\n", bad.nan, bad.inf);
   else fmt::print(Results(), "no NaN, no infinite values\n");
   if (const auto sum = report.result.stream_sum)
-    return fmt::print(Results(), "output: standard output, {} bytes, XXH3-128 {}\n", report.bytes_written, SumText(*sum));
+    return fmt::print(Results(), "output: standard output, {} bytes, XXH3-128 {}\n", report.bytes_written,
+                      SumText(*sum));
   fmt::print(Results(), "output: {}   (check it any time: braid verify {})\n", report.output, report.output);
 }
 
