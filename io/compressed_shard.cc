@@ -35,8 +35,11 @@ std::optional<CompressedShard::Opened> CompressedShard::Open(int fd, uint64_t fi
   const std::shared_ptr<CompressedShard> shard(new CompressedShard(path, std::move(*entries)));
   shard->Recognise(fd);
   const std::string text = shard->ReadHeaderBytes(fd);
-  SafetensorsHeader header =
-      ParseSafetensorsHeader(std::string_view(text).substr(kLengthBytes), shard->bytes_, path);
+  // How long byte planes are is for each frame to say.
+  const bool planes = shard->compression_ == Compression::kPlanes;
+  SafetensorsHeader header = ParseSafetensorsHeader(std::string_view(text).substr(kLengthBytes),
+                                                    planes ? std::nullopt : std::optional(shard->bytes_), path);
+  shard->bytes_ = header.file_bytes;
   shard->AddFrames(header);
   return Opened{shard, std::move(header)};
 }
@@ -56,7 +59,7 @@ CompressedFrame CompressedShard::AppendFrame(int fd, CompressedFrame frame, std:
   if (frame.first_part == entries_.size())
     throw FrameError(frame, 0, "it is missing, and the safetensors header would go on there");
   const SeekEntry& entry = entries_[frame.first_part];
-  frame.bytes = entry.content, frame.compressed = entry.compressed;
+  frame.bytes = frame.content = entry.content, frame.compressed = entry.compressed;
   if (std::max(entry.content, entry.compressed) > ZSTD_COMPRESSBOUND(kLengthBytes + kMaxHeaderBytes))
     throw FrameError(frame, 0, fmt::format("it would have {} bytes in front of the first tensor; {} are the limit",
                                            entry.content, kMaxHeaderBytes));
@@ -87,41 +90,51 @@ std::string CompressedShard::ReadHeaderBytes(int fd) const {
 // The frames of a planes file are those that its layout demands. Those of a zstd file may lie as they like: it need not
 // be ours.
 void CompressedShard::AddFrames(const SafetensorsHeader& header) {
-  const bool planes = compression_ == Compression::kPlanes;
   CompressedFrame next;
-  if (planes) next.offset = entries_.front().compressed, next.first_part = 1;
-  const auto add = [&](uint64_t begin, uint64_t bytes, PlaneSplit split) {
-    const size_t parts = PlanesOf(split);
-    next.begin = begin, next.bytes = static_cast<uint32_t>(bytes), next.split = split, next.compressed = 0;
-    uint64_t compressed = 0;
-    for (size_t p = 0; p < parts; ++p) {
-      if (next.first_part + p >= entries_.size()) throw FrameError(next, p, "it is missing");
-      const SeekEntry& entry = entries_[next.first_part + p];
-      if (entry.content != bytes / parts)
-        throw FrameError(next, p, fmt::format("it would have {} bytes, where {} belong", entry.content, bytes / parts));
-      compressed += entry.compressed;
-    }
-    const bool is_data = begin + bytes > header.data_offset;
-    if (is_data && (bytes > kMostFrameBytes || compressed > ZSTD_COMPRESSBOUND(kMostFrameBytes)))
-      throw FrameError(next, 0, fmt::format("it would have {} bytes; {} are the limit", std::max(bytes, compressed),
-                                            kMostFrameBytes));
-    next.compressed = static_cast<uint32_t>(compressed);
-    if (is_data) most_compressed_ = std::max(most_compressed_, compressed);
-    if (is_data) most_content_ = std::max(most_content_, bytes);
-    if (bytes > 0) frames_.push_back(next);
-    next.offset += compressed, next.first_part += static_cast<uint32_t>(parts);
+  const auto add = [&](uint64_t bytes, PlaneSplit split) {
+    AddFrame(bytes, split, next.begin + bytes > header.data_offset, &next);
   };
-  if (planes) {
+  if (compression_ == Compression::kPlanes) {
+    next.offset = entries_.front().compressed, next.first_part = 1;
     ShardFrames layout(header.data_offset);
     for (const TensorInfo& tensor : header.tensors) layout.Add(tensor.dtype, tensor.bytes);
-    while (const std::optional<ShardFrame> frame = layout.Next()) add(frame->begin, frame->bytes, frame->split);
+    while (const std::optional<ShardFrame> frame = layout.Next()) add(frame->bytes, frame->split);
     if (next.first_part != entries_.size())
       throw FrameError(next, 0, "it is one too many for the tensors that there are");
   } else {
-    uint64_t begin = 0;
-    for (const SeekEntry& entry : entries_) add(begin, entry.content, PlaneSplit::kNone), begin += entry.content;
+    for (const SeekEntry& entry : entries_) add(entry.content, PlaneSplit::kNone);
   }
   frames_.shrink_to_fit();
+}
+
+// What a part must have. How many elements are marked, and so in each plane, the first plane says; whether that is true
+// shows when the marks are decoded.
+uint64_t CompressedShard::ContentOf(const CompressedFrame& frame, size_t part) const {
+  if (frame.split == PlaneSplit::kNone) return frame.bytes;
+  const uint64_t elements = frame.bytes / PlanesOf(frame.split);
+  return part == 0 ? MarkBytes(elements) : std::min<uint64_t>(elements, Part(frame, 1).content);
+}
+
+void CompressedShard::AddFrame(uint64_t bytes, PlaneSplit split, bool is_data, CompressedFrame* next) {
+  const size_t parts = PartsOf(split);
+  next->bytes = static_cast<uint32_t>(bytes), next->split = split;
+  uint64_t compressed = 0, content = 0;
+  for (size_t p = 0; p < parts; ++p) {
+    if (next->first_part + p >= entries_.size()) throw FrameError(*next, p, "it is missing");
+    const SeekEntry& entry = Part(*next, p);
+    if (const uint64_t needed = ContentOf(*next, p); entry.content != needed)
+      throw FrameError(*next, p, fmt::format("it would have {} bytes, where {} belong", entry.content, needed));
+    compressed += entry.compressed, content += entry.content;
+  }
+  if (is_data && (bytes > kMostFrameBytes || compressed > ZSTD_COMPRESSBOUND(kMostFrameBytes + kMostFrameBytes / 8)))
+    throw FrameError(*next, 0, fmt::format("it would have {} bytes; {} are the limit", std::max(bytes, compressed),
+                                           kMostFrameBytes));
+  next->compressed = static_cast<uint32_t>(compressed), next->content = static_cast<uint32_t>(content);
+  next->marked = split == PlaneSplit::kNone ? 0 : Part(*next, 1).content;
+  if (is_data) most_compressed_ = std::max(most_compressed_, compressed);
+  if (is_data) most_content_ = std::max(most_content_, content);
+  if (bytes > 0) frames_.push_back(*next);
+  next->begin += bytes, next->offset += compressed, next->first_part += static_cast<uint32_t>(parts);
 }
 
 size_t CompressedShard::FrameAt(uint64_t plain_offset) const {
@@ -137,7 +150,7 @@ uint64_t CompressedShard::MemoryBytes() const {
 
 Error CompressedShard::FrameError(const CompressedFrame& frame, size_t part, std::string_view message) const {
   uint64_t offset = frame.offset;
-  for (size_t p = 0; p < part && frame.first_part + p < entries_.size(); ++p) offset += PartBytes(frame, p);
+  for (size_t p = 0; p < part && frame.first_part + p < entries_.size(); ++p) offset += Part(frame, p).compressed;
   return Error(ErrorCode::kBadInput,
                fmt::format("frame {} of {}: {}", frame.first_part + part, entries_.size(), message))
       .Path(path_).Offset(offset).Hint("it is truncated or damaged: copy, download or write it again");
@@ -151,9 +164,9 @@ FrameDecoder::FrameDecoder() : context_(ZSTD_createDCtx()) {
 
 void FrameDecoder::Decode(const CompressedShard& shard, const CompressedFrame& frame, const std::byte* compressed,
                           std::byte* content) {
-  const size_t parts = PlanesOf(frame.split), bytes = frame.bytes / parts;
-  for (size_t p = 0; p < parts; ++p) {
-    const size_t size = shard.PartBytes(frame, p);
+  const std::byte* const marks = content;
+  for (size_t p = 0; p < PartsOf(frame.split); ++p) {
+    const auto [size, bytes] = shard.Part(frame, p);
     const auto said = ZSTD_getFrameContentSize(compressed, size);   // 0 of a skippable frame
     if (said != bytes && said != ZSTD_CONTENTSIZE_UNKNOWN && said != ZSTD_CONTENTSIZE_ERROR)
       throw shard.FrameError(frame, p, fmt::format("it says {} bytes, and the seek table {}", said, bytes));
@@ -164,6 +177,10 @@ void FrameDecoder::Decode(const CompressedShard& shard, const CompressedFrame& f
       throw shard.FrameError(frame, p, fmt::format("it has {} bytes, and the seek table says {}", got, bytes));
     compressed += size, content += bytes;
   }
+  if (frame.split == PlaneSplit::kNone) return;
+  size_t marked;
+  if (!AreMarks(marks, frame.bytes / PlanesOf(frame.split), &marked) || marked != frame.marked)
+    throw shard.FrameError(frame, 0, fmt::format("its marks are not those of {} elements", frame.marked));
 }
 
 void DecodingSizes::Cover(const CompressedShard& shard) {
@@ -177,9 +194,13 @@ uint64_t DecodingSizes::MemoryBytes() const {
 }
 
 void TakePlain(const CompressedFrame& frame, const std::byte* content, uint64_t begin, uint64_t bytes, std::byte* to) {
+  if (frame.split == PlaneSplit::kNone) {
+    std::memcpy(to, content + begin, bytes);
+    return;
+  }
   const uint64_t size = PlanesOf(frame.split), elements = frame.bytes / size;
   const auto join = [&](uint64_t first, uint64_t count, std::byte* out) {
-    JoinPlanes(frame.split, content, elements, first, count, out);
+    JoinPlanes(frame.split, content, elements, content + MarkBytes(elements), frame.marked, first, count, out);
   };
   std::array<std::byte, sizeof(uint32_t)> element;
   for (uint64_t skip; (skip = begin % size) != 0 && bytes > 0;) {   // within an element

@@ -23,11 +23,13 @@ struct ZSTD_DCtx_s;
 
 namespace braid {
 
-// A run of the plain shard that is decoded as a whole: a frame of zstd, or one per byte plane (parts).
+// A run of the plain shard that is decoded as a whole: a frame of zstd, or those of its marks and byte planes (parts).
 struct CompressedFrame {
   uint64_t begin = 0;                // in the plain shard
   uint64_t offset = 0;               // in the file
   uint32_t bytes = 0, compressed = 0;
+  uint32_t content = 0;              // bytes of all parts, decoded
+  uint32_t marked = 0;               // elements in its byte planes, if it has some
   uint32_t first_part = 0;           // counted from the file's beginning
   PlaneSplit split = PlaneSplit::kNone;
 };
@@ -54,7 +56,7 @@ class CompressedShard {
 
   const std::vector<CompressedFrame>& frames() const { return frames_; }
   size_t FrameAt(uint64_t plain_offset) const;   // the frame that holds this byte of the plain shard
-  uint32_t PartBytes(const CompressedFrame& frame, size_t part) const { return entries_[frame.first_part + part].compressed; }
+  const SeekEntry& Part(const CompressedFrame& frame, size_t part) const { return entries_[frame.first_part + part]; }
 
   uint64_t most_compressed() const { return most_compressed_; }  // bytes of a frame of data (not the header's)
   uint64_t most_content() const { return most_content_; }
@@ -68,6 +70,8 @@ class CompressedShard {
   void Recognise(int fd);
   CompressedFrame AppendFrame(int fd, CompressedFrame frame, std::string* text) const;
   void AddFrames(const SafetensorsHeader& header);
+  void AddFrame(uint64_t bytes, PlaneSplit split, bool is_data, CompressedFrame* next);
+  uint64_t ContentOf(const CompressedFrame& frame, size_t part) const;
 
   std::string path_;
   Compression compression_ = Compression::kZstd;
@@ -80,7 +84,7 @@ class FrameDecoder {
  public:
   FrameDecoder();   // throws std::bad_alloc
 
-  // `compressed`: the frame's bytes of the file. `content`: room for frame.bytes, which JoinPlanes makes plain. Throws
+  // `compressed`: the frame's bytes of the file. `content`: room for frame.content, which TakePlain makes plain. Throws
   // Error(kBadInput) naming file and frame.
   void Decode(const CompressedShard& shard, const CompressedFrame& frame, const std::byte* compressed,
               std::byte* content);

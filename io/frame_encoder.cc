@@ -24,6 +24,8 @@ constexpr int kEntropyLevel = -30'000;
 constexpr int kEntropyLevel = kLevel;
 #endif
 
+constexpr size_t kMarksBytes = MarkBytes(kFrameBytes / PlanesOf(PlaneSplit::kTwo));   // the most
+
 constexpr size_t kBlockBytes = 128 << 10;   // the most that a block of a zstd frame may hold
 
 // Of a plane: bytes of each value among so many from all over it.
@@ -63,8 +65,11 @@ constexpr size_t StoredBytes(size_t content) {
   return 4 + 1 + 4 + blocks * 3 + content + 4;
 }
 
-// A frame of zstd whose blocks are the content itself (RFC 8878, 3.1.1): what libzstd makes of noise, without looking.
-size_t Store(const std::byte* content, size_t bytes, std::byte* to) {
+enum class Blocks : uint8_t { kRaw, kRepeated };   // type 0: the content; type 1: one byte, so many times
+
+// A frame of zstd (RFC 8878, 3.1.1) whose blocks are the content itself: what libzstd makes of noise, or of one byte
+// over and over, without looking.
+size_t Store(const std::byte* content, size_t bytes, std::byte* to, Blocks type = Blocks::kRaw) {
   std::byte* at = to;
   const auto put = [&](uint64_t value, size_t size) {
     for (size_t i = 0; i < size; ++i) *at++ = static_cast<std::byte>(value >> (8 * i));
@@ -75,9 +80,10 @@ size_t Store(const std::byte* content, size_t bytes, std::byte* to) {
   size_t done = 0;
   do {
     const size_t block = std::min(kBlockBytes, bytes - done);
-    put(block << 3 | (done + block == bytes ? 1 : 0), 3);   // type 0: raw
-    std::memcpy(at, content + done, block);
-    at += block, done += block;
+    put(block << 3 | static_cast<uint64_t>(type) << 1 | (done + block == bytes ? 1 : 0), 3);
+    const size_t stored = type == Blocks::kRaw ? block : 1;
+    std::memcpy(at, content + done, stored);
+    at += stored, done += block;
   } while (done < bytes);
   put(XXH64(content, bytes, 0) & 0xffffffff, 4);
   return static_cast<size_t>(at - to);
@@ -90,7 +96,9 @@ void FrameEncoder::Free::operator()(ZSTD_CCtx_s* context) const { ZSTD_freeCCtx(
 FrameEncoder::FrameEncoder(Compression compression) : compression_(compression), context_(ZSTD_createCCtx()) {
   if (context_ == nullptr) throw std::bad_alloc();
   ZSTD_CCtx_setParameter(context_.get(), ZSTD_c_checksumFlag, 1);
-  if (compression == Compression::kPlanes) planes_ = std::make_unique_for_overwrite<std::byte[]>(kFrameBytes);
+  if (compression != Compression::kPlanes) return;
+  marks_ = std::make_unique_for_overwrite<std::byte[]>(kMarksBytes);
+  planes_ = std::make_unique_for_overwrite<std::byte[]>(kFrameBytes);
 }
 
 EncodedFrame FrameEncoder::Encode(const ShardFrame& frame, const std::byte* plain, std::byte* to) {
@@ -107,10 +115,11 @@ EncodedFrame FrameEncoder::Encode(const ShardFrame& frame, const std::byte* plai
     add(Compress(plain, frame.bytes, kLevel, to + out.bytes), frame.bytes);
     return out;
   }
-  const size_t planes = PlanesOf(frame.split), plane_bytes = frame.bytes / planes;
-  SplitPlanes(frame.split, plain, plane_bytes, planes_.get());
-  for (size_t p = 0; p < planes; ++p)
-    add(CompressPlane(planes_.get() + p * plane_bytes, plane_bytes, to + out.bytes), plane_bytes);
+  const size_t planes = PlanesOf(frame.split), n = frame.bytes / planes;
+  const size_t marked = MarkElements(frame.split, plain, n, marks_.get());
+  SplitPlanes(frame.split, plain, n, marks_.get(), marked, planes_.get());
+  add(CompressPlane(marks_.get(), MarkBytes(n), to), MarkBytes(n));
+  for (size_t p = 0; p < planes; ++p) add(CompressPlane(planes_.get() + p * marked, marked, to + out.bytes), marked);
   return out;
 }
 
@@ -128,6 +137,7 @@ size_t FrameEncoder::Compress(const std::byte* content, size_t bytes, int level,
 }
 
 size_t FrameEncoder::CompressPlane(const std::byte* plane, size_t bytes, std::byte* to) {
+  if (bytes > 1 && std::memcmp(plane, plane + 1, bytes - 1) == 0) return Store(plane, bytes, to, Blocks::kRepeated);
   const Sample sample = SampleOf(plane, bytes);
   if (sample.bits > kMostBits) return Store(plane, bytes, to);
   const size_t by_values = Compress(plane, bytes, kEntropyLevel, to);
@@ -137,13 +147,14 @@ size_t FrameEncoder::CompressPlane(const std::byte* plane, size_t bytes, std::by
 }
 
 size_t FrameEncoder::MostBytes(uint64_t plain_bytes) {
-  // Room for what libzstd may do on its way, in four planes, and the preamble in front of a header.
-  return 4 * ZSTD_compressBound(plain_bytes / 4 + 1) + ZSTD_compressBound(0) + 2 * kPlanesPreamble.size();
+  // Room for what libzstd may do on its way, in four planes and marks, and the preamble in front of a header.
+  return 4 * ZSTD_compressBound(plain_bytes / 4 + 1) + ZSTD_compressBound(plain_bytes / 16 + 1) +
+         2 * kPlanesPreamble.size();
 }
 
 uint64_t FrameEncoder::MemoryBytes(Compression compression) {
   constexpr uint64_t kContext = 768 << 10;   // 582,560 bytes with zstd 1.5.4, level 1
-  return kContext + (compression == Compression::kPlanes ? kFrameBytes : 0);
+  return kContext + (compression == Compression::kPlanes ? kFrameBytes + kMarksBytes : 0);
 }
 
 }  // namespace braid

@@ -23,11 +23,11 @@ struct ZSTD_CCtx_s;
 
 namespace braid {
 
-// A frame of a shard as one or more frames of zstd (one per plane; the header's of a planes file has the preamble in
+// A frame of a shard as one or more frames of zstd (marks and planes; the header's of a planes file has the preamble in
 // front), one behind the other.
 struct EncodedFrame {
   size_t bytes = 0;
-  std::array<SeekEntry, 4> entries;
+  std::array<SeekEntry, kMostParts> entries;
   size_t num_entries = 0;
   std::span<const SeekEntry> Entries() const { return std::span(entries).first(num_entries); }
 };
@@ -55,7 +55,7 @@ class FrameEncoder {
 
   Compression compression_;
   std::unique_ptr<ZSTD_CCtx_s, Free> context_;
-  std::unique_ptr<std::byte[]> planes_;   // of a frame
+  std::unique_ptr<std::byte[]> marks_, planes_;   // of a frame
 };
 
 }  // namespace braid

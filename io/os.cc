@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <sys/file.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -53,6 +54,7 @@ int Os::SyncFileRange(int fd, off_t offset, off_t bytes, unsigned flags) {
   return Retry([&] { return ::sync_file_range(fd, offset, bytes, flags); });
 }
 int Os::SetFlags(int fd, int status_flags) { return ::fcntl(fd, F_SETFL, status_flags); }
+int Os::Flags(int fd) { return ::fcntl(fd, F_GETFL); }
 int Os::Duplicate(int fd) { return ::fcntl(fd, F_DUPFD_CLOEXEC, 3); }
 int Os::SetPipeSize(int fd, int bytes) { return ::fcntl(fd, F_SETPIPE_SZ, bytes); }
 int Os::Poll(int fd, int milliseconds) {
@@ -78,6 +80,10 @@ int Os::Rmdir(const char* path) { return ::rmdir(path); }
 ssize_t Os::Write(int fd, const void* buffer, size_t bytes) {
   return Retry([&] { return ::write(fd, buffer, bytes); });
 }
+ssize_t Os::SendNow(int fd, const void* buffer, size_t bytes) {
+  return Retry([&] { return ::send(fd, buffer, bytes, MSG_DONTWAIT | MSG_NOSIGNAL); });
+}
+off_t Os::Lseek(int fd, off_t offset, int whence) { return ::lseek(fd, offset, whence); }
 int Os::WaitToWrite(int fd, int milliseconds) {
   pollfd waited{.fd = fd, .events = POLLOUT, .revents = 0};
   return ::poll(&waited, 1, milliseconds);

@@ -35,6 +35,7 @@ class Os {
   virtual int Fsync(int fd);
   virtual int SyncFileRange(int fd, off_t offset, off_t bytes, unsigned flags);
   virtual int SetFlags(int fd, int status_flags);  // F_SETFL
+  virtual int Flags(int fd);                       // F_GETFL
   virtual int Duplicate(int fd);
   virtual int SetPipeSize(int fd, int bytes);      // F_SETPIPE_SZ
   virtual int Poll(int fd, int milliseconds);      // positive: there is something to read, or the end; 0: not yet
@@ -47,6 +48,8 @@ class Os {
   virtual int Unlink(const char* path);
   virtual int Rmdir(const char* path);
   virtual ssize_t Write(int fd, const void* buffer, size_t bytes);
+  virtual ssize_t SendNow(int fd, const void* buffer, size_t bytes);  // into a socket, what it takes at once
+  virtual off_t Lseek(int fd, off_t offset, int whence);
   virtual int WaitToWrite(int fd, int milliseconds);  // until it takes bytes, or is broken; no longer than that
 };
 

@@ -9,6 +9,7 @@
 #include "io/checkpoint.h"
 #include "io/compressed_shard.h"
 #include "io/error.h"
+#include "io/frame_decompressor.h"
 #include "io/input_stream.h"
 
 namespace braid {
@@ -16,14 +17,6 @@ namespace {
 
 constexpr size_t kPiece = 1 << 20;
 constexpr size_t kLengthBytes = 8;   // in front of a safetensors header
-
-// If there is one, everything in it must be true before anything is written.
-void CheckSeekTable(const std::string& path) {
-  if (InputStream::IsNamedBy(path) || CompressionOf(path) == Compression::kNone) return;
-  FileIdentity identity;
-  const Fd fd = OpenForReading(path, &identity);
-  CompressedShard::Open(fd.get(), identity.size, path);
-}
 
 const TensorInfo* TensorAt(const SafetensorsHeader& header, uint64_t plain_offset) {
   const auto found = std::find_if(header.tensors.begin(), header.tensors.end(), [&](const TensorInfo& tensor) {
@@ -58,11 +51,29 @@ std::string ReadHeaderText(InputStream* stream) {
   return text;
 }
 
-}  // namespace
+using Write = std::function<void(const std::byte*, size_t)>;
 
-void ReadPlainShard(const std::string& path, const std::atomic<int>* interrupt,
-                    const std::function<void(const std::byte*, size_t)>& write) {
-  CheckSeekTable(path);
+void DecodeFrames(int fd, const CompressedShard::Opened& opened, const FileIdentity& identity, size_t threads,
+                  const Write& write) {
+  const std::string text = opened.shard->ReadHeaderBytes(fd);
+  write(reinterpret_cast<const std::byte*>(text.data()), text.size());
+  FrameDecompressor frames(opened.shard, identity, text.size(), threads);
+  uint64_t position = text.size();
+  const auto next = [&] {
+    try {
+      return frames.Next();
+    } catch (Error& error) {
+      if (const TensorInfo* at = TensorAt(opened.header, position)) error.Tensor(at->name);
+      throw;
+    }
+  };
+  for (auto piece = next(); !piece.empty(); piece = next()) {
+    write(piece.data(), piece.size());
+    position += piece.size();
+  }
+}
+
+void ReadStream(const std::string& path, const std::atomic<int>* interrupt, const Write& write) {
   InputStream stream(path, interrupt);
   std::string text = ReadHeaderText(&stream);
   const SafetensorsHeader header =
@@ -90,4 +101,17 @@ void ReadPlainShard(const std::string& path, const std::atomic<int>* interrupt,
   throw error;
 }
 
+}  // namespace
+
+void ReadPlainShard(const std::string& path, size_t threads, const std::atomic<int>* interrupt, const Write& write) {
+  if (!InputStream::IsNamedBy(path) && CompressionOf(path) != Compression::kNone) {
+    FileIdentity identity;
+    const Fd fd = OpenForReading(path, &identity);
+    if (const auto opened = CompressedShard::Open(fd.get(), identity.size, path))
+      return DecodeFrames(fd.get(), *opened, identity, threads, write);
+  }
+  ReadStream(path, interrupt, write);
+}
+
 }  // namespace braid
+

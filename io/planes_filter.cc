@@ -66,6 +66,19 @@ struct PlanesFilter::State {
     phase = Phase::kFrames;
   }
 
+  void ReadPlanes(const Refill& refill, const ShardFrame& frame, const std::string& what) {
+    const size_t planes = PlanesOf(frame.split), n = frame.bytes / planes;
+    content.resize(std::max<size_t>(content.size(), MarkBytes(n) + frame.bytes));
+    const auto* const marks = reinterpret_cast<const std::byte*>(content.data());
+    ReadFully(refill, content.data(), MarkBytes(n), what);
+    size_t marked;
+    if (!AreMarks(marks, n, &marked))
+      throw Error(ErrorCode::kBadInput, fmt::format("{} have more marks than elements", what))
+          .Path(name).Hint("it is damaged: copy or download it again");
+    ReadFully(refill, content.data() + MarkBytes(n), planes * marked, what);
+    JoinPlanes(frame.split, marks, n, marks + MarkBytes(n), marked, 0, n, reinterpret_cast<std::byte*>(ready.data()));
+  }
+
   // False when there is none: then nothing may follow.
   bool ReadFrame(const Refill& refill) {
     const std::optional<ShardFrame> frame = layout->Next();
@@ -75,15 +88,11 @@ struct PlanesFilter::State {
       throw Error(ErrorCode::kBadInput, "the stream goes on behind the last tensor")
           .Path(name).Hint("it is damaged: copy or download it again");
     }
-    const size_t n = frame->bytes / PlanesOf(frame->split);
     if (ready.capacity() > 2 * kFrameBytes) std::vector<char>().swap(ready);   // of a large header
     ready.resize(frame->bytes);
-    planes.resize(std::max<size_t>(planes.size(), frame->bytes));
-    char* const to = frame->split == PlaneSplit::kNone ? ready.data() : planes.data();
-    ReadFully(refill, to, frame->bytes, fmt::format("byte planes {} of {}", ++frames_read, layout->count() - 1));
-    if (frame->split != PlaneSplit::kNone)
-      JoinPlanes(frame->split, reinterpret_cast<const std::byte*>(planes.data()), n, 0, n,
-                 reinterpret_cast<std::byte*>(ready.data()));
+    const std::string what = fmt::format("byte planes {} of {}", ++frames_read, layout->count() - 1);
+    if (frame->split == PlaneSplit::kNone) ReadFully(refill, ready.data(), frame->bytes, what);
+    else ReadPlanes(refill, *frame, what);
     return true;
   }
 
@@ -91,7 +100,7 @@ struct PlanesFilter::State {
   Phase phase = Phase::kStart;
   std::vector<char> ready;   // plain bytes,
   size_t given = 0;          // and how many of them have left
-  std::vector<char> planes;
+  std::vector<char> content;   // marks and planes
   std::optional<ShardFrames> layout;
   size_t frames_read = 0;   // of tensors
 };
@@ -99,7 +108,7 @@ struct PlanesFilter::State {
 PlanesFilter::PlanesFilter(std::string name) : state_(std::make_shared<State>(std::move(name))) {}
 
 uint64_t PlanesFilter::MemoryBytes() const {
-  return state_->phase == State::Phase::kFrames ? 2 * kFrameBytes + state_->layout->MemoryBytes() : 0;
+  return state_->phase == State::Phase::kFrames ? 3 * kFrameBytes + state_->layout->MemoryBytes() : 0;
 }
 
 std::streamsize PlanesFilter::Give(const Refill& refill, char* to, std::streamsize bytes) {

@@ -33,7 +33,7 @@ class PlanesFilter {
     return Give([&](char* s, std::streamsize n) { return boost::iostreams::read(source, s, n); }, to, bytes);
   }
 
-  // What it occupies once the header has been read and given: two frames, of a planes file.
+  // What it occupies once the header has been read and given: three frames, of a planes file.
   uint64_t MemoryBytes() const;
 
  private:

@@ -9,11 +9,10 @@
 //                              the data. `zstd -d` gives the shard.
 //   X.safetensors.planes.zst   frame 0 is kPlanesPreamble, which says what this is to people and keeps every reader of
 //                              safetensors from what `zstd -d` makes of the file. Frame 1 is the safetensors header.
-//                              Then the same runs of data, but those of bf16, f16 and f32 elements as one frame per
-//                              byte plane (ops/byte_planes.h), from the most to the least significant: of a run of n
-//                              elements, n bytes each. `braid cat` gives the shard.
-//
-// The content of a planes file is therefore as long as the shard, and the preamble.
+//                              Then the same runs of data, but those of n bf16, f16 or f32 elements as one frame with
+//                              a mark for each of them, one bit, (n + 7) / 8 bytes; and as one frame per byte plane of
+//                              the k elements that are marked, k bytes each, from the most to the least significant
+//                              (ops/byte_planes.h). What is not marked is zero. `braid cat` gives the shard.
 #pragma once
 
 #include <cstddef>
@@ -44,13 +43,17 @@ inline constexpr std::string_view kPlanesPreamble =
 
 inline constexpr uint64_t kFrameBytes = 2 << 20;   // of a plain shard in one frame; the header's may have more
 
-// A run of a plain shard that is compressed by itself: one frame, or one per byte plane.
+// A run of a plain shard that is compressed by itself: one frame, or those of its marks and byte planes.
 struct ShardFrame {
   uint64_t begin = 0;                      // from the start of the plain shard
   uint64_t bytes = 0;
   PlaneSplit split = PlaneSplit::kNone;    // of its elements; what a zstd file does not care about
   bool header = false;                     // the first: the safetensors header
 };
+
+// Frames of zstd of a run in a planes file: of floats, their marks come first.
+constexpr size_t kMostParts = 5;
+constexpr size_t PartsOf(PlaneSplit split) { return split == PlaneSplit::kNone ? 1 : 1 + PlanesOf(split); }
 
 // Lists the frames of a shard whose tensors are added in the order in which they lie in it: the header; then whole
 // tensors together as long as they have the same split and 2 MiB hold them; of larger tensors, pieces of 2 MiB.

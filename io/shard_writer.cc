@@ -1,7 +1,5 @@
 #include "io/shard_writer.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 #include <cerrno>
@@ -44,49 +42,17 @@ ShardWriter::ShardWriter(const std::string& path, uint64_t bytes, std::span<cons
     ForEachWindow(range.begin, range.end, [&](uint64_t window, uint32_t here) { missing_[window] += here; });
   }
   if (bytes == 0) return;
-  OpenDirect();
+  pages_.emplace(fd_.get(), path);
   // Whoever comes second finds it done: neither call takes anything away from a file of this size.
   if (TheOs().Fallocate(fd_.get(), static_cast<off_t>(bytes)) == 0) return;
   if (errno != EOPNOTSUPP && errno != ENOSYS && errno != EINVAL) throw SystemError(errno, "reserve space for it", path);
   if (TheOs().Ftruncate(fd_.get(), static_cast<off_t>(bytes)) < 0) throw SystemError(errno, "size it", path);
 }
 
-// A page of the file is written either directly, by the one call that covers all of it, or through the page cache:
-// never both, as the two would overwrite each other. That takes a page cache whose smallest piece is our page, so no
-// larger pages, and no file system with larger blocks (network file systems say so too, and are better off without).
-void ShardWriter::OpenDirect() {
-  struct stat status;
-  if (TheOs().Fstat(fd_.get(), &status) < 0) throw SystemError(errno, "look at it", path_);
-  if (static_cast<uint64_t>(status.st_blksize) > kPage || static_cast<uint64_t>(::getpagesize()) > kPage) return;
-  direct_fd_ = Fd(TheOs().Open(path_.c_str(), O_WRONLY | O_DIRECT | O_NOFOLLOW));
-  direct_ = static_cast<bool>(direct_fd_);
-}
-
 void ShardWriter::Write(uint64_t offset, const void* data, size_t bytes) {
-  const auto* from = static_cast<const std::byte*>(data);
-  const uint64_t end = offset + bytes;
-  const uint64_t first = (offset + kPage - 1) / kPage * kPage, last = end / kPage * kPage;  // its whole pages
-  if (direct_ && first < last && reinterpret_cast<uintptr_t>(data) % kPage == Phase(offset)) {
-    WriteExactly(fd_.get(), from, first - offset, offset, path_);
-    WriteDirect(first, from + (first - offset), last - first);
-    WriteExactly(fd_.get(), from + (last - offset), end - last, last, path_);
-  } else {
-    WriteExactly(fd_.get(), from, bytes, offset, path_);
-  }
+  if (bytes == 0) return;
+  pages_->Write(offset, data, bytes);
   CountWritten(offset, bytes);
-}
-
-void ShardWriter::WriteDirect(uint64_t offset, const std::byte* data, size_t bytes) {
-  while (bytes > 0 && direct_) {
-    const ssize_t put = TheOs().Pwrite(direct_fd_.get(), data, bytes, static_cast<off_t>(offset));
-    if (put < 0 && errno == EINVAL) {  // opened, but not for us: blocks of another size, or a write that stopped short
-      direct_ = false;
-      break;
-    }
-    if (put <= 0) throw SystemError(put < 0 ? errno : ENOSPC, "write it", path_);
-    data += put, offset += static_cast<uint64_t>(put), bytes -= static_cast<size_t>(put);
-  }
-  WriteExactly(fd_.get(), data, bytes, offset, path_);
 }
 
 // Also what was written directly: a window may hold pages that were not, and a file system may have passed direct
@@ -122,8 +88,8 @@ void ShardWriter::Sync() {
 void ShardWriter::Finish() {
   if (TheOs().Fsync(fd_.get()) < 0) throw SystemError(errno, "make it durable", path_);
   TheOs().Fadvise(fd_.get(), 0, 0, POSIX_FADV_DONTNEED);
+  pages_.reset();
   fd_.Reset();
-  direct_fd_.Reset();
 }
 
 void WriteDurably(const std::string& path, std::string_view text) {

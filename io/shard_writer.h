@@ -9,16 +9,17 @@
 // two windows later it is waited for and dropped from the page cache.
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "io/os.h"
+#include "io/page_writer.h"
 
 namespace braid {
 
@@ -49,22 +50,20 @@ class ShardWriter {
   bool complete() const { return written_ == to_write_; }
 
   // Where within a page a buffer must begin for its bytes to be written directly.
-  static constexpr uint64_t Phase(uint64_t offset) { return offset % kPage; }
+  static constexpr uint64_t Phase(uint64_t offset) { return PageWriter::Phase(offset); }
 
-  static constexpr uint64_t kPage = 4096;
+  static constexpr uint64_t kPage = PageWriter::kPage;
   static constexpr uint64_t kWindow = 8 << 20;
 
  private:
   ShardWriter(const std::string& path, uint64_t bytes, std::span<const ByteRange> ranges, int flags);
-  void OpenDirect();
-  void WriteDirect(uint64_t offset, const std::byte* data, size_t bytes);
   void CountWritten(uint64_t offset, uint64_t bytes);
   void CleanWindow(uint64_t window);
 
   std::string path_;
   uint64_t to_write_ = 0;
-  Fd fd_, direct_fd_;
-  std::atomic<bool> direct_{false};
+  Fd fd_;
+  std::optional<PageWriter> pages_;
 
   std::mutex mutex_;                 // guards what follows
   uint64_t written_ = 0;

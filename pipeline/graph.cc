@@ -119,7 +119,7 @@ GraphResult GraphRun::Run(const std::string& fingerprint, const std::atomic<int>
   files_.CheckUnchanged();
   writer_.Finish(fingerprint, interrupt);
   return {writer_.sums(), counts_, entries_, kept_, alpha_, writer_.output().bytes_written(),
-          writer_.output().bytes_spilled()};
+          writer_.output().bytes_spilled(), writer_.output().stream_sum()};
 }
 
 void GraphRun::Fail(std::exception_ptr error) {

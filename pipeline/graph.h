@@ -52,6 +52,7 @@ struct GraphResult {
   std::optional<double> alpha = {};  // of layer_scale, where the recipe leaves it open
   uint64_t bytes_written = 0;        // as they are stored
   uint64_t bytes_spilled = 0;        // of them, those that came before their turn, before they were compressed
+  std::optional<XXH128_hash_t> stream_sum = {};   // of all that left through standard output
 };
 
 // Runs the share of a plan into the shard files at `shard_paths`, which are created here and durable afterwards, or to

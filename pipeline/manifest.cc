@@ -32,7 +32,8 @@ Manifest ManifestOfFile(const std::string& out) {
   const auto sums = header.metadata.find(kSumsKey), fingerprint = header.metadata.find(kFingerprintKey),
              header_sum = header.metadata.find(kHeaderKey);
   if (sums == end || fingerprint == end || header_sum == end)
-    throw Damaged(out, "it carries no checksums: braid merge wrote it as a stream, or did not write it");
+    throw Damaged(out, "it carries no checksums: braid merge wrote it as a stream, or did not write it")
+        .Hint("of a stream, compare the hash that the merge said with that of `braid cat FILE --json`");
   if (sums->second.size() != header.tensors.size() * kSumDigits)
     throw Damaged(out, "its checksums do not fit its tensors");
   Manifest manifest;

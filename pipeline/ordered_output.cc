@@ -70,10 +70,12 @@ class OrderedOutput : public ShardOutput {
       ThrowIfInterrupted(interrupt);
       Sync(s);
     }
+    if (paths_.front() == kStandardOutput) stream_sum_ = sum_.Take();
   }
 
   uint64_t bytes_written() const override { return written_; }
   uint64_t bytes_spilled() const override { return spilled_; }
+  std::optional<XXH128_hash_t> stream_sum() const override { return stream_sum_; }
 
  private:
   uint32_t shard() const { return order_[turn_]; }
@@ -81,7 +83,7 @@ class OrderedOutput : public ShardOutput {
 
   void OpenStream() {
     const std::string& path = paths_[shard()];
-    if (path == kStandardOutput) streams_[shard()] = StandardOutputStream(&written_, cancelled_);
+    if (path == kStandardOutput) streams_[shard()] = StandardOutputStream(&written_, &sum_, cancelled_);
     else streams_[shard()] = everything_ ? AppendingStream(path, &written_) : NewRankStream(path, &written_);
   }
 
@@ -160,6 +162,8 @@ class OrderedOutput : public ShardOutput {
   uint64_t total_ = 0, next_ = 0;             // all bytes; those that have left
   size_t turn_ = 0;                           // in `order_`: the shard that `next_` belongs to; at the end, the last one
   std::atomic<uint64_t> written_{0};
+  Checksum sum_;                              // of what left through standard output
+  std::optional<XXH128_hash_t> stream_sum_;
   std::vector<std::unique_ptr<ByteStream>> streams_;   // of the plan's shards, while they are open
   std::optional<FrameCompressor> compressor_;
 

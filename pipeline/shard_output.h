@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -49,6 +50,8 @@ class ShardOutput {
 
   virtual uint64_t bytes_written() const = 0;   // as they are stored
   virtual uint64_t bytes_spilled() const { return 0; }
+  // Of all that left through standard output, once finished.
+  virtual std::optional<XXH128_hash_t> stream_sum() const { return std::nullopt; }
 };
 
 // Creates the shard files that the share has, and reserves their space; of an ordered one, whose share is of whole

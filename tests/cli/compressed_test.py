@@ -1,6 +1,7 @@
 """Compressed checkpoints as users meet them: written by a merge or by other programs, restored by zstd -d and
 braid cat, merged again. Needs the command zstd."""
 
+import json
 import os
 import shutil
 import struct
@@ -144,6 +145,51 @@ class Compressed(CliTest):
         result = self.assert_ok(self.run_braid("inspect", "ft1"))
         told = result.stdout + result.stderr
         self.assertIn("model.safetensors.zst is not used: model.safetensors is there too", told)
+
+    def test_cat_gives_the_same_bytes_and_hash_for_any_threads_and_whatever_takes_them(self):
+        synth(self.dir, "small", "--finetunes", "0")
+        write_text(self.path("recipe.toml"), recipe(("base",), None, "passthrough"))
+        for how in ("none", "zstd", "planes"):
+            self.assert_ok(self.merge("--compress", how, out=how))
+        plain = read_bytes(self.path("none", "model.safetensors"))
+        planes = os.path.join("planes", "model.safetensors.planes.zst")
+        hashes = set()
+        for file in (planes, "zstd/model.safetensors.zst", "none/model.safetensors"):
+            for threads in ("1", "2", "7"):
+                result = self.cat(file, "--threads", threads, "--json")
+                self.assertTrue(result.stdout == plain, (file, threads))
+                told = json.loads(result.stderr)
+                self.assertEqual((told["status"], told["bytes_written"], told["file"]), ("ok", len(plain), file))
+                hashes.add(told["xxh3_128"])
+        self.assertEqual(len(hashes), 1)
+        # Written directly, at its place among what others write; and where only the system knows the place.
+        for mode in ("wb", "ab"):
+            with open(self.path("joined"), mode) as f:
+                f.write(b"before")
+                f.flush()
+                for _ in range(2):
+                    subprocess.run([BRAID, "cat", planes], cwd=self.dir, stdout=f, check=True)
+                    subprocess.run(["echo", "-n", "after"], stdout=f, check=True)
+        self.assertTrue(read_bytes(self.path("joined")) == 2 * (b"before" + 2 * (plain + b"after")))
+        result, peaks = self.run_measured("cat", planes, "--threads", "4", stdout=subprocess.DEVNULL)
+        self.assert_ok(result)
+        self.assertLessEqual(peaks["VmHWM"], 96 * MIB)
+
+    def test_what_arrives_can_be_compared_with_what_left(self):
+        synth(self.dir, "tiny", "--finetunes", "1")
+        write_text(self.path("recipe.toml"), recipe(("ft1",)))
+        command = f'"{BRAID}" merge recipe.toml - --json | tee one | zstd -q > two.safetensors.zst'
+        left = json.loads(subprocess.run(["bash", "-c", command], cwd=self.dir, capture_output=True, check=True).stderr)
+        for arrived in ("one", "two.safetensors.zst"):
+            told = json.loads(self.cat(arrived, "--json").stderr)
+            self.assertEqual([told[key] for key in ("bytes_written", "xxh3_128")],
+                             [left[key] for key in ("bytes_written", "xxh3_128")], arrived)
+        other = bytearray(read_bytes(self.path("one")))
+        other[-1] ^= 1
+        write(self.path("one"), other)
+        self.assertNotEqual(json.loads(self.cat("one", "--json").stderr)["xxh3_128"], left["xxh3_128"])
+        failed = self.cat("none.safetensors", "--json")
+        self.assertEqual((failed.stdout, json.loads(failed.stderr.splitlines()[1])["status"]), (b"", "error"))
 
     def test_damage_is_named(self):
         synth(self.dir, "tiny", "--finetunes", "1")

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import time
 
@@ -23,6 +24,10 @@ from support import (
 
 # In the order of the file; by their names the last ones come first.
 UNSORTED = {f"{letter}.weight": [300, 400] for letter in "hgfedcba"}
+
+
+def socket_pair():
+    return tuple(end.detach() for end in socket.socketpair())
 
 
 class StreamTest(CliTest):
@@ -71,6 +76,7 @@ class Stream(StreamTest):
         self.assertIn("output: standard output", err)
         told = json.loads(self.stream("--json")[1])
         self.assertEqual((told["status"], told["output"], told["bytes_written"]), ("ok", "-", len(out)))
+        self.assertIn(f"{len(out)} bytes, XXH3-128 {told['xxh3_128']}", err)
         self.assertEqual(self.stream("--quiet")[1], "")
         process = self.start("merge", "none.toml", "-", "--json", env=self.env)
         out, err = process.communicate()
@@ -164,14 +170,40 @@ class Refusals(StreamTest):
                 self.assertEqual(os.listdir(self.path("tmp")), [])
 
     def test_a_reader_that_does_not_read(self):
+        # More than pipes and sockets hold.
+        self.write_models({f"{letter}.weight": [1000, 1000] for letter in "hgfedcba"})
+        for kind, make in (("pipe", os.pipe), ("socket", socket_pair)):
+            for options in ((), ("--compress", "zstd")):
+                with self.subTest(kind, options=options):
+                    ours, theirs = make()
+                    self.addCleanup(os.close, ours)
+                    process = self.start("merge", "recipe.toml", "-", *options, env=self.env, stdout=theirs)
+                    os.close(theirs)
+                    self.assertEqual(len(os.read(ours, 1)), 1)
+                    time.sleep(0.3)
+                    self.assertIsNone(process.poll())
+                    process.send_signal(signal.SIGTERM)   # one is enough
+                    self.assertEqual(process.wait(timeout=20), 143)
+                    process.communicate()
+                    self.assertEqual(os.listdir(self.path("tmp")), [])
+
+    def test_a_socket(self):
         self.write_models(UNSORTED)
-        process = self.start("merge", "recipe.toml", "-", env=self.env)
-        process.stdout.read(1)
-        time.sleep(0.3)
-        self.assertIsNone(process.poll())
-        process.send_signal(signal.SIGTERM)
-        self.assertEqual(process.wait(timeout=20), 143)
-        process.communicate()
+        ours, theirs = socket_pair()
+        process = self.start("merge", "recipe.toml", "-", "--quiet", env=self.env, stdout=theirs)
+        os.close(theirs)
+        with open(ours, "rb") as end:
+            got = end.read()
+        process.communicate(timeout=20)
+        self.assertEqual(process.returncode, 0)
+        self.assertEqual(got, self.expected())
+        ours, theirs = socket_pair()
+        process = self.start("merge", "recipe.toml", "-", env=self.env, stdout=theirs)
+        os.close(theirs)
+        os.read(ours, 1)
+        os.close(ours)
+        err = process.communicate(timeout=60)[1].decode()
+        self.assertEqual((process.returncode, err), (141, ""))
 
 
 if __name__ == "__main__":

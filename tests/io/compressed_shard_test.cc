@@ -90,10 +90,26 @@ class CompressedShardTest : public testing::TestWithParam<Compression> {
   // What has no seek table, or has lost it.
   static std::string ReadAsStream(const std::string& path) {
     std::string plain;
-    ReadPlainShard(path, nullptr, [&](const std::byte* bytes, size_t size) {
+    ReadPlainShard(path, 3, nullptr, [&](const std::byte* bytes, size_t size) {
       plain.append(reinterpret_cast<const char*>(bytes), size);
     });
     return plain;
+  }
+  // All that comes before the end or an error.
+  struct InOrder {
+    std::string plain, error;
+  };
+  static InOrder ReadInOrder(const std::string& path, size_t threads) {
+    InOrder read;
+    try {
+      ReadPlainShard(path, threads, nullptr, [&](const std::byte* bytes, size_t size) {
+        read.plain.append(reinterpret_cast<const char*>(bytes), size);
+      });
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kBadInput) << error.what();
+      read.error = error.what();
+    }
+    return read;
   }
   Error ErrorOf(const std::string& bytes) {
     const Error error = fixture::ErrorOf([&] { Read(bytes); });
@@ -141,6 +157,30 @@ TEST_P(CompressedShardTest, SeveralThreadsShareFrames) {
         if (plain.compare(begin, got.size(), got) != 0) ADD_FAILURE() << begin << " + " << got.size();
       }
     });
+}
+
+// In order, whatever is decoded first; and what is in front of a damaged frame comes before the error.
+TEST_P(CompressedShardTest, SeveralThreadsDecodeInOrder) {
+  const std::string shard = ShardOf(Pieces());
+  const CompressedBytes bytes = Compressed(shard, GetParam());
+  for (const size_t threads : {1, 2, 9})
+    EXPECT_TRUE(ReadInOrder(Write(bytes.file()), threads).plain == shard) << threads;
+  size_t at = 0;
+  for (size_t i = 0; i < bytes.entries.size(); ++i) {
+    std::string bad = bytes.file();
+    bad[at + bytes.entries[i].compressed / 2] ^= 1, at += bytes.entries[i].compressed;
+    std::optional<InOrder> first;
+    for (const size_t threads : {1, 4}) {
+      const InOrder read = ReadInOrder(Write(bad), threads);
+      EXPECT_TRUE(shard.starts_with(read.plain));
+      if (read.error.empty()) continue;   // a bit that means nothing
+      EXPECT_NE(read.error.find("frame "), std::string::npos) << read.error;
+      if (!first) first = read;
+      EXPECT_EQ(read.plain.size(), first->plain.size());
+      EXPECT_EQ(read.error, first->error);
+      EXPECT_EQ(read.error.find("tensor '") != std::string::npos, !read.plain.empty()) << read.error;
+    }
+  }
 }
 
 TEST_P(CompressedShardTest, TruncatedAnywhere) {
@@ -212,6 +252,30 @@ TEST_P(CompressedShardTest, TablesThatLie) {
     bad = bytes;                   // contents change places: the sum is right
     std::swap(bad.entries[i].content, bad.entries[i + 1].content);
     ErrorOf(bad.file());
+  }
+}
+
+// Of a planes file: marks that are fewer or more than the planes have elements, or go on behind the last one.
+TEST(CompressedShard, MarksThatLie) {
+  const std::string shard = ShardOf({{"a", DType::kBF16, 1001}});
+  const CompressedBytes bytes = Compressed(shard, Compression::kPlanes);
+  ASSERT_EQ(bytes.entries.size(), 5u);   // the preamble, the header, marks and two planes
+  const size_t at = bytes.entries[0].compressed + bytes.entries[1].compressed;
+  const size_t behind = at + bytes.entries[2].compressed;
+  for (const auto& [byte, value] : std::vector<std::pair<size_t, char>>{{0, 0x7f}, {125, 3}, {125, 0}, {125, 2}}) {
+    std::string marks(126, '\xff'), frame(ZSTD_compressBound(126), '\0');
+    marks[125] = 1;
+    marks[byte] = value;
+    frame.resize(ZSTD_compress(frame.data(), frame.size(), marks.data(), marks.size(), 1));
+    CompressedBytes bad = bytes;
+    bad.frames = bytes.frames.substr(0, at) + frame + bytes.frames.substr(behind);
+    bad.entries[2].compressed = static_cast<uint32_t>(frame.size());
+    const fixture::TemporaryDirectory place;
+    for (const std::string& file : {bad.file(), bad.frames}) {   // by its table, and as a stream
+      const std::string path = place.Write("x.safetensors.planes.zst", file);
+      const Error error = fixture::ErrorOf([&] { ReadPlainShard(path, 1, nullptr, [](const std::byte*, size_t) {}); });
+      EXPECT_EQ(error.code(), ErrorCode::kBadInput) << error.what();
+    }
   }
 }
 

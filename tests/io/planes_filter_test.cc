@@ -117,7 +117,7 @@ TEST(PlanesFilter, AHeaderThatClaimsFramesWithoutEnd) {
 
 std::string Cat(const std::string& path) {
   std::string plain;
-  ReadPlainShard(path, nullptr, [&](const std::byte* bytes, size_t size) {
+  ReadPlainShard(path, 3, nullptr, [&](const std::byte* bytes, size_t size) {
     plain.append(reinterpret_cast<const char*>(bytes), size);
   });
   return plain;

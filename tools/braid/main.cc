@@ -64,6 +64,7 @@ int ExitCodeOf(const Error& error) {
 // Whether a reader of stdout seems to expect weights, should the command line turn out to be wrong.
 bool WritesToStdout(int argc, char** argv) {
   const std::string_view verb = argc > 1 ? argv[1] : "";
+  if (verb == "cat") return true;
   bool dash = false;
   for (int i = 2; i < argc; ++i) dash |= std::string_view(argv[i]) == "-";
   return dash && (verb == "merge" || verb == "apply" || verb == "mergekit-yaml");

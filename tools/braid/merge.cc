@@ -8,10 +8,10 @@
 #include "io/error.h"
 #include "io/json.h"
 #include "pipeline/budget.h"
+#include "pipeline/manifest.h"
 #include "pipeline/recipe_output.h"
 #include "pipeline/recipe_writer.h"
 #include "pipeline/run.h"
-#include "pipeline/shard_output.h"
 #include "tools/braid/command.h"
 #include "tools/braid/group.h"
 #include "tools/braid/merge_options.h"
@@ -45,6 +45,7 @@ Json ReportToJson(const MergeReport& report, const Progress& progress, bool stat
               {"inf", report.result.counts.non_finite.inf},
               {"warnings", report.warnings}};
   if (report.result.bytes_spilled > 0) out["bytes_spilled"] = report.result.bytes_spilled;
+  if (report.result.stream_sum) out["xxh3_128"] = SumText(*report.result.stream_sum);
   if (report.result.alpha) out["layer_scale_alpha"] = *report.result.alpha;
   if (report.rank)
     out["rank"] = {{"rank", report.rank->rank}, {"of", report.rank->of}, {"units", report.rank->units},
@@ -80,7 +81,9 @@ void PrintSummary(const MergeReport& report) {
   const NonFinite& bad = report.result.counts.non_finite;
   if (bad.nan + bad.inf > 0) fmt::print(Results(), "the output holds {} NaN and {} infinite values\n", bad.nan, bad.inf);
   else fmt::print(Results(), "no NaN, no infinite values\n");
-  if (report.output == kStandardOutput) return fmt::print(Results(), "output: standard output\n");
+  if (const auto sum = report.result.stream_sum)
+    return fmt::print(Results(), "output: standard output, {} bytes, XXH3-128 {}\n", report.bytes_written,
+                      SumText(*sum));
   fmt::print(Results(), "output: {}   (check it any time: braid verify {})\n", report.output, report.output);
 }
 

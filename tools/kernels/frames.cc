@@ -58,7 +58,7 @@ Codec Ours(Compression compression, DType type) {
     FrameEncoder encoder;
     EncodedFrame encoded;
     ZSTD_DCtx* decoder = ZSTD_createDCtx();   // until the program ends
-    Bytes planes = Bytes(kFrameBytes);
+    Bytes planes = Bytes(2 * kFrameBytes);   // and marks
   };
   const auto state = std::make_shared<State>(compression);
   const PlaneSplit split = compression == Compression::kPlanes ? SplitOf(type) : PlaneSplit::kNone;
@@ -76,7 +76,9 @@ Codec Ours(Compression compression, DType type) {
               from += entry.compressed, to += entry.content;
             }
             const size_t n = kFrameBytes / PlanesOf(frame.split);
-            if (frame.split != PlaneSplit::kNone) JoinPlanes(frame.split, content, n, 0, n, plain->data());
+            if (frame.split == PlaneSplit::kNone) return;
+            const size_t marked = state->encoded.entries[1].content;
+            JoinPlanes(frame.split, content, n, content + MarkBytes(n), marked, 0, n, plain->data());
           }};
 }
 

@@ -1,0 +1,67 @@
+// The plain bytes of a compressed shard in order: several frames are decoded at once, on threads of its own, into a
+// ring whose oldest one is given out.
+//
+//   FrameDecompressor decompressor(shard, identity, begin, 4);
+//   for (auto piece = decompressor.Next(); !piece.empty(); piece = decompressor.Next()) ...
+//
+// For one thread, beside those that it has itself.
+#pragma once
+
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <thread>
+#include <vector>
+
+#include "io/compressed_file.h"
+#include "io/huge_pages.h"
+
+namespace braid {
+
+class FrameDecompressor {
+ public:
+  // The file that `expected` describes, from byte `begin` of the plain shard on, the first one of a tensor. Throws
+  // Error. `threads`: fewer where the frames of others are so large that they would take more than kMostMemory.
+  FrameDecompressor(std::shared_ptr<const CompressedShard> shard, const FileIdentity& expected, uint64_t begin,
+                    size_t threads);
+  ~FrameDecompressor();
+  FrameDecompressor(const FrameDecompressor&) = delete;
+
+  // The bytes of the next frame, which stay until the next call; none: the end. Each lies in memory as it does in the
+  // plain shard, seen modulo pages, so that a file of it is written directly. Throws Error once all that is in front of
+  // the frame has been given out.
+  std::span<const std::byte> Next();
+
+  static constexpr uint64_t kMostMemory = 256 << 20;
+
+ private:
+  struct Slot {
+    HugePages memory;
+    bool done = false;
+    std::exception_ptr error;
+  };
+
+  Slot& SlotOf(size_t frame) { return slots_[frame % slots_.size()]; }
+  void Loop();
+  std::span<std::byte> PlaceOf(size_t frame, const Slot& slot) const;
+
+  const std::shared_ptr<const CompressedShard> shard_;
+  const uint64_t begin_;
+  std::vector<Slot> slots_;
+  std::unique_ptr<DecodedFrames> decoded_;
+  std::unique_ptr<CompressedFile> file_;
+  size_t given_ = 0;        // the frame that is given out next
+  bool giving_ = false;     // the one in front of it is still in use
+
+  std::mutex mutex_;        // guards what follows, and what is in slots but for their memory
+  std::condition_variable changed_;
+  size_t taken_ = 0, freed_ = 0;   // frames before these are being decoded or done; are no longer needed
+  bool stop_ = false;
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace braid
