@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "ops/kernels.h"
 #include "ops/merger.h"
@@ -58,7 +59,34 @@ double DeviationOfRank(const PlaceSample& sample, uint64_t limit) {
 
 constexpr size_t kLeastSample = 1024;
 
-Cut CutAt(uint64_t place) { return {.key = KeyAt(place), .index = IndexAt(place)}; }
+// 3.5 standard deviations, and a little for small samples.
+double MarginOf(double deviation) { return 3.5 * deviation + 8; }
+
+// The ends of a bracket: what is before it, and what is not behind it.
+Cut SureAt(uint64_t place, bool by_index) {
+  Cut cut{.key = KeyAt(place), .index = by_index ? IndexAt(place) / kBlockLanes * kBlockLanes : 0};
+  if (cut.key == 0) cut.index = 0;
+  return cut;
+}
+Cut OpenAt(uint64_t place, bool by_index) {
+  Cut cut{.key = KeyAt(place), .index = by_index ? (IndexAt(place) / kBlockLanes + 1) * kBlockLanes : UINT64_MAX};
+  if (cut.key == 0) cut.index = 0;
+  return cut;
+}
+
+// Of the numbers of places up to `limit`, as DeviationOfRank.
+double DeviationOfRank(const InsideSample& sample, uint64_t limit) {
+  double squares = 0, earlier = 0;
+  size_t at = 0;
+  for (size_t r = 0; r < sample.ends.size(); ++r) {
+    uint32_t count = sample.before[r];
+    for (; at < sample.ends[r]; ++at) count += sample.places[at] <= limit;
+    const double difference = static_cast<double>(count) - earlier;
+    if (r > 0) squares += difference * difference;
+    earlier = static_cast<double>(count);
+  }
+  return std::sqrt(squares / 2);
+}
 
 }  // namespace
 
@@ -68,19 +96,36 @@ std::optional<Bracket> BracketOf(const PlaceSample& sample, uint64_t k, uint64_t
   RankedSample ranked(sample.places);
   const double rank = static_cast<double>(k) / static_cast<double>(n) * static_cast<double>(size);
   const uint64_t middle = ranked.At(std::min(static_cast<size_t>(rank), size - 1));
-  const double margin = 3.5 * DeviationOfRank(sample, middle) + 8;
+  const double margin = MarginOf(DeviationOfRank(sample, middle));
   Bracket bracket{.sure = {kNanKey, 0}, .open = {0, 0}};   // beyond the sample's ends: nothing is sure, all is open
-  if (rank - margin >= 0) {
-    bracket.sure = CutAt(ranked.At(static_cast<size_t>(rank - margin)));
-    bracket.sure.index = by_index ? bracket.sure.index / kBlockLanes * kBlockLanes : 0;
-  }
-  if (rank + margin < static_cast<double>(size)) {
-    bracket.open = CutAt(ranked.At(static_cast<size_t>(rank + margin)));
-    bracket.open.index = by_index ? (bracket.open.index / kBlockLanes + 1) * kBlockLanes : UINT64_MAX;
-  }
-  if (bracket.sure.key == 0) bracket.sure.index = 0;
-  if (bracket.open.key == 0) bracket.open.index = 0;
+  if (rank - margin >= 0) bracket.sure = SureAt(ranked.At(static_cast<size_t>(rank - margin)), by_index);
+  if (rank + margin < static_cast<double>(size))
+    bracket.open = OpenAt(ranked.At(static_cast<size_t>(rank + margin)), by_index);
   return bracket;
+}
+
+Bracket NarrowBracket(const Bracket& bracket, const InsideSample& sample, uint64_t k, uint64_t n, bool by_index) {
+  const auto size = static_cast<double>(sample.ends.size() * sample.run);
+  const auto inside = static_cast<double>(sample.places.size());
+  const double before = std::accumulate(sample.before.begin(), sample.before.end(), 0.0);
+  const double rank = static_cast<double>(k) / static_cast<double>(n) * size - before;   // among those inside
+  if (rank < 0 || rank >= inside) return bracket;
+  std::vector<uint64_t> places = sample.places;
+  const auto middle = places.begin() + static_cast<ptrdiff_t>(rank);
+  std::nth_element(places.begin(), middle, places.end());
+  const double margin = MarginOf(DeviationOfRank(sample, *middle));
+  Bracket narrow = bracket;
+  if (rank - margin >= 0) {
+    const auto sure = places.begin() + static_cast<ptrdiff_t>(rank - margin);
+    std::nth_element(places.begin(), sure, middle);
+    narrow.sure = SureAt(*sure, by_index);
+  }
+  if (rank + margin < inside) {
+    const auto open = places.begin() + static_cast<ptrdiff_t>(rank + margin);
+    std::nth_element(middle, open, places.end());
+    narrow.open = OpenAt(*open, by_index);
+  }
+  return narrow;
 }
 
 }  // namespace braid

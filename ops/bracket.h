@@ -39,6 +39,14 @@ struct PlaceSample {
   std::vector<uint64_t> places;
 };
 
+// A sample of which a bracket is known already: entries outside of it are only counted.
+struct InsideSample {
+  size_t run = 0;
+  std::vector<uint64_t> places;   // inside
+  std::vector<uint32_t> before;   // per run: entries before the bracket
+  std::vector<uint32_t> ends;     // per run: of its places
+};
+
 // Keys and indices as one number that orders as selection does. The index is 0 when equal keys shall stay together.
 inline uint64_t PlaceOf(uint32_t key, uint32_t index) { return uint64_t{0x7fffffff - key} << 32 | index; }
 inline uint32_t KeyAt(uint64_t place) { return 0x7fffffff - static_cast<uint32_t>(place >> 32); }
@@ -52,5 +60,8 @@ inline constexpr double kOpenShare = 0.012;
 // run are not independent), so that one in 2,000 misses. `by_index`: the places have indices. Nothing when the sample
 // is too small to say.
 std::optional<Bracket> BracketOf(const PlaceSample& sample, uint64_t k, uint64_t n, bool by_index);
+
+// A bracket within a bracket, by a larger sample. That bracket where the sample says nothing.
+Bracket NarrowBracket(const Bracket& bracket, const InsideSample& sample, uint64_t k, uint64_t n, bool by_index);
 
 }  // namespace braid

@@ -20,7 +20,7 @@ double BreadcrumbsMerger::OpenShare() const {
   return share;
 }
 
-// Elements `index` and following. Also counts the entries that are before an end for sure.
+// Elements `index` and following. Also counts the entries that are before an end, or may be.
 void BreadcrumbsMerger::FindOpenElements(const TaskVectorBlock& block, size_t n, uint64_t index, Scratch& scratch,
                                          uint64_t* words, OpenElements* open) const {
   constexpr size_t kWords = kBlockLanes / 64;
@@ -28,15 +28,16 @@ void BreadcrumbsMerger::FindOpenElements(const TaskVectorBlock& block, size_t n,
   std::fill_n(words, kWords, 0);
   scratch.sure_keys.resize(scratch.voters.size());
   for (size_t e = 0; e < kEnds; ++e) {
-    scratch.sure.assign(scratch.voters.size(), 0);
+    scratch.staying.assign(scratch.voters.size(), 0);
     for (size_t v = 0; v < scratch.voters.size(); ++v) {
       const End& end = trails_[scratch.voters[v]].ends[e];
       scratch.min_keys[v] = end.sought ? end.bracket.open.MinKey(index) : end.cut.MinKey(index);
       scratch.sure_keys[v] = end.sought ? end.bracket.sure.MinKey(index) : end.cut.MinKey(index);
     }
-    FindOpen(block, n, {scratch.sure_keys.data(), scratch.sure.data(), its_words});
+    FindOpen(block, n, {scratch.sure_keys.data(), scratch.staying.data(), its_words});
     for (size_t w = 0; w * 64 < n; ++w) words[w] |= its_words[w];
-    for (size_t v = 0; v < scratch.voters.size(); ++v) open->sure[scratch.voters[v] * kEnds + e] += scratch.sure[v];
+    for (size_t v = 0; v < scratch.voters.size(); ++v)
+      open->staying[scratch.voters[v] * kEnds + e] += scratch.staying[v];
   }
   std::fill(scratch.min_keys.begin(), scratch.min_keys.end(), 0);   // the block's: Keep has the word in a merge
 }
@@ -47,10 +48,10 @@ bool BreadcrumbsMerger::PutAside(const LaneTile& tile, uint64_t index, const uin
     const auto copy = [&](const float* lanes, float* to) {
       for (size_t i = 0; i < k; ++i) to[i] = lanes[from[i]];
     };
-    copy(scratch.base, chunk->lanes(0) + chunk->count);
+    copy(scratch.base, chunk->lanes<float>(0) + chunk->count);
     for (size_t m = 0; m < models(); ++m) {
-      if (tile.models[m].bytes != nullptr) copy(scratch.models[m], chunk->lanes(m + 1) + chunk->count);
-      else std::fill_n(chunk->lanes(m + 1) + chunk->count, k, 0.0f);
+      if (tile.models[m].bytes != nullptr) copy(scratch.models[m], chunk->lanes<float>(m + 1) + chunk->count);
+      else std::fill_n(chunk->lanes<float>(m + 1) + chunk->count, k, 0.0f);
     }
   });
 }
@@ -59,7 +60,7 @@ bool BreadcrumbsMerger::Draft(const Coefficients& c, const LaneTile& tile, Scrat
                               OpenElements* open, MergeCounts* counts) const {
   const TaskVectorBlock block = BlockOf(c, &tile, scratch);
   uint64_t words[kBlockLanes / 64];
-  uint32_t places[kBlockLanes];
+  uint32_t places[kBlockLanes + kMorePlaces];
   VoteCounts votes;
   for (size_t start = 0; start < tile.count; start += kBlockLanes) {
     const size_t n = std::min(kBlockLanes, tile.count - start);
@@ -90,9 +91,8 @@ bool BreadcrumbsMerger::FinishDraft(std::span<const OpenElements* const> tiles) 
     for (size_t e = 0; e < kEnds; ++e) {
       End& end = trails_[m].ends[e];
       if (!end.sought) continue;
-      uint64_t sure = 0;
-      for (const OpenElements* tile : tiles) sure += tile->sure[m * kEnds + e];
-      const auto selected = SelectAmongOpen(end.bracket, end.place, sure, tiles, m, OpenLanes::kTaskVectors, false);
+      const auto selected =
+          SelectAmongOpen(end.bracket, end.place, m * kEnds + e, tiles, m, OpenLanes::kTaskVectors, false);
       if (!selected) return false;
       end.cut = selected->cut.key == 0 ? Cut{} : selected->cut;
     }
@@ -112,9 +112,9 @@ void BreadcrumbsMerger::Settle(const Coefficients& c, const OpenElements& open, 
         for (const End& its : trails_[m].ends)
           if (indices[at] < its.cut.index && its.cut.index <= indices[end - 1])
             end = static_cast<size_t>(std::lower_bound(indices + at, indices + end, its.cut.index) - indices);
-      std::copy_n(chunk->lanes(0) + at, end - at, scratch.base);
+      std::copy_n(chunk->lanes<float>(0) + at, end - at, scratch.base);
       for (size_t m : scratch.voters) {
-        std::copy_n(chunk->lanes(m + 1) + at, end - at, scratch.models[m]);
+        std::copy_n(chunk->lanes<float>(m + 1) + at, end - at, scratch.models[m]);
         const End &outliers = trails_[m].ends[0], &kept = trails_[m].ends[1];
         if (sparse(m)) KeepKeys(kept.cut.MinKey(indices[at]), outliers.cut.MinKey(indices[at]), end - at, scratch.models[m]);
       }

@@ -25,7 +25,8 @@ void OpenPool::Give(std::unique_ptr<OpenChunk> chunk) {
 
 OpenElements& OpenElements::operator=(OpenElements&& other) noexcept {
   Clear();
-  sure = std::move(other.sure);
+  type = other.type;
+  staying = std::move(other.staying);
   pool_ = other.pool_;
   chunks_ = std::exchange(other.chunks_, {});
   return *this;

@@ -1,5 +1,5 @@
-// The elements of a tile that a draft leaves open. A tile is drafted as if its open entries stayed; the elements that have
-// one are put aside with the lanes of all sources, so that they can be merged again, alone, when the thresholds are known.
+// The elements of a tile that a draft leaves open. A tile is drafted as if its open entries stayed; those that have one
+// are put aside, as all sources have them, so that they can be merged again, alone, when the thresholds are known.
 // The tile's sources are not needed a second time.
 #pragma once
 
@@ -10,19 +10,27 @@
 #include <mutex>
 #include <vector>
 
+#include "ops/dtype.h"
 #include "ops/kernels.h"
 
 namespace braid {
 
-// Open elements, in the order of their index. Lanes are float32 and padded.
+// Open elements, in the order of their index: of each source padded lanes of at most 4 bytes.
 class OpenChunk {
  public:
   static constexpr size_t kElements = 2048;
   explicit OpenChunk(size_t sources) : lanes_(new float[sources * kStride]) {}
   static size_t Bytes(size_t sources) { return sizeof(OpenChunk) + sources * kStride * sizeof(float); }
 
-  float* lanes(size_t source) { return lanes_.get() + source * kStride; }
-  const float* lanes(size_t source) const { return lanes_.get() + source * kStride; }
+  template <typename Element>
+  Element* lanes(size_t source) { return reinterpret_cast<Element*>(lanes_.get() + source * kStride); }
+  template <typename Element>
+  const Element* lanes(size_t source) const {
+    return reinterpret_cast<const Element*>(lanes_.get() + source * kStride);
+  }
+  const void* lanes(DType type, size_t source, size_t at) const {
+    return lanes<std::byte>(source) + at * static_cast<size_t>(LaneBytes(type));
+  }
 
   size_t count = 0;
   uint32_t indices[kElements];   // in the tensor
@@ -51,7 +59,7 @@ class OpenPool {
 class OpenElements {
  public:
   OpenElements() = default;
-  OpenElements(OpenPool* pool, size_t thresholds) : sure(thresholds), pool_(pool) {}
+  OpenElements(OpenPool* pool, size_t thresholds) : staying(thresholds), pool_(pool) {}
   OpenElements(OpenElements&&) noexcept = default;
   OpenElements& operator=(OpenElements&& other) noexcept;
   ~OpenElements() { Clear(); }
@@ -74,7 +82,8 @@ class OpenElements {
   const std::vector<std::unique_ptr<OpenChunk>>& chunks() const { return chunks_; }
   void Clear();
 
-  std::vector<uint64_t> sure;   // per threshold, as claims lie (ops/merger.h): entries that are before it for sure
+  DType type = DType::kF32;        // of the lanes: F32 or BF16
+  std::vector<uint64_t> staying;   // per threshold, as claims lie (ops/merger.h): entries that stay in the draft
 
  private:
   OpenChunk* Room();   // a chunk with room for at least one more; nullptr when the pool has none

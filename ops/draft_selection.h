@@ -12,7 +12,8 @@
 
 namespace braid {
 
-// The places of the bits that are set, for n lanes; returns how many.
+// The places of the bits that are set, for n lanes; returns how many. `places` has room for kMorePlaces more.
+inline constexpr size_t kMorePlaces = 4;
 size_t PlacesOf(const uint64_t* words, size_t n, uint32_t* places);
 
 // What the lanes of models are in the chunks of a draft.
@@ -24,9 +25,9 @@ struct OpenSelection {
   uint64_t more_equals = 0;   // if they were asked for: entries behind the cut whose key is the cut's
 };
 
-// The first k entries of one model, `sure` of which lie before the bracket, among those that were put aside. Nothing where
-// the bracket misses. Tiles in the order of the index.
-std::optional<OpenSelection> SelectAmongOpen(const Bracket& bracket, uint64_t k, uint64_t sure,
+// The first k entries of one model, from those that were put aside; `threshold` is which of them, as claims lie. Nothing
+// where the bracket misses. Tiles in the order of the index.
+std::optional<OpenSelection> SelectAmongOpen(const Bracket& bracket, uint64_t k, size_t threshold,
                                              std::span<const OpenElements* const> tiles, size_t model, OpenLanes lanes,
                                              bool count_equals);
 

@@ -80,7 +80,7 @@ struct TaskVectorBlock {
   size_t num_models;
   const float* weight;          // per model
   const float* factor;          // per model, applied to the trimmed task vector; nullptr: none
-  const uint32_t* min_key;      // per model: entries with a smaller key are trimmed
+  const uint32_t* min_key;      // per model, at most kNanKey + 1: entries with a smaller key are trimmed
   bool elect;                   // sign election and disjoint merge
   bool elect_by_count;          // count signs instead of summing values
   bool elect_weighted;          // vote with w d instead of d
@@ -99,7 +99,7 @@ struct VoteCounts {
 // with such an entry is open; see ops/draft.h.
 struct OpenEntries {
   const uint32_t* sure_key;     // per model
-  uint64_t* sure;               // per model: gets the number of entries with key >= sure_key added
+  uint64_t* staying;            // per model: gets the number of entries with key >= min_key added
   uint64_t* words;              // gets bit i % 64 of word i / 64 set where element i is open, cleared elsewhere
 };
 
@@ -110,7 +110,8 @@ void MergeTaskVectors(const TaskVectorBlock& block, size_t n, float* room, float
 
 // The same in one go from elements of `from` to elements of `to`, both without alignment or padding, open entries
 // (nullptr: none) found on the way; open elements are not counted. Not for every block and pair of types, and not where
-// a NaN or an infinity comes in or out: then it returns false, and only `out` and `open->words` may have changed.
+// a NaN or an infinity comes in or out: then it returns false, and only `out` and `open->words` may have changed. At most 2^31
+// elements.
 bool MergeEncoded(const TaskVectorBlock& block, DType from, DType to, size_t n, void* out, VoteCounts* counts,
                   const OpenEntries* open);
 

@@ -1,4 +1,5 @@
 // Counting and collecting keys; sums of magnitudes.
+#include "ops/draft_selection.h"
 #include "ops/kernels.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -80,6 +81,24 @@ size_t CollectKeysTarget(const float* d, size_t n, uint32_t low, uint32_t high, 
   return collected;
 }
 
+// A word has few bits: kMorePlaces are written in any case, so that nothing asks how many there are.
+size_t PlacesOfTarget(const uint64_t* words, size_t n, uint32_t* places) {
+  size_t count = 0;
+  for (size_t start = 0; start < n; start += 64) {
+    uint64_t left = words[start / 64];
+    const size_t bits = hwy::PopCount(left);
+    uint32_t* next = places + count;
+    const auto write = [&] {
+      *next++ = static_cast<uint32_t>(start + hwy::Num0BitsBelowLS1Bit_Nonzero64(left | uint64_t{1} << 63));
+      left &= left - 1;
+    };
+    for (size_t i = 0; i < kMorePlaces; ++i) write();
+    while (left != 0) write();
+    count += bits;
+  }
+  return count;
+}
+
 void StoreKeysTarget(const float* d, size_t n, uint32_t* keys) {
   HWY_ALIGN uint32_t vector[HWY_MAX_BYTES / sizeof(uint32_t)];
   for (size_t i = 0; i < n; i += hn::Lanes(df)) {
@@ -119,6 +138,7 @@ namespace braid {
 
 HWY_EXPORT(CollectKeysTarget);
 HWY_EXPORT(StoreKeysTarget);
+HWY_EXPORT(PlacesOfTarget);
 HWY_EXPORT(CountHighTarget);
 HWY_EXPORT(CountLowTarget);
 HWY_EXPORT(CountKeyTarget);
@@ -127,6 +147,9 @@ HWY_EXPORT(AddMagnitudesTarget);
 size_t CollectKeys(const float* d, size_t n, uint32_t low, uint32_t high, uint32_t* keys, uint32_t* places,
                    uint64_t* above) {
   return HWY_DYNAMIC_DISPATCH(CollectKeysTarget)(d, n, low, high, keys, places, above);
+}
+size_t PlacesOf(const uint64_t* words, size_t n, uint32_t* places) {
+  return HWY_DYNAMIC_DISPATCH(PlacesOfTarget)(words, n, places);
 }
 void StoreKeys(const float* d, size_t n, uint32_t* keys) { HWY_DYNAMIC_DISPATCH(StoreKeysTarget)(d, n, keys); }
 void CountHighHalves(const float* d, size_t n, uint32_t* bins) {

@@ -86,6 +86,7 @@ struct RoundSpec {
   size_t kept_bytes = 0;         // of what Finish keeps for the merge, where that is much
   bool ordered = false;          // wants grants
   bool sample = false;           // wants runs of equal length from all over the scope, each as a tile of its own
+  size_t sample_runs = 1024;     // how many of them, of what is in memory; from a disk as many as pay
   bool draft = false;            // wants Draft instead of Accumulate, and FinishDraft instead of Finish
   double open_share = 0;         // of a draft: the share of elements that it puts aside, more or less
   size_t scratch_bytes = 0;      // Scratch::workspace that it needs
@@ -161,7 +162,7 @@ class Scratch {
   std::vector<const void*> sources;    // the same, or their encoded elements
   std::vector<float> weights, factors;
   std::vector<uint32_t> min_keys, sure_keys;
-  std::vector<uint64_t> sure;
+  std::vector<uint64_t> staying;
   std::vector<Cut> cuts;
   // In float64, for linear combinations: lanes per model, and what is found of a row.
   std::vector<double*> wide;

@@ -12,15 +12,10 @@ namespace {
 
 constexpr size_t kWords = kBlockLanes / 64;
 
-// Copies the lanes of open elements from one source, element by element.
 template <typename Element>
-void CopyLanes(const std::byte* bytes, const uint32_t* places, size_t n, float* lanes) {
-  for (size_t i = 0; i < n; ++i) {
-    Element element;
-    std::memcpy(&element, bytes + places[i] * sizeof(Element), sizeof(Element));
-    if constexpr (sizeof(Element) == 2) lanes[i] = std::bit_cast<float>(uint32_t{element} << 16);
-    else lanes[i] = element;
-  }
+void CopyElements(const void* from, const uint32_t* places, size_t n, Element* to) {
+  const auto* const bytes = static_cast<const std::byte*>(from);
+  for (size_t i = 0; i < n; ++i) std::memcpy(to + i, bytes + places[i] * sizeof(Element), sizeof(Element));
 }
 
 }  // namespace
@@ -31,13 +26,14 @@ bool TaskVectorMerger::Draft(const Coefficients& c, const LaneTile& tile, Scratc
   const DType from = CommonType(tile, scratch);
   const size_t voters = scratch.voters.size(), size = static_cast<size_t>(LaneBytes(type));
   scratch.sure_keys.resize(voters);
-  scratch.sure.assign(voters, 0);
+  scratch.staying.assign(voters, 0);
   uint64_t words[kWords];
-  const OpenEntries entries{scratch.sure_keys.data(), scratch.sure.data(), words};
+  const OpenEntries entries{scratch.sure_keys.data(), scratch.staying.data(), words};
+  open->type = from == DType::kBF16 ? from : DType::kF32;
   VoteCounts votes;
   for (size_t start = 0; start < tile.count; start += kBlockLanes) {
     const size_t n = std::min(kBlockLanes, tile.count - start);
-    if (KeepsBase(tile, start, n, from, type, scratch, out + start * size)) continue;   // zeros are neither open nor sure
+    if (KeepsBase(tile, start, n, from, type, scratch, out + start * size)) continue;   // of zeros none is asked for
     for (size_t v = 0; v < voters; ++v) {
       const Trim& trim = trims_[scratch.voters[v]];
       const uint64_t at = tile.first + start;
@@ -46,9 +42,7 @@ bool TaskVectorMerger::Draft(const Coefficients& c, const LaneTile& tile, Scratc
       scratch.sure_keys[v] = selects ? trim.bracket.sure.MinKey(at) : scratch.min_keys[v];
     }
     UseEncoded(tile, start, scratch, &block);
-    bool decoded = false;
     if (!MergeEncoded(block, from, type, n, out + start * size, &votes, &entries)) {
-      decoded = true;
       DecodeBlock(tile, start, n, scratch);
       UseLanes(scratch, &block);
       FindOpen(block, n, entries);
@@ -63,26 +57,28 @@ bool TaskVectorMerger::Draft(const Coefficients& c, const LaneTile& tile, Scratc
           EncodeLanes(type, scratch.out + w * 64 + static_cast<size_t>(std::countr_zero(left)), 1, ignored, &uncounted);
       bad.nan -= uncounted.nan, bad.inf -= uncounted.inf;
     }
-    if (!PutAside(tile, start, n, words, decoded, scratch, open)) return false;
+    if (!PutAside(tile, start, n, from, words, scratch, open)) return false;
   }
-  for (size_t v = 0; v < voters; ++v) open->sure[scratch.voters[v]] += scratch.sure[v];
+  for (size_t v = 0; v < voters; ++v) open->staying[scratch.voters[v]] += scratch.staying[v];
   counts->conflicts += votes.conflicts;
   return true;
 }
 
-bool TaskVectorMerger::PutAside(const LaneTile& tile, size_t start, size_t n, const uint64_t* words, bool decoded,
+// Elements as they are, where the chunks' type is theirs; otherwise their lanes, which have been decoded.
+bool TaskVectorMerger::PutAside(const LaneTile& tile, size_t start, size_t n, DType from, const uint64_t* words,
                                 const Scratch& scratch, OpenElements* open) const {
-  uint32_t places[kBlockLanes];
+  uint32_t places[kBlockLanes + kMorePlaces];
   const size_t count = PlacesOf(words, n, places);
-  const auto copy = [&](const EncodedLanes& source, const float* lanes, const uint32_t* from, size_t k, float* to) {
-    const std::byte* bytes = source.bytes + start * static_cast<size_t>(LaneBytes(source.type));
-    if (decoded) CopyLanes<float>(reinterpret_cast<const std::byte*>(lanes), from, k, to);
-    else if (source.type == DType::kBF16) CopyLanes<uint16_t>(bytes, from, k, to);
-    else CopyLanes<float>(bytes, from, k, to);
+  const auto copy = [&](const EncodedLanes& source, const float* lanes, size_t slot, const uint32_t* at, size_t k,
+                        OpenChunk* chunk) {
+    const std::byte* const bytes = source.bytes + start * static_cast<size_t>(LaneBytes(source.type));
+    if (open->type == DType::kBF16) CopyElements(bytes, at, k, chunk->lanes<uint16_t>(slot) + chunk->count);
+    else if (from == DType::kF32) CopyElements(bytes, at, k, chunk->lanes<float>(slot) + chunk->count);
+    else CopyElements(lanes, at, k, chunk->lanes<float>(slot) + chunk->count);
   };
-  return open->PutAside(tile.first + start, places, count, [&](const uint32_t* from, size_t k, OpenChunk* chunk) {
-    copy(tile.base, scratch.base, from, k, chunk->lanes(0) + chunk->count);
-    for (size_t m : scratch.voters) copy(tile.models[m], scratch.models[m], from, k, chunk->lanes(m + 1) + chunk->count);
+  return open->PutAside(tile.first + start, places, count, [&](const uint32_t* at, size_t k, OpenChunk* chunk) {
+    copy(tile.base, scratch.base, 0, at, k, chunk);
+    for (size_t m : scratch.voters) copy(tile.models[m], scratch.models[m], m + 1, at, k, chunk);
   });
 }
 
@@ -90,9 +86,7 @@ bool TaskVectorMerger::FinishDraft(std::span<const OpenElements* const> tiles) {
   for (size_t m = 0; m < trims_.size(); ++m) {
     Trim& trim = trims_[m];
     if (trim.slot < 0) continue;
-    uint64_t sure = 0;
-    for (const OpenElements* tile : tiles) sure += tile->sure[m];
-    const auto selected = SelectAmongOpen(trim.bracket, trim.keep, sure, tiles, m, OpenLanes::kSources, keep_equals_);
+    const auto selected = SelectAmongOpen(trim.bracket, trim.keep, m, tiles, m, OpenLanes::kSources, keep_equals_);
     if (!selected) return false;
     if (selected->cut.key == 0) {
       UseThreshold({.key = 0, .above = selected->above, .equal = 0}, &trim);
@@ -119,13 +113,19 @@ void TaskVectorMerger::Settle(const Coefficients& c, const OpenElements& open, u
       for (size_t v = 0; v < scratch.voters.size(); ++v) {   // as far as each model has one least key
         const Cut& cut = trims_[scratch.voters[v]].cut;
         scratch.min_keys[v] = cut.MinKey(indices[at]);
-        scratch.sources[v] = chunk->lanes(scratch.voters[v] + 1) + at;
+        scratch.sources[v] = chunk->lanes(open.type, scratch.voters[v] + 1, at);
         if (indices[at] < cut.index && cut.index <= indices[end - 1])
           end = static_cast<size_t>(std::lower_bound(indices + at, indices + end, cut.index) - indices);
       }
-      block.base = chunk->lanes(0) + at;
-      MergeTaskVectors(block, end - at, scratch.room, scratch.out, nullptr, &votes);
-      EncodeLanes(type, scratch.out, end - at, encoded, &counts->non_finite);
+      block.base = chunk->lanes(open.type, 0, at);
+      if (!MergeEncoded(block, open.type, type, end - at, encoded, &votes, nullptr)) {
+        DecodeLanes(open.type, block.base, end - at, scratch.base);
+        for (size_t v = 0; v < scratch.voters.size(); ++v)
+          DecodeLanes(open.type, scratch.sources[v], end - at, scratch.models[scratch.voters[v]]);
+        UseLanes(scratch, &block);
+        MergeTaskVectors(block, end - at, scratch.room, scratch.out, nullptr, &votes);
+        EncodeLanes(type, scratch.out, end - at, encoded, &counts->non_finite);
+      }
       ScatterElements(encoded, indices + at, end - at, first, type, out);
     }
   }

@@ -16,6 +16,7 @@ namespace braid {
 
 class Histograms;
 class InsideCounts;
+class InsideKeys;
 class SampleKeys;
 
 class TaskVectorMerger : public Merger {
@@ -45,7 +46,7 @@ class TaskVectorMerger : public Merger {
   uint64_t kept() const override;
 
  private:
-  enum class Step { kSample, kInside, kHighHalves, kLowHalves, kDraft, kSigns, kMerge };
+  enum class Step { kSample, kNarrow, kInside, kHighHalves, kLowHalves, kDraft, kSigns, kMerge };
 
   // How one model's task vector is trimmed, and what is known of it so far.
   struct Trim {
@@ -74,6 +75,8 @@ class TaskVectorMerger : public Merger {
   // Statistics.
   void TakeSample(const LaneTile& tile, Scratch& scratch, SampleKeys& sample) const;
   void FinishSample(const SampleKeys& sample);
+  void TakeInside(const LaneTile& tile, Scratch& scratch, InsideKeys& inside) const;
+  void FinishNarrow(const InsideKeys& inside);
   void CountInside(const LaneTile& tile, Scratch& scratch, InsideCounts& counts) const;
   void FinishInside(const InsideCounts& counts);
   void CountHalves(bool low, const LaneTile& tile, Scratch& scratch, Histograms& histograms, BlockSums sums) const;
@@ -83,7 +86,7 @@ class TaskVectorMerger : public Merger {
   void FallBackAfter(Step step);
 
   // Drafts.
-  bool PutAside(const LaneTile& tile, size_t start, size_t n, const uint64_t* words, bool decoded,
+  bool PutAside(const LaneTile& tile, size_t start, size_t n, DType from, const uint64_t* words,
                 const Scratch& scratch, OpenElements* open) const;
 
   // Merging.

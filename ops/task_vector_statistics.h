@@ -54,6 +54,19 @@ class SampleKeys : public Accumulator {
   void Add(Accumulator* other) override;
 };
 
+// The same of a sample whose brackets are known.
+class InsideKeys : public Accumulator {
+ public:
+  explicit InsideKeys(size_t count) : slots(count) {}
+  std::vector<InsideSample> slots;
+  bool overflows = false;   // too much is inside: it says nothing
+  void Add(Accumulator* other) override;
+};
+
+// Adds a run, as AddRun does.
+void AddInsideRun(const float* lanes, size_t n, uint64_t first, const Bracket& bracket, bool by_index,
+                  InsideSample* sample);
+
 // Adds a run of n lanes, at most kBlockLanes, that begins at element `first`. `by_index`: equal keys are told apart by
 // it.
 void AddRun(const float* lanes, size_t n, uint64_t first, bool by_index, PlaceSample* sample);

@@ -15,7 +15,7 @@ namespace braid {
 namespace {
 
 // Of what is resident. Many short runs cost nothing there, and lanes close to each other are alike.
-constexpr uint64_t kResidentRuns = 1024, kResidentRunLanes = 64;
+constexpr uint64_t kResidentRunLanes = 64;
 
 // A run is read with one request of less than a page per source. More lanes of it would say little: they are alike.
 constexpr uint64_t kRunLanes = 64;
@@ -30,6 +30,13 @@ struct Run {
   uint32_t tensor = 0;
   uint64_t first = 0;
 };
+
+// The run that begins so many lanes behind this one.
+void PrefetchRun(const EncodedLanes& run, uint64_t lanes) {
+  const auto size = static_cast<uint64_t>(LaneBytes(run.type));
+  for (uint64_t at = 0; run.bytes != nullptr && at < kResidentRunLanes * size; at += 64)
+    __builtin_prefetch(run.bytes + lanes * size + at);
+}
 
 bool IsCompressed(const Plan& plan, const PlannedTensor& tensor) {
   for (size_t slot = 0; slot <= tensor.models.size(); ++slot) {
@@ -126,7 +133,8 @@ class RunReader {
 
 void SampleTile(const LaneTile& tile, uint64_t elements, const Coefficients& coefficients, const ScopeRun& scope,
                 Scratch& scratch, Accumulator* accumulator) {
-  const uint64_t stride = std::max(elements / kResidentRuns, kResidentRunLanes), end = tile.first + tile.count;
+  const uint64_t stride = std::max(elements / scope.spec().sample_runs, kResidentRunLanes);
+  const uint64_t end = tile.first + tile.count;
   std::vector<EncodedLanes> models(tile.models.size());
   for (uint64_t at = (tile.first + stride - 1) / stride * stride; at + kResidentRunLanes <= end; at += stride) {
     const auto from = [&](EncodedLanes source) {
@@ -134,6 +142,8 @@ void SampleTile(const LaneTile& tile, uint64_t elements, const Coefficients& coe
       return source;
     };
     std::transform(tile.models.begin(), tile.models.end(), models.begin(), from);
+    for (const EncodedLanes& model : models) PrefetchRun(model, stride);
+    PrefetchRun(from(tile.base), stride);
     const LaneTile run{
         .first = at, .count = kResidentRunLanes, .tensor = tile.tensor, .base = from(tile.base), .models = models};
     scope.merger()->Accumulate(scope.round(), coefficients, run, nullptr, scratch, accumulator, {});

@@ -135,7 +135,7 @@ struct Case {
       weights.push_back(random.OneOf({1.0f, 0.5f, -1.0f, -0.5f, 0.3f, static_cast<float>(random.Normal())}));
       factors.push_back(random.OneOf({1.0f, 2.0f, 1.7f}));
       min_keys.push_back(random.OneOf({0u, 1u, 0x3e000000u, 0x3f000001u, kNanKey, kNanKey + 1,
-                                       static_cast<uint32_t>(random() & 0x7fffffff)}));
+                                       static_cast<uint32_t>(random.Below(kNanKey + 2))}));
     }
     for (const auto& model : models) pointers.push_back(model.data());
     const auto flip = [&] { return random.Chance(0.5); };
@@ -152,6 +152,16 @@ struct Case {
              .divide = flip(),
              .divisor = random.OneOf({1.0f, 3.0f, -0.7f}),
              .lambda = random.OneOf({1.0f, 0.4f, -2.0f, 0.0f})};
+    if (random.Chance(0.4)) MakeUsual(random.Chance(0.7));
+  }
+
+  // ties as recipes have it, for which there is a kernel of its own.
+  void MakeUsual(bool positive) {
+    for (float& weight : weights) weight = positive ? std::fabs(weight) : weight;
+    block.factor = nullptr;
+    block.elect = block.elect_weighted = block.divide = true;
+    block.elect_by_count = block.zero_elects_minus = false;
+    block.lambda = 1;
   }
 
   reference::ElementRule Rule() const {
@@ -203,14 +213,15 @@ TEST(Kernels, MergeTaskVectors) {
 
 // Open entries by the definition of OpenEntries.
 struct OpenReference {
-  std::vector<uint64_t> words, sure;
+  std::vector<uint64_t> words, staying;
 
-  OpenReference(const Case& c, const std::vector<uint32_t>& sure_keys) : words((c.n + 63) / 64), sure(c.num_models) {
+  OpenReference(const Case& c, const std::vector<uint32_t>& sure_keys) : words((c.n + 63) / 64), staying(c.num_models) {
     for (size_t i = 0; i < c.n; ++i)
       for (size_t m = 0; m < c.num_models; ++m) {
         const uint32_t key = reference::Key(c.models[m][i] - c.base[i]);
-        if (key >= sure_keys[m]) ++sure[m];
-        else if (key >= c.min_keys[m]) words[i / 64] |= uint64_t{1} << i % 64;
+        if (key < c.min_keys[m]) continue;
+        ++staying[m];
+        if (key < sure_keys[m]) words[i / 64] |= uint64_t{1} << i % 64;
       }
   }
 };
@@ -230,10 +241,10 @@ TEST(Kernels, FindOpen) {
         const Case c(random, n, kind);
         const std::vector<uint32_t> sure_keys = RandomSureKeys(random, c);
         const OpenReference expected(c, sure_keys);
-        std::vector<uint64_t> words(expected.words.size(), random()), sure(c.num_models, 7);
-        FindOpen(c.block, n, {sure_keys.data(), sure.data(), words.data()});
+        std::vector<uint64_t> words(expected.words.size(), random()), staying(c.num_models, 7);
+        FindOpen(c.block, n, {sure_keys.data(), staying.data(), words.data()});
         ASSERT_EQ(words, expected.words);
-        for (size_t m = 0; m < c.num_models; ++m) ASSERT_EQ(sure[m], 7 + expected.sure[m]);
+        for (size_t m = 0; m < c.num_models; ++m) ASSERT_EQ(staying[m], 7 + expected.staying[m]);
       }
     }
   });
@@ -274,13 +285,13 @@ TEST(Kernels, MergeEncoded) {
         NonFinite bad;
         EncodeLanes(to, lanes.data(), n, expected.data(), &bad);
 
-        std::vector<uint64_t> words(open.words.size(), random()), sure(c.num_models, 7);
+        std::vector<uint64_t> words(open.words.size(), random()), staying(c.num_models, 7);
         VoteCounts counts{.conflicts = 3};
-        const OpenEntries entries{sure_keys.data(), sure.data(), words.data()};
+        const OpenEntries entries{sure_keys.data(), staying.data(), words.data()};
         if (!MergeEncoded(block, from, to, n, out.data() + 1, &counts, with_open ? &entries : nullptr)) {
           ++refused;
           ASSERT_EQ(counts.conflicts, 3u);
-          for (uint64_t count : sure) ASSERT_EQ(count, 7u);
+          for (uint64_t count : staying) ASSERT_EQ(count, 7u);
           continue;
         }
         ++merged;
@@ -291,7 +302,7 @@ TEST(Kernels, MergeEncoded) {
         ASSERT_EQ(counts.conflicts, expected_counts.conflicts);
         if (!with_open) continue;
         ASSERT_EQ(words, open.words);
-        for (size_t m = 0; m < c.num_models; ++m) ASSERT_EQ(sure[m], 7 + open.sure[m]);
+        for (size_t m = 0; m < c.num_models; ++m) ASSERT_EQ(staying[m], 7 + open.staying[m]);
       }
     }
   });

@@ -264,8 +264,8 @@ void AddEncoded(DType from, DType to, size_t models, bool with_open, std::vector
   const std::string name = "MergeEncoded/" + types + ", " + sources;
   kernels->push_back({name, BaseAnd(models, from), static_cast<size_t>(LaneBytes(to)), [=]() -> Body {
     return [=, parameters = Parameters(models, from)](const Block& b) {
-      uint64_t sure[kMostModels] = {}, words[kBlockLanes / 64];
-      const OpenEntries open{parameters.sure_key.data(), sure, words};
+      uint64_t staying[kMostModels] = {}, words[kBlockLanes / 64];
+      const OpenEntries open{parameters.sure_key.data(), staying, words};
       VoteCounts votes;
       const TaskVectorBlock block = parameters.For(b);
       if (!MergeEncoded(block, from, to, b.n, b.out, &votes, with_open ? &open : nullptr)) std::abort();
@@ -300,8 +300,8 @@ void AddMerging(std::vector<Kernel>* kernels) {
     for (const size_t models : {3, 8}) AddLaneMerge(models, usual, kernels);
   kernels->push_back({"FindOpen/3", BaseAnd(3, DType::kF32), 0, []() -> Body {
     return [parameters = Parameters(3, DType::kF32)](const Block& b) {
-      uint64_t sure[3] = {}, words[kBlockLanes / 64];
-      FindOpen(parameters.For(b), b.n, {parameters.sure_key.data(), sure, words});
+      uint64_t staying[3] = {}, words[kBlockLanes / 64];
+      FindOpen(parameters.For(b), b.n, {parameters.sure_key.data(), staying, words});
       benchmark::DoNotOptimize(words);
     };
   }});
