@@ -1,9 +1,10 @@
-// Several merges planned as one. Each stage is planned by itself, in order, as a merge of its own would be; its result is
-// then a checkpoint without files, which has the names, shapes and types that the merge would write, and the config. In
-// the end the last stage becomes one merge of files, with what it reads of others made on the way (plan_chain.h).
+// Several merges planned as one. Each stage is planned by itself, in order, as a merge of its own would be; its result
+// is then a checkpoint without files, which has the names, shapes and types that the merge would write, and the config.
+// In the end the last stage becomes one merge of files, with what it reads of others made on the way (plan_chain.h).
 //
-// What a stage finds out of whole models has to be known before any tensor that reads it. Such stages are computed anew in
-// each round that needs them, or spilled: merged into a file first, by a plan of their own. So is what they read of others.
+// What a stage finds out of whole models has to be known before any tensor that reads it. Such stages are computed anew
+// in each round that needs them, or spilled: merged into a file first, by a plan of their own. So is what they read of
+// others.
 
 #include <fmt/format.h>
 
@@ -56,7 +57,8 @@ void CheckStage(const Recipe& recipe, bool last) {
     throw RecipeError(recipe, recipe.tokenizer->where, "a stage cannot align vocabularies")
         .Hint("align them in a merge before, with a recipe of its own");
   if (recipe.chat_template && !last)
-    throw RecipeError(recipe, recipe.chat_template->where, "only the last stage has a chat template");
+    throw RecipeError(recipe, recipe.chat_template->where, "only the last stage has a chat template")
+        .Hint("what an earlier one has is not written; move it to the last stage");
 }
 
 PlannedStage StageOf(const Plan& plan, const Recipe& recipe) {
@@ -65,16 +67,18 @@ PlannedStage StageOf(const Plan& plan, const Recipe& recipe) {
   return stage;
 }
 
-// Of a stage that has a plan of its own.
-void CountRounds(const Plan& plan, PlannedStage* stage) {
+// Of statistics.
+uint32_t MostRounds(const Plan& plan) {
+  uint32_t most = 0;
   std::vector<bool> seen(plan.coefficients.size());
   for (const PlannedTensor& tensor : plan.tensors) {
     if (tensor.action != TensorAction::kMerge || seen[tensor.coefficients]) continue;
     seen[tensor.coefficients] = true;
     const auto merger =
         plan.method->make(*plan.method, plan.coefficients[tensor.coefficients], tensor.Facts(), Approach::kPlain);
-    stage->rounds = std::max(stage->rounds, static_cast<uint32_t>(merger->statistics_rounds()) + plan.measured);
+    most = std::max(most, static_cast<uint32_t>(merger->statistics_rounds()) + plan.measured);
   }
+  return most;
 }
 
 // Chooses the stages that are merged into files first. Stages with statistics of whole models, and what these read of
@@ -90,8 +94,9 @@ class SpillChooser {
         if (tensor.action != TensorAction::kMerge) continue;
         for (size_t slot = 0; slot <= tensor.models.size(); ++slot) {
           const TensorSource& source = tensor.SourceAt(slot);
-          if (source.present())
-            bytes[source.checkpoint] += checkpoints[static_cast<size_t>(source.checkpoint)].tensors[source.tensor].info.bytes;
+          if (!source.present()) continue;
+          const Checkpoint& from = checkpoints[static_cast<size_t>(source.checkpoint)];
+          bytes[source.checkpoint] += from.tensors[source.tensor].info.bytes;
         }
       }
     }
@@ -146,7 +151,9 @@ class SpillChooser {
   using Files = std::map<int32_t, uint64_t>;
   Files FilesOf(uint32_t stage, const StageResults& on_the_way) const {
     Files files;
-    const auto add = [&](int32_t checkpoint, uint64_t bytes) { files[checkpoint] = std::max(files[checkpoint], bytes); };
+    const auto add = [&](int32_t checkpoint, uint64_t bytes) {
+      files[checkpoint] = std::max(files[checkpoint], bytes);
+    };
     for (const auto& [checkpoint, bytes] : reads_[stage]) {
       const auto made = on_the_way.find(checkpoint);
       if (made == on_the_way.end()) add(checkpoint, bytes);
@@ -160,14 +167,16 @@ class SpillChooser {
     return sum;
   }
 
-  // Of all runs; what one tensor after the other finds out is read once with its merge.
+  // Of all runs. Where tensors are merged one after the other, what they need before is read with the merge.
   uint64_t Bytes(const std::vector<bool>& spilled) const {
     const StageResults on_the_way = OnTheWay(spilled);
     uint64_t bytes = 0;
     for (uint32_t end = 0; end < plans_.size(); ++end) {
       if (!EndsRun(end, spilled)) continue;
-      for (const uint32_t s : StagesOfRun(plans_, end, on_the_way))
-        if (IsWhole(plans_[s])) bytes += ReadsOfStatistics(s, on_the_way) * Sum(FilesOf(s, on_the_way));
+      const std::vector<uint32_t> run = StagesOfRun(plans_, end, on_the_way);
+      const bool whole = std::any_of(run.begin(), run.end(), [&](uint32_t s) { return IsWhole(plans_[s]); });
+      for (const uint32_t s : run)
+        if (whole) bytes += ReadsOfStatistics(s, on_the_way) * Sum(FilesOf(s, on_the_way));
       bytes += Sum(FilesOf(end, on_the_way));
       if (!spilled[end]) continue;
       for (const PlannedTensor& tensor : plans_[end].tensors) bytes += tensor.bytes;
@@ -175,10 +184,11 @@ class SpillChooser {
     return bytes;
   }
 
-  // How often a whole-model stage reads its files before they can be merged: what is found of files alone may be found from
-  // a sample.
+  // How often a stage's files are read before they can be merged, among whole models: what one finds of files alone may
+  // be found from a sample.
   uint64_t ReadsOfStatistics(uint32_t stage, const StageResults& on_the_way) const {
     const Plan& plan = plans_[stage];
+    if (!IsWhole(plan)) return MostRounds(plan);
     const auto is_made = [&](const auto& read) { return on_the_way.contains(read.first); };
     const bool samples = plan.model_scope && ElementsOfModel(plan) >= options_.least_sampled &&
                          std::none_of(reads_[stage].begin(), reads_[stage].end(), is_made);
@@ -238,7 +248,7 @@ void PlanStages(Plan* plan, Recipe recipe, const PlanOptions& options) {
   for (uint32_t s = 0; s < plans.size(); ++s) {
     if (!spilled[s] && s + 1 < plans.size()) continue;
     if (StagesOfRun(plans, s, on_the_way).size() > 1) PlanChain(&plans, s, on_the_way, &stages);
-    else CountRounds(plans[s], &stages[s]);
+    else stages[s].rounds = MostRounds(plans[s]);
     if (s + 1 < plans.size()) spills.push_back({.stage = s});
   }
   for (SpilledStage& spill : spills) {
