@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "io/error.h"
+#include "pipeline/budget.h"
 #include "pipeline/plan_internal.h"
 
 namespace braid {
@@ -50,10 +51,13 @@ Facts FactsOf(uint32_t coefficients, const TensorFacts& tensor) {
 }
 
 // What a stage finds out of single tensors.
-enum class OfTensors { kNothing, kSums, kMore };
+struct OfTensors {
+  uint64_t sums = 0;   // the most of a round
+  bool more = false;
+};
 OfTensors FindsOut(const Plan& plan) {
   std::set<Facts> seen;
-  OfTensors found = OfTensors::kNothing;
+  OfTensors found;
   for (const PlannedTensor& tensor : plan.tensors) {
     if (tensor.action != TensorAction::kMerge) continue;
     if (!seen.insert(FactsOf(tensor.coefficients, tensor.Facts())).second) continue;
@@ -61,8 +65,8 @@ OfTensors FindsOut(const Plan& plan) {
                                           Approach::kPlain);
     for (size_t r = 0; r < merger->statistics_rounds(); ++r) {
       const RoundSpec spec = merger->round(r);
-      if (spec.accumulator_bytes > 0 || spec.ordered) return OfTensors::kMore;
-      found = OfTensors::kSums;
+      found.more |= spec.accumulator_bytes > 0 || spec.ordered;
+      found.sums = std::max<uint64_t>(found.sums, spec.sums);
     }
   }
   return found;
@@ -339,26 +343,34 @@ std::string WhyNotChained(const std::vector<Plan>& plans, uint32_t last, const S
     const std::string& name = plans[s].recipe.name;
     return name.empty() ? "the last stage" : fmt::format("the stage '{}'", Printable(name));
   };
-  std::unordered_map<std::string_view, uint64_t> units;   // by tensor
+  std::unordered_map<std::string_view, uint64_t> units, blocks;   // by tensor
+  uint64_t most_sums = 0;
   std::vector<bool> finds_out(plans.size());
   for (const uint32_t s : run) {
-    const OfTensors of_tensors = plans[s].model_scope ? OfTensors::kNothing : FindsOut(plans[s]);
-    finds_out[s] = plans[s].model_scope || of_tensors == OfTensors::kSums;
+    const OfTensors of_tensors = plans[s].model_scope ? OfTensors() : FindsOut(plans[s]);
+    finds_out[s] = plans[s].model_scope || of_tensors.sums > 0;
+    most_sums = std::max(most_sums, of_tensors.sums);
     if (plans[s].measured) return name_of(s) + " is measured before it is merged";
-    if (of_tensors == OfTensors::kMore) return name_of(s) + " finds thresholds of each tensor";
+    if (of_tensors.more) return name_of(s) + " finds thresholds of each tensor";
     for (const PlannedTensor& tensor : plans[s].tensors) {
+      uint64_t& its_blocks = blocks[tensor.name];
+      its_blocks = std::max(its_blocks, plans[s].SumBlocks(tensor));
       uint64_t& unit = units.try_emplace(tensor.name, kReductionBlock).first->second;
       unit = std::lcm(unit, std::max<uint64_t>(plans[s].TileUnit(tensor), 1));
       if (unit > kMostUnit && tensor.elements > kMostUnit)
         return fmt::format("the rows or columns of '{}' are too long", Printable(tensor.name));
     }
   }
+  uint64_t sums_bytes = 0;
+  for (const auto& [name, its] : blocks) sums_bytes += its * most_sums * sizeof(double);
+  if (sums_bytes > plans[last].memory.budget / 4)
+    return fmt::format("the sums of all tensors would take {} of memory", SizeText(sums_bytes));
   const auto counted = std::count_if(run.begin(), run.end(), [&](uint32_t s) { return plans[s].model_scope; });
   if (static_cast<size_t>(counted) > ChainTree::kMostSteps) return "there are too many stages";
   const StageTensors tensors(plans, on_the_way);
   std::vector<size_t> seen(plans.size());
   for (const PlannedTensor& tensor : plans[last].tensors)
-    for (const StageTensors::Made made : tensors.BehindOf(tensor)) {
+    for (const StageTensors::Made& made : tensors.BehindOf(tensor)) {
       if (!finds_out[made.first]) continue;
       ++seen[made.first];
       if (tensors.Of(made).name != tensor.name)

@@ -102,18 +102,24 @@ class SpillChooser {
     }
   }
 
+  // One stage after the other, again as long as that changes anything: what one costs depends on the others.
   std::vector<bool> Choose(std::vector<PlannedStage>* stages) const {
     std::vector<bool> spilled = Candidates();
-    for (uint32_t s = 0; s < plans_.size(); ++s) {
-      if (!spilled[s]) continue;
-      std::vector<bool> without = spilled;
-      without[s] = false;
-      SpillChoice& choice = (*stages)[s].choice.emplace();
-      choice.spilled = Bytes(spilled);
-      choice.why_not = WhyNot(without);
-      if (!choice.why_not.empty()) continue;
-      choice.recomputed = Bytes(without);
-      if (choice.recomputed <= choice.spilled) spilled = std::move(without);
+    for (bool again = true; again;) {
+      again = false;
+      for (uint32_t s = 0; s < plans_.size(); ++s) {
+        if (!spilled[s]) continue;
+        std::vector<bool> without = spilled;
+        without[s] = false;
+        SpillChoice& choice = (*stages)[s].choice.emplace();
+        choice.spilled = Bytes(spilled);
+        choice.why_not = WhyNot(without);
+        if (!choice.why_not.empty()) continue;
+        choice.recomputed = Bytes(without);
+        if (choice.recomputed > choice.spilled) continue;
+        spilled = std::move(without);
+        again = true;
+      }
     }
     return spilled;
   }
@@ -211,39 +217,51 @@ class SpillChooser {
   std::vector<Files> reads_;   // by stage, files and results
 };
 
-}  // namespace
-
-void PlanStages(Plan* plan, Recipe recipe, const PlanOptions& options) {
-  std::vector<Plan> plans;
+// Every stage as a merge of its own, whose sources may be results of others.
+struct SeparateStages {
+  std::vector<Plan> plans;   // the last one has the checkpoints of all
   std::vector<PlannedStage> stages;
   StageResults results;
   std::vector<std::string> warnings;
-  for (size_t s = 0; s <= recipe.stages.size(); ++s) {
-    const bool last = s == recipe.stages.size();
-    Recipe own = last ? recipe : recipe.stages[s];
+};
+
+SeparateStages PlanSeparately(Recipe* recipe, uint64_t budget, const PlanOptions& options) {
+  SeparateStages out;
+  for (size_t s = 0; s <= recipe->stages.size(); ++s) {
+    const bool last = s == recipe->stages.size();
+    const Recipe& written = last ? *recipe : recipe->stages[s];
+    Recipe own = written;
     own.warnings.clear();
     CheckStage(own, last);
     if (!last && !own.dtype && !own.out_dtype) own.out_dtype = DType::kF32;
     Plan next;
-    next.memory.budget = plan->memory.budget;
-    if (s > 0) next.checkpoints = std::move(plans.back().checkpoints), next.reading = std::move(plans.back().reading);
-    PlanOneMerge(&next, own, options);
-    stages.push_back(StageOf(next, last ? recipe : recipe.stages[s]));
-    for (const std::string& warning : next.warnings) warnings.push_back(OfStage(stages[s], warning));
-    for (RecipeWarning& warning : next.recipe.warnings) recipe.warnings.push_back(std::move(warning));
-    if (!last) {
-      next.checkpoints.push_back(ResultOf(next, recipe.stages[s].name, s));
-      next.reading.push_back({ReadBackend::kMapped, "made on the way"});
-      results.emplace(static_cast<int32_t>(next.checkpoints.size() - 1), static_cast<uint32_t>(s));
+    next.memory.budget = budget;
+    if (s > 0) {
+      next.checkpoints = std::move(out.plans.back().checkpoints);
+      next.reading = std::move(out.plans.back().reading);
     }
-    plans.push_back(std::move(next));
+    PlanOneMerge(&next, own, options);
+    out.stages.push_back(StageOf(next, written));
+    for (const std::string& warning : next.warnings) out.warnings.push_back(OfStage(out.stages[s], warning));
+    if (!last) {
+      next.checkpoints.push_back(ResultOf(next, written.name, s));
+      next.reading.push_back({ReadBackend::kMapped, "made on the way"});
+      out.results.emplace(static_cast<int32_t>(next.checkpoints.size() - 1), static_cast<uint32_t>(s));
+    }
+    for (RecipeWarning& warning : next.recipe.warnings) recipe->warnings.push_back(std::move(warning));
+    out.plans.push_back(std::move(next));
   }
+  return out;
+}
+
+}  // namespace
+
+void PlanStages(Plan* plan, Recipe recipe, const PlanOptions& options) {
+  auto [plans, stages, results, warnings] = PlanSeparately(&recipe, plan->memory.budget, options);
   const std::vector<bool> spilled = SpillChooser(plans, results, options).Choose(&stages);
   StageResults on_the_way;
-  std::erase_if(results, [&](const auto& result) {
+  for (const auto& result : results)
     if (!spilled[result.second]) on_the_way.insert(result);
-    return !spilled[result.second];
-  });
   std::vector<SpilledStage> spills;
   for (uint32_t s = 0; s < plans.size(); ++s) {
     if (!spilled[s] && s + 1 < plans.size()) continue;
