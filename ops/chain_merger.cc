@@ -4,6 +4,7 @@
 #include <array>
 #include <bit>
 #include <compare>
+#include <map>
 #include <utility>
 
 #include "ops/mergers_internal.h"
@@ -33,8 +34,8 @@ void ForEachBit(uint64_t set, Visit visit) {
   for (; set != 0; set &= set - 1) visit(static_cast<size_t>(std::countr_zero(set)));
 }
 
-// Where the quota of one claim ends in the order of the index: the last piece that is granted any. Those before it have all
-// that they claim, those behind it nothing.
+// Where the quota of one claim ends in the order of the index: the last piece that is granted any. Those before it have
+// all that they claim, those behind it nothing.
 struct QuotaEnd {
   uint64_t order = 0, first = 0;   // of the tensor; of the piece in it
   uint64_t granted = 0;            // to it
@@ -74,18 +75,20 @@ struct Member : ChainMember {
   bool settled = false;         // where its quotas end is known
   std::vector<QuotaEnd> ends;   // per claim
 
+  size_t turns = 0;             // index into the groups; of one without statistics none
+
   size_t rounds() const { return merger->statistics_rounds(); }
   bool ordered() const { return merger->round(rounds()).ordered; }
 };
 
 // What a method says of its elements, with the stage that it is in.
 template <typename Body>
-void NamingStage(const ChainMember& member, Body body) {
+void NamingStage(const ChainMember& member, size_t tensor, Body body) {
   try {
     body();
   } catch (const NoMerge& none) {
-    if (member.name.empty()) throw;
-    throw NoMerge(std::string(none.what()) + ", in the stage '" + std::string(member.name) + "'");
+    const std::string stage = member.name.empty() ? "" : ", in the stage '" + std::string(member.name) + "'";
+    throw NoMerge(none.what() + stage, tensor);
   }
 }
 
@@ -111,9 +114,16 @@ class ChainMerger : public Merger {
  private:
   friend class ChainTile;
 
-  // A round of the chain: one of a member's, or at last the merge, of whatever makes a tensor.
+  // Members that have their statistics at the same time: one that is whole, or one per tensor.
+  struct Group {
+    std::vector<size_t> members;
+    uint64_t used = 0;     // by any
+    size_t rounds = 0;     // of members that are not whole, whose rounds stay as many
+    bool whole = false;
+  };
+  // A round of the chain: one of a group's, or at last the merge, of whatever makes a tensor.
   struct Turn {
-    size_t member = 0, round = 0;
+    size_t group = 0, round = 0;
     bool merges = false;
   };
   // What a step does in some turn: a round of its member.
@@ -122,13 +132,23 @@ class ChainMerger : public Merger {
     size_t round = 0;
     bool merges = false;
   };
+  size_t RoundsOf(const Group& group) const {
+    return group.whole ? members_[group.members.front()].rounds() : group.rounds;
+  }
   Turn TurnOf(size_t r) const;
+  // Of the turn's whole member; null: it has none.
+  const Merger* WholeOf(const Turn& turn) const {
+    if (turn.merges || !groups_[turn.group].whole) return nullptr;
+    return members_[groups_[turn.group].members.front()].merger.get();
+  }
+  RoundSpec SpecOf(const Turn& turn) const;
   Task TaskOf(const ChainTree& tree, const Turn& turn) const;
   Task MergeOf(const ChainStep& step) const { return {&step, members_[step.merger].rounds(), true}; }
   // The members whose quotas are handed out in a turn, because it is the first that merges them.
   uint64_t SettledIn(const Turn& turn) const;
   bool TakesClaims(const Turn& turn) const {
-    return !turn.merges && members_[turn.member].merger->round(turn.round).ordered;
+    const Merger* const whole = WholeOf(turn);
+    return whole != nullptr && whole->round(turn.round).ordered;
   }
   const ChainStep* StepOf(const ChainTree& tree, size_t member) const;
   // The steps that a task reads; then, with those that these are merged from.
@@ -139,16 +159,20 @@ class ChainMerger : public Merger {
   bool ReadsAny(const Task& task) const;
   bool ReadsBase(const Task& task) const { return task.merges || ReadsAny(task); }
   const Coefficients& CoefficientsOf(const ChainStep& step) const { return chain_.coefficients[step.coefficients]; }
-  // Where the chain's own part of the workspace begins in a round, and what it takes. A sample is merged with nothing, and
-  // taken by threads that have no more than they need.
-  size_t RoomBegin(const RoundSpec& member) const {
-    return member.sample ? Aligned(member.scratch_bytes) : methods_workspace_;
+  // Where the chain's own part of the workspace begins in a turn, and what it takes. A sample is merged with nothing,
+  // and taken by threads that have no more than they need.
+  size_t RoomBegin(const Turn& turn) const {
+    const Merger* const whole = WholeOf(turn);
+    const RoundSpec spec = whole == nullptr ? RoundSpec() : whole->round(turn.round);
+    return spec.sample ? Aligned(spec.scratch_bytes) : methods_workspace_;
   }
   size_t RoomBytes(bool with_buffers) const;
 
   const Chain& chain_;
   std::vector<Member> members_;
-  std::vector<size_t> counting_;   // of the members, those with statistics: only they hand anything out
+  std::vector<uint32_t> trees_;    // of the scope, in its order
+  std::vector<Group> groups_;      // those with statistics
+  std::vector<size_t> wholes_;     // of the members, the whole ones with statistics: only they hand anything out
   size_t sources_, reported_ = 0;
   size_t claims_ = 0, most_models_ = 0, most_claims_ = 0;
   size_t methods_workspace_ = 0, buffer_bytes_ = 0;
@@ -158,10 +182,10 @@ class ChainMerger : public Merger {
 // One tile on its way through the steps that a turn needs.
 class ChainTile {
  public:
-  // `grants`: of the chain's claims in this tile; null where none are handed out. `ends`: gets where quotas end, if it is
-  // to be known in later rounds. `room`: the chain's part of the workspace.
-  ChainTile(const ChainMerger& chain, const ChainTree& tree, const LaneTile& tile, const uint64_t* grants, QuotaEnd* ends,
-            Scratch& scratch, std::byte* room);
+  // `grants`: of the chain's claims in this tile; null where none are handed out. `ends`: gets where quotas end, if it
+  // is to be known in later rounds. `room`: the chain's part of the workspace.
+  ChainTile(const ChainMerger& chain, const ChainTree& tree, const LaneTile& tile, const uint64_t* grants,
+            QuotaEnd* ends, Scratch& scratch, std::byte* room);
 
   // visit(begin, end) for part after part of at most `lanes`, once `steps` are merged there.
   template <typename Visit>
@@ -241,7 +265,7 @@ void ChainTile::MergeInto(const ChainStep& step, size_t begin, size_t end, DType
   const Member& member = chain_.members_[step.merger];
   const LaneTile part = Inputs(chain_.MergeOf(step), begin, end);
   const uint64_t* const grants = member.ordered() ? GrantsOf(step, part) : nullptr;
-  NamingStage(member, [&] {
+  NamingStage(member, 0, [&] {
     member.merger->Merge(chain_.CoefficientsOf(step), part, grants, scratch_, type, out, counts);
   });
 }
@@ -279,12 +303,20 @@ const uint64_t* ChainTile::GrantsOf(const ChainStep& step, const LaneTile& part)
 
 ChainMerger::ChainMerger(const Chain& chain, std::vector<ChainMember> members, const std::vector<uint32_t>& trees,
                          size_t sources)
-    : chain_(chain), sources_(std::max<size_t>(sources, 1)), reported_(chain.trees[trees.front()].steps.back().merger) {
+    : chain_(chain), trees_(trees), sources_(std::max<size_t>(sources, 1)),
+      reported_(chain.trees[trees.front()].steps.back().merger) {
+  std::map<uint32_t, Group> groups;
   for (ChainMember& given : members) {
     Member member;
     static_cast<ChainMember&>(member) = std::move(given);
     if (member.rounds() > 0) {
-      counting_.push_back(members_.size());
+      Group& group = groups[member.group];
+      group.members.push_back(members_.size());
+      group.used |= member.used, group.whole = member.whole;
+      group.rounds = std::max(group.rounds, member.rounds());
+    }
+    if (member.rounds() > 0 && member.whole) {
+      wholes_.push_back(members_.size());
       member.claims_begin = claims_;
       member.claims = member.models * member.merger->claims_per_model();
       member.ends.resize(member.claims);
@@ -294,6 +326,10 @@ ChainMerger::ChainMerger(const Chain& chain, std::vector<ChainMember> members, c
     for (size_t r = 0; r <= member.rounds(); ++r)
       methods_workspace_ = std::max(methods_workspace_, Aligned(member.merger->round(r).scratch_bytes));
     members_.push_back(std::move(member));
+  }
+  for (auto& [number, group] : groups) {
+    for (const size_t k : group.members) members_[k].turns = groups_.size();
+    groups_.push_back(std::move(group));
   }
   for (uint32_t t : trees) {
     const ChainTree& tree = chain.trees[t];
@@ -311,45 +347,58 @@ size_t ChainMerger::RoomBytes(bool with_buffers) const {
 
 size_t ChainMerger::statistics_rounds() const {
   size_t rounds = 0;
-  for (size_t k : counting_) rounds += members_[k].rounds();
+  for (const Group& group : groups_) rounds += RoundsOf(group);
   return rounds;
 }
 
 ChainMerger::Turn ChainMerger::TurnOf(size_t r) const {
-  for (size_t k : counting_) {
-    if (r < members_[k].rounds()) return {k, r, false};
-    r -= members_[k].rounds();
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    if (r < RoundsOf(groups_[g])) return {g, r, false};
+    r -= RoundsOf(groups_[g]);
   }
   return {.merges = true};
 }
 
 ChainMerger::Task ChainMerger::TaskOf(const ChainTree& tree, const Turn& turn) const {
   if (turn.merges) return MergeOf(tree.steps.back());
-  return {StepOf(tree, turn.member), turn.round, false};
+  const auto step = std::find_if(tree.steps.begin(), tree.steps.end(), [&](const ChainStep& candidate) {
+    const Member& member = members_[candidate.merger];
+    return member.turns == turn.group && member.rounds() > turn.round;
+  });
+  return {step == tree.steps.end() ? nullptr : &*step, turn.round, false};
 }
 
 uint64_t ChainMerger::SettledIn(const Turn& turn) const {
   uint64_t settled = 0;
-  for (size_t k : counting_) {
-    const bool merged = turn.merges || Has(members_[turn.member].used, k);
+  for (size_t k : wholes_) {
+    const bool merged = turn.merges || Has(groups_[turn.group].used, k);
     if (merged && !members_[k].settled && members_[k].ordered()) settled |= Bit(k);
   }
   return settled;
 }
 
+// What its members ask for.
+RoundSpec ChainMerger::SpecOf(const Turn& turn) const {
+  if (turn.merges) return {.name = "merge"};
+  if (const Merger* const whole = WholeOf(turn)) return whole->round(turn.round);
+  RoundSpec spec = {.name = "sums", .sums_by_tensor = true};
+  for (const size_t k : groups_[turn.group].members)
+    if (members_[k].rounds() > turn.round) spec.sums = std::max(spec.sums, members_[k].merger->round(turn.round).sums);
+  return spec;
+}
+
 RoundSpec ChainMerger::round(size_t r) const {
   const Turn turn = TurnOf(r);
-  RoundSpec spec = {.name = "merge"};
-  if (!turn.merges) spec = members_[turn.member].merger->round(turn.round);
+  RoundSpec spec = SpecOf(turn);
   if (SettledIn(turn) != 0) {
     spec.ordered = true;
     if (!turn.merges) spec.accumulator_bytes += sizeof(SettlingRound) + claims_ * sizeof(QuotaEnd);
   }
-  spec.scratch_bytes = RoomBegin(spec) + RoomBytes(!spec.sample);
+  spec.scratch_bytes = RoomBegin(turn) + RoomBytes(!spec.sample);
   // Until the last merge, all that any of them keeps.
   spec.kept_bytes = 0;
-  for (size_t k : counting_) {
-    const bool now = !turn.merges && k == turn.member;
+  for (size_t k : wholes_) {
+    const bool now = !turn.merges && members_[k].turns == turn.group;
     size_t most = 0;
     for (size_t q = 0; q <= (now ? turn.round : members_[k].rounds()); ++q)
       most = std::max(most, members_[k].merger->round(q).kept_bytes);
@@ -424,7 +473,8 @@ bool ChainMerger::Reads(size_t r, size_t source, const Coefficients& c) const {
 
 std::unique_ptr<Accumulator> ChainMerger::NewAccumulator(size_t r) const {
   const Turn turn = TurnOf(r);
-  std::unique_ptr<Accumulator> counted = members_[turn.member].merger->NewAccumulator(turn.round);
+  std::unique_ptr<Accumulator> counted;
+  if (const Merger* const whole = WholeOf(turn)) counted = whole->NewAccumulator(turn.round);
   if (SettledIn(turn) == 0) return counted;
   return std::make_unique<SettlingRound>(std::move(counted), claims_);
 }
@@ -434,8 +484,7 @@ void ChainMerger::Accumulate(size_t r, const Coefficients& c, const LaneTile& ti
   const ChainTree& tree = chain_.TreeOf(c);
   const Turn turn = TurnOf(r);
   const Task task = TaskOf(tree, turn);
-  const Merger& merger = *members_[turn.member].merger;
-  std::byte* const room = scratch.workspace + RoomBegin(merger.round(turn.round));
+  std::byte* const room = scratch.workspace + RoomBegin(turn);
   const bool claims = TakesClaims(turn), counts = task.step != nullptr && ReadsAny(task);
   QuotaEnd* ends = nullptr;
   if (SettledIn(turn) != 0) {
@@ -448,7 +497,8 @@ void ChainMerger::Accumulate(size_t r, const Coefficients& c, const LaneTile& ti
     if (!counts) return;
     const LaneTile part = work.Inputs(task, begin, end);
     const uint64_t* const granted = claims ? work.GrantsOf(*task.step, part) : nullptr;
-    merger.Accumulate(turn.round, CoefficientsOf(*task.step), part, granted, scratch, accumulator, sums);
+    members_[task.step->merger].merger->Accumulate(turn.round, CoefficientsOf(*task.step), part, granted, scratch,
+                                                   accumulator, sums);
   });
 }
 
@@ -458,14 +508,24 @@ void ChainMerger::Finish(size_t r, Accumulator* accumulator, std::span<const dou
     auto& settling = static_cast<SettlingRound&>(*accumulator);
     ForEachBit(settled, [&](size_t k) {
       Member& member = members_[k];
-      std::copy_n(settling.ends.begin() + static_cast<ptrdiff_t>(member.claims_begin), member.claims, member.ends.begin());
+      std::copy_n(settling.ends.data() + member.claims_begin, member.claims, member.ends.data());
       member.settled = true;
     });
     accumulator = settling.counted.get();
   }
-  const Member& member = members_[turn.member];
-  NamingStage(member, [&] { member.merger->Finish(turn.round, accumulator, sums); });
   current_ = r + 1;
+  if (groups_[turn.group].whole) {
+    const Member& member = members_[groups_[turn.group].members.front()];
+    return NamingStage(member, 0, [&] { member.merger->Finish(turn.round, accumulator, sums); });
+  }
+  const size_t quantities = sums.size() / trees_.size();
+  for (size_t t = 0; t < trees_.size(); ++t) {
+    const Task task = TaskOf(chain_.trees[trees_[t]], turn);
+    if (task.step == nullptr || task.step->tensor.elements == 0) continue;
+    const Member& member = members_[task.step->merger];
+    const size_t its = member.merger->round(turn.round).sums;
+    NamingStage(member, t, [&] { member.merger->Finish(turn.round, nullptr, sums.subspan(t * quantities, its)); });
+  }
 }
 
 // On what is settled in the round, and the round's own.
@@ -497,10 +557,10 @@ void ChainMerger::CountClaims(const Coefficients& c, const LaneTile& tile, Scrat
 uint64_t ChainMerger::Quota(size_t claim) const {
   const Turn turn = TurnOf(current_);
   const uint64_t settled = SettledIn(turn);
-  for (size_t k : counting_) {
+  for (size_t k : wholes_) {
     const Member& member = members_[k];
     if (claim < member.claims_begin || claim >= member.claims_begin + member.claims) continue;
-    const bool handed_out = Has(settled, k) || (TakesClaims(turn) && k == turn.member);
+    const bool handed_out = Has(settled, k) || (TakesClaims(turn) && member.turns == turn.group);
     return handed_out ? member.merger->Quota(claim - member.claims_begin) : kNoQuota;
   }
   return kNoQuota;

@@ -5,12 +5,12 @@
 // has), a reduction block at a time, so that nothing of it lies anywhere but in the workspace of a worker. Lanes are as
 // independent of tiles as ever, and sums are taken per reduction block: the result is that of separate merges.
 //
-// A stage that hands out equal entries at a threshold in order of the index does so once, in the first round that merges
-// it; from then on it is known where its quota ended.
+// A stage that hands out equal entries at a threshold in order of the index does so once, in the first round that
+// merges it; from then on it is known where its quota ended.
 //
-// Where a stage finds something out of the whole model, all tensors are one scope. Such a stage then has one merger for all
-// of them, and its rounds go over all; the others, which may have no statistics, have one for all tensors of equal
-// coefficients and shape.
+// Where a stage finds something out of the whole model, all tensors are one scope. Such a stage then has one merger for
+// all of them; of the others each tensor has its own, and they go through their rounds together, in which they may take
+// sums only. Those without statistics are shared by tensors of equal coefficients and shape.
 #pragma once
 
 #include <cstdint>
@@ -51,9 +51,10 @@ struct ChainTree {
   uint64_t sum_blocks = 0;        // the most that a step's sums are taken in
 };
 
-// What a merger is made with that several tensors share.
+// What a merger is made with.
 struct ChainMaking {
   uint32_t stage = 0;
+  bool whole = true;           // its statistics are of all tensors of the scope
   uint32_t coefficients = 0;   // index into Chain::coefficients
   TensorFacts scope;
 };
@@ -62,7 +63,7 @@ struct ChainMaking {
 struct Chain {
   std::vector<Coefficients> coefficients;
   std::vector<ChainTree> trees;
-  std::vector<ChainMaking> mergers = {};   // of all trees, if they are one scope: in front those with statistics
+  std::vector<ChainMaking> mergers = {};   // of all trees, if they are one scope: in front those of whole models
 
   Coefficients CoefficientsOfTree(size_t tree) const { return {.shared = {static_cast<double>(tree)}, .model = {}}; }
   const ChainTree& TreeOf(const Coefficients& c) const { return trees[static_cast<size_t>(c.shared.front())]; }
@@ -74,11 +75,15 @@ struct ChainMember {
   std::string_view name;   // of the stage, for messages; empty: none is named
   std::unique_ptr<Merger> merger;
   size_t models = 0;
-  uint64_t used = 0;       // the members with statistics whose results it reads, directly or not, as bits
+  // In the order of the groups, the members of one have their rounds; of several, each has its own tensor.
+  uint32_t group = 0;
+  bool whole = true;
+  uint64_t used = 0;       // the whole members with statistics whose results it reads, directly or not, as bits
 };
 
-// `members`: as their indices in the trees say; those with statistics each behind those that it uses, and among the first
-// ChainTree::kMostSteps. `trees`: those of the scope. `sources`: how many each tile has. The chain must outlive the merger.
+// `members`: as their indices in the trees say; each in a group behind those of what it uses, the whole ones among the
+// first ChainTree::kMostSteps, and alone in their groups. Others hand nothing out. `trees`: those of the scope.
+// `sources`: how many each tile has. The chain must outlive the merger.
 std::unique_ptr<Merger> NewChainMerger(const Chain& chain, std::vector<ChainMember> members,
                                        const std::vector<uint32_t>& trees, size_t sources);
 

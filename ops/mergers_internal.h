@@ -22,8 +22,8 @@ inline void DecodeDelta(const LaneTile& tile, size_t m, size_t start, size_t n, 
                    scratch.models[m]);
 }
 
-// Hands a part of a tile what it claims, as long as any of the tile's grants are left: equal entries at a threshold come in
-// order of the index. `left` and `granted` have one place per claim of the merger.
+// Hands a part of a tile what it claims, as long as any of the tile's grants are left: equal entries at a threshold
+// come in order of the index. `left` and `granted` have one place per claim of the merger.
 inline void GrantPart(const Merger& merger, const Coefficients& c, const LaneTile& part, Scratch& scratch,
                       std::span<uint64_t> left, uint64_t* granted) {
   std::fill_n(granted, left.size(), 0);

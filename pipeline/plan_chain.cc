@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "io/error.h"
+#include "pipeline/budget.h"
 #include "pipeline/plan_internal.h"
 
 namespace braid {
@@ -49,13 +50,26 @@ Facts FactsOf(uint32_t coefficients, const TensorFacts& tensor) {
   return {coefficients, tensor.elements, tensor.row, tensor.slice};
 }
 
-bool FindsOutOfTensors(const Plan& plan) {
+// What a stage finds out of single tensors.
+struct OfTensors {
+  uint64_t sums = 0;   // the most of a round
+  bool more = false;
+};
+OfTensors FindsOut(const Plan& plan) {
   std::set<Facts> seen;
-  return std::any_of(plan.tensors.begin(), plan.tensors.end(), [&](const PlannedTensor& tensor) {
-    return tensor.action == TensorAction::kMerge &&
-           seen.insert(FactsOf(tensor.coefficients, tensor.Facts())).second &&
-           RoundsOf(plan, plan.coefficients[tensor.coefficients], tensor.Facts()) > 0;
-  });
+  OfTensors found;
+  for (const PlannedTensor& tensor : plan.tensors) {
+    if (tensor.action != TensorAction::kMerge) continue;
+    if (!seen.insert(FactsOf(tensor.coefficients, tensor.Facts())).second) continue;
+    const auto merger = plan.method->make(*plan.method, plan.coefficients[tensor.coefficients], tensor.Facts(),
+                                          Approach::kPlain);
+    for (size_t r = 0; r < merger->statistics_rounds(); ++r) {
+      const RoundSpec spec = merger->round(r);
+      found.more |= spec.accumulator_bytes > 0 || spec.ordered;
+      found.sums = std::max<uint64_t>(found.sums, spec.sums);
+    }
+  }
+  return found;
 }
 
 // Tensors of stages, and where they come from.
@@ -223,7 +237,8 @@ class ChainPlanner {
   ChainInput InputOf(const TensorSource& from, Building* building) {
     if (!from.present()) return {};
     const TensorSource source = tensors_.Follow(from);
-    if (const std::optional<Made> made = tensors_.MadeBy(source)) return {ChainInput::Kind::kStep, AddStep(*made, building)};
+    const std::optional<Made> made = tensors_.MadeBy(source);
+    if (made) return {ChainInput::Kind::kStep, AddStep(*made, building)};
     const size_t index = IndexOf(building->files, source);
     if (index == building->files.size()) building->files.push_back(source);
     return {ChainInput::Kind::kSource, static_cast<uint32_t>(index)};
@@ -240,21 +255,29 @@ class ChainPlanner {
     const auto index = static_cast<uint32_t>(building->tree.steps.size());
     if (index == ChainTree::kMostSteps)
       throw Error(ErrorCode::kIncompatible, fmt::format("more than {} merges make it", ChainTree::kMostSteps))
-          .Tensor(tensor.name);
-    step.merger = whole_ ? SharedMerger(step) : index;
+          .Tensor(tensor.name)
+          .Hint("merge in two runs, with dtype = \"float32\" in the first recipe");
+    step.merger = whole_ ? MergerOf(step) : index;
     if (!whole_) CountRounds(step);
     building->tree.steps.push_back(std::move(step));
     building->steps.emplace(made, index);
     return index;
   }
 
-  uint32_t SharedMerger(const ChainStep& step) {
+  // Of all tensors, or one that finds nothing out and is for all that are alike, or the tensor's own.
+  uint32_t MergerOf(const ChainStep& step) {
     if (const auto its = whole_mergers_.find(step.stage); its != whole_mergers_.end()) return its->second;
-    const auto [known, is_new] = shared_mergers_.try_emplace(FactsOf(step.coefficients, step.tensor),
-                                                             static_cast<uint32_t>(chain_.mergers.size()));
-    if (is_new)
-      chain_.mergers.push_back({.stage = step.stage, .coefficients = step.coefficients, .scope = step.tensor});
-    return known->second;
+    const Facts facts = FactsOf(step.coefficients, step.tensor);
+    if (const auto known = shared_mergers_.find(facts); known != shared_mergers_.end()) return known->second;
+    const auto merger = static_cast<uint32_t>(chain_.mergers.size());
+    chain_.mergers.push_back(
+        {.stage = step.stage, .whole = false, .coefficients = step.coefficients, .scope = step.tensor});
+    const auto [rounds, is_new] = own_rounds_.try_emplace(facts, 0);
+    if (is_new) rounds->second = RoundsOf(plans_[step.stage], chain_.coefficients[step.coefficients], step.tensor);
+    if (rounds->second == 0) shared_mergers_.emplace(facts, merger);
+    uint32_t& most = rounds_[{step.stage, step.coefficients}];
+    most = std::max(most, rounds->second);
+    return merger;
   }
 
   void CountRounds(const ChainStep& step) {
@@ -293,7 +316,7 @@ class ChainPlanner {
   std::vector<size_t> first_coefficients_;
   std::map<std::pair<uint32_t, uint32_t>, uint32_t> rounds_;   // by stage and coefficients
   std::map<uint32_t, uint32_t> whole_mergers_;                 // by stage
-  std::map<Facts, uint32_t> shared_mergers_;
+  std::map<Facts, uint32_t> shared_mergers_, own_rounds_;
   size_t most_models_ = 0;
 };
 
@@ -320,27 +343,39 @@ std::string WhyNotChained(const std::vector<Plan>& plans, uint32_t last, const S
     const std::string& name = plans[s].recipe.name;
     return name.empty() ? "the last stage" : fmt::format("the stage '{}'", Printable(name));
   };
-  std::unordered_map<std::string_view, uint64_t> units;   // by tensor
+  std::unordered_map<std::string_view, uint64_t> units, blocks;   // by tensor
+  uint64_t most_sums = 0;
+  std::vector<bool> finds_out(plans.size());
   for (const uint32_t s : run) {
+    const OfTensors of_tensors = plans[s].model_scope ? OfTensors() : FindsOut(plans[s]);
+    finds_out[s] = plans[s].model_scope || of_tensors.sums > 0;
+    most_sums = std::max(most_sums, of_tensors.sums);
     if (plans[s].measured) return name_of(s) + " is measured before it is merged";
-    if (!plans[s].model_scope && FindsOutOfTensors(plans[s])) return name_of(s) + " finds thresholds, or sums, of each tensor";
+    if (of_tensors.more) return name_of(s) + " finds thresholds of each tensor";
     for (const PlannedTensor& tensor : plans[s].tensors) {
+      uint64_t& its_blocks = blocks[tensor.name];
+      its_blocks = std::max(its_blocks, plans[s].SumBlocks(tensor));
       uint64_t& unit = units.try_emplace(tensor.name, kReductionBlock).first->second;
       unit = std::lcm(unit, std::max<uint64_t>(plans[s].TileUnit(tensor), 1));
       if (unit > kMostUnit && tensor.elements > kMostUnit)
         return fmt::format("the rows or columns of '{}' are too long", Printable(tensor.name));
     }
   }
+  uint64_t sums_bytes = 0;
+  for (const auto& [name, its] : blocks) sums_bytes += its * most_sums * sizeof(double);
+  if (sums_bytes > plans[last].memory.budget / 4)
+    return fmt::format("the sums of all tensors would take {} of memory", SizeText(sums_bytes));
   const auto counted = std::count_if(run.begin(), run.end(), [&](uint32_t s) { return plans[s].model_scope; });
   if (static_cast<size_t>(counted) > ChainTree::kMostSteps) return "there are too many stages";
   const StageTensors tensors(plans, on_the_way);
   std::vector<size_t> seen(plans.size());
   for (const PlannedTensor& tensor : plans[last].tensors)
-    for (const StageTensors::Made made : tensors.BehindOf(tensor)) {
-      if (!plans[made.first].model_scope) continue;
+    for (const StageTensors::Made& made : tensors.BehindOf(tensor)) {
+      if (!finds_out[made.first]) continue;
       ++seen[made.first];
       if (tensors.Of(made).name != tensor.name)
-        return fmt::format("'{}' of {} comes out under another name", Printable(tensors.Of(made).name), name_of(made.first));
+        return fmt::format("'{}' of {} comes out under another name", Printable(tensors.Of(made).name),
+                           name_of(made.first));
     }
   for (const uint32_t s : run)
     if (s != last && plans[s].model_scope && seen[s] != MergedByName(plans[s]).size())
@@ -355,7 +390,7 @@ void PlanChain(std::vector<Plan>* plans, uint32_t last, const StageResults& on_t
 
 namespace {
 
-// Members that a step's lanes depend on, and that have statistics.
+// The whole members with statistics that a step's lanes depend on.
 uint64_t UsedBy(const ChainStep& step, const ChainTree& tree, const std::vector<uint64_t>& used_by_steps,
                 const std::vector<ChainMember>& members) {
   uint64_t used = 0;
@@ -363,7 +398,7 @@ uint64_t UsedBy(const ChainStep& step, const ChainTree& tree, const std::vector<
     if (input.kind != ChainInput::Kind::kStep) return;
     const uint32_t member = tree.steps[input.index].merger;
     used |= used_by_steps[input.index];
-    if (members[member].merger->statistics_rounds() > 0) used |= uint64_t{1} << member;
+    if (members[member].whole && members[member].merger->statistics_rounds() > 0) used |= uint64_t{1} << member;
   };
   add(step.base);
   std::for_each(step.models.begin(), step.models.end(), add);
@@ -384,16 +419,19 @@ std::unique_ptr<Merger> MakeChainMerger(const Plan& plan, const PlannedScope& sc
   for (const uint32_t t : trees)
     for (const ChainStep& step : plan.chain.trees[t].steps) {
       const auto is_step = [](const ChainInput& input) { return input.kind == ChainInput::Kind::kStep; };
-      if (is_step(step.base) || std::any_of(step.models.begin(), step.models.end(), is_step)) reads_steps[step.merger] = true;
+      if (is_step(step.base) || std::any_of(step.models.begin(), step.models.end(), is_step))
+        reads_steps[step.merger] = true;
     }
   std::vector<ChainMember> members;
   for (size_t k = 0; k < makings.size(); ++k) {
     const PlannedStage& stage = plan.stages[makings[k].stage];
-    const bool samples = approach == Approach::kSampled && !reads_steps[k];
+    const bool samples = approach == Approach::kSampled && makings[k].whole && !reads_steps[k];
     members.push_back({.name = makings[k].stage + 1 == plan.stages.size() ? std::string_view() : stage.name,
                        .merger = stage.method->make(*stage.method, plan.chain.coefficients[makings[k].coefficients],
                                                     makings[k].scope, samples ? Approach::kSampled : Approach::kPlain),
-                       .models = 0, .used = 0});
+                       .models = 0,
+                       .group = plan.chain.mergers.empty() ? static_cast<uint32_t>(k) : makings[k].stage,
+                       .whole = makings[k].whole, .used = 0});
   }
   std::vector<uint64_t> used;
   for (const uint32_t t : trees) {

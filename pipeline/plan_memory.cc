@@ -94,8 +94,8 @@ ScopeNeeds NeedsOf(const Plan& plan, const PlannedScope& scope, Approach approac
     const RoundSpec spec = merger->round(r);
     needs.workspace = std::max<uint64_t>(needs.workspace, spec.scratch_bytes);
     needs.accumulator = std::max<uint64_t>(needs.accumulator, spec.accumulator_bytes);
-    needs.sums =
-        std::max<uint64_t>(needs.sums, spec.sums * (blocks + 1) * sizeof(double) + spec.kept_bytes);  // and the totals
+    const uint64_t totals = spec.sums_by_tensor ? scope.tensors.size() : 1;
+    needs.sums = std::max<uint64_t>(needs.sums, spec.sums * (blocks + totals) * sizeof(double) + spec.kept_bytes);
     needs.kept = std::max<uint64_t>(needs.kept, spec.kept_bytes);
     needs.drafts |= spec.draft;
     needs.open_share = std::max(needs.open_share, spec.open_share);

@@ -1,9 +1,10 @@
-// Several merges planned as one. Each stage is planned by itself, in order, as a merge of its own would be; its result is
-// then a checkpoint without files, which has the names, shapes and types that the merge would write, and the config. In
-// the end the last stage becomes one merge of files, with what it reads of others made on the way (plan_chain.h).
+// Several merges planned as one. Each stage is planned by itself, in order, as a merge of its own would be; its result
+// is then a checkpoint without files, which has the names, shapes and types that the merge would write, and the config.
+// In the end the last stage becomes one merge of files, with what it reads of others made on the way (plan_chain.h).
 //
-// What a stage finds out of whole models has to be known before any tensor that reads it. Such stages are computed anew in
-// each round that needs them, or spilled: merged into a file first, by a plan of their own. So is what they read of others.
+// What a stage finds out of whole models has to be known before any tensor that reads it. Such stages are computed anew
+// in each round that needs them, or spilled: merged into a file first, by a plan of their own. So is what they read of
+// others.
 
 #include <fmt/format.h>
 
@@ -56,7 +57,8 @@ void CheckStage(const Recipe& recipe, bool last) {
     throw RecipeError(recipe, recipe.tokenizer->where, "a stage cannot align vocabularies")
         .Hint("align them in a merge before, with a recipe of its own");
   if (recipe.chat_template && !last)
-    throw RecipeError(recipe, recipe.chat_template->where, "only the last stage has a chat template");
+    throw RecipeError(recipe, recipe.chat_template->where, "only the last stage has a chat template")
+        .Hint("what an earlier one has is not written; move it to the last stage");
 }
 
 PlannedStage StageOf(const Plan& plan, const Recipe& recipe) {
@@ -65,16 +67,18 @@ PlannedStage StageOf(const Plan& plan, const Recipe& recipe) {
   return stage;
 }
 
-// Of a stage that has a plan of its own.
-void CountRounds(const Plan& plan, PlannedStage* stage) {
+// Of statistics.
+uint32_t MostRounds(const Plan& plan) {
+  uint32_t most = 0;
   std::vector<bool> seen(plan.coefficients.size());
   for (const PlannedTensor& tensor : plan.tensors) {
     if (tensor.action != TensorAction::kMerge || seen[tensor.coefficients]) continue;
     seen[tensor.coefficients] = true;
     const auto merger =
         plan.method->make(*plan.method, plan.coefficients[tensor.coefficients], tensor.Facts(), Approach::kPlain);
-    stage->rounds = std::max(stage->rounds, static_cast<uint32_t>(merger->statistics_rounds()) + plan.measured);
+    most = std::max(most, static_cast<uint32_t>(merger->statistics_rounds()) + plan.measured);
   }
+  return most;
 }
 
 // Chooses the stages that are merged into files first. Stages with statistics of whole models, and what these read of
@@ -90,25 +94,32 @@ class SpillChooser {
         if (tensor.action != TensorAction::kMerge) continue;
         for (size_t slot = 0; slot <= tensor.models.size(); ++slot) {
           const TensorSource& source = tensor.SourceAt(slot);
-          if (source.present())
-            bytes[source.checkpoint] += checkpoints[static_cast<size_t>(source.checkpoint)].tensors[source.tensor].info.bytes;
+          if (!source.present()) continue;
+          const Checkpoint& from = checkpoints[static_cast<size_t>(source.checkpoint)];
+          bytes[source.checkpoint] += from.tensors[source.tensor].info.bytes;
         }
       }
     }
   }
 
+  // One stage after the other, again as long as that changes anything: what one costs depends on the others.
   std::vector<bool> Choose(std::vector<PlannedStage>* stages) const {
     std::vector<bool> spilled = Candidates();
-    for (uint32_t s = 0; s < plans_.size(); ++s) {
-      if (!spilled[s]) continue;
-      std::vector<bool> without = spilled;
-      without[s] = false;
-      SpillChoice& choice = (*stages)[s].choice.emplace();
-      choice.spilled = Bytes(spilled);
-      choice.why_not = WhyNot(without);
-      if (!choice.why_not.empty()) continue;
-      choice.recomputed = Bytes(without);
-      if (choice.recomputed <= choice.spilled) spilled = std::move(without);
+    for (bool again = true; again;) {
+      again = false;
+      for (uint32_t s = 0; s < plans_.size(); ++s) {
+        if (!spilled[s]) continue;
+        std::vector<bool> without = spilled;
+        without[s] = false;
+        SpillChoice& choice = (*stages)[s].choice.emplace();
+        choice.spilled = Bytes(spilled);
+        choice.why_not = WhyNot(without);
+        if (!choice.why_not.empty()) continue;
+        choice.recomputed = Bytes(without);
+        if (choice.recomputed > choice.spilled) continue;
+        spilled = std::move(without);
+        again = true;
+      }
     }
     return spilled;
   }
@@ -146,7 +157,9 @@ class SpillChooser {
   using Files = std::map<int32_t, uint64_t>;
   Files FilesOf(uint32_t stage, const StageResults& on_the_way) const {
     Files files;
-    const auto add = [&](int32_t checkpoint, uint64_t bytes) { files[checkpoint] = std::max(files[checkpoint], bytes); };
+    const auto add = [&](int32_t checkpoint, uint64_t bytes) {
+      files[checkpoint] = std::max(files[checkpoint], bytes);
+    };
     for (const auto& [checkpoint, bytes] : reads_[stage]) {
       const auto made = on_the_way.find(checkpoint);
       if (made == on_the_way.end()) add(checkpoint, bytes);
@@ -160,14 +173,16 @@ class SpillChooser {
     return sum;
   }
 
-  // Of all runs; what one tensor after the other finds out is read once with its merge.
+  // Of all runs. Where tensors are merged one after the other, what they need before is read with the merge.
   uint64_t Bytes(const std::vector<bool>& spilled) const {
     const StageResults on_the_way = OnTheWay(spilled);
     uint64_t bytes = 0;
     for (uint32_t end = 0; end < plans_.size(); ++end) {
       if (!EndsRun(end, spilled)) continue;
-      for (const uint32_t s : StagesOfRun(plans_, end, on_the_way))
-        if (IsWhole(plans_[s])) bytes += ReadsOfStatistics(s, on_the_way) * Sum(FilesOf(s, on_the_way));
+      const std::vector<uint32_t> run = StagesOfRun(plans_, end, on_the_way);
+      const bool whole = std::any_of(run.begin(), run.end(), [&](uint32_t s) { return IsWhole(plans_[s]); });
+      for (const uint32_t s : run)
+        if (whole) bytes += ReadsOfStatistics(s, on_the_way) * Sum(FilesOf(s, on_the_way));
       bytes += Sum(FilesOf(end, on_the_way));
       if (!spilled[end]) continue;
       for (const PlannedTensor& tensor : plans_[end].tensors) bytes += tensor.bytes;
@@ -175,10 +190,11 @@ class SpillChooser {
     return bytes;
   }
 
-  // How often a whole-model stage reads its files before they can be merged: what is found of files alone may be found from
-  // a sample.
+  // How often a stage's files are read before they can be merged, among whole models: what one finds of files alone may
+  // be found from a sample.
   uint64_t ReadsOfStatistics(uint32_t stage, const StageResults& on_the_way) const {
     const Plan& plan = plans_[stage];
+    if (!IsWhole(plan)) return MostRounds(plan);
     const auto is_made = [&](const auto& read) { return on_the_way.contains(read.first); };
     const bool samples = plan.model_scope && ElementsOfModel(plan) >= options_.least_sampled &&
                          std::none_of(reads_[stage].begin(), reads_[stage].end(), is_made);
@@ -201,44 +217,56 @@ class SpillChooser {
   std::vector<Files> reads_;   // by stage, files and results
 };
 
-}  // namespace
-
-void PlanStages(Plan* plan, Recipe recipe, const PlanOptions& options) {
-  std::vector<Plan> plans;
+// Every stage as a merge of its own, whose sources may be results of others.
+struct SeparateStages {
+  std::vector<Plan> plans;   // the last one has the checkpoints of all
   std::vector<PlannedStage> stages;
   StageResults results;
   std::vector<std::string> warnings;
-  for (size_t s = 0; s <= recipe.stages.size(); ++s) {
-    const bool last = s == recipe.stages.size();
-    Recipe own = last ? recipe : recipe.stages[s];
+};
+
+SeparateStages PlanSeparately(Recipe* recipe, uint64_t budget, const PlanOptions& options) {
+  SeparateStages out;
+  for (size_t s = 0; s <= recipe->stages.size(); ++s) {
+    const bool last = s == recipe->stages.size();
+    const Recipe& written = last ? *recipe : recipe->stages[s];
+    Recipe own = written;
     own.warnings.clear();
     CheckStage(own, last);
     if (!last && !own.dtype && !own.out_dtype) own.out_dtype = DType::kF32;
     Plan next;
-    next.memory.budget = plan->memory.budget;
-    if (s > 0) next.checkpoints = std::move(plans.back().checkpoints), next.reading = std::move(plans.back().reading);
-    PlanOneMerge(&next, own, options);
-    stages.push_back(StageOf(next, last ? recipe : recipe.stages[s]));
-    for (const std::string& warning : next.warnings) warnings.push_back(OfStage(stages[s], warning));
-    for (RecipeWarning& warning : next.recipe.warnings) recipe.warnings.push_back(std::move(warning));
-    if (!last) {
-      next.checkpoints.push_back(ResultOf(next, recipe.stages[s].name, s));
-      next.reading.push_back({ReadBackend::kMapped, "made on the way"});
-      results.emplace(static_cast<int32_t>(next.checkpoints.size() - 1), static_cast<uint32_t>(s));
+    next.memory.budget = budget;
+    if (s > 0) {
+      next.checkpoints = std::move(out.plans.back().checkpoints);
+      next.reading = std::move(out.plans.back().reading);
     }
-    plans.push_back(std::move(next));
+    PlanOneMerge(&next, own, options);
+    out.stages.push_back(StageOf(next, written));
+    for (const std::string& warning : next.warnings) out.warnings.push_back(OfStage(out.stages[s], warning));
+    if (!last) {
+      next.checkpoints.push_back(ResultOf(next, written.name, s));
+      next.reading.push_back({ReadBackend::kMapped, "made on the way"});
+      out.results.emplace(static_cast<int32_t>(next.checkpoints.size() - 1), static_cast<uint32_t>(s));
+    }
+    for (RecipeWarning& warning : next.recipe.warnings) recipe->warnings.push_back(std::move(warning));
+    out.plans.push_back(std::move(next));
   }
+  return out;
+}
+
+}  // namespace
+
+void PlanStages(Plan* plan, Recipe recipe, const PlanOptions& options) {
+  auto [plans, stages, results, warnings] = PlanSeparately(&recipe, plan->memory.budget, options);
   const std::vector<bool> spilled = SpillChooser(plans, results, options).Choose(&stages);
   StageResults on_the_way;
-  std::erase_if(results, [&](const auto& result) {
+  for (const auto& result : results)
     if (!spilled[result.second]) on_the_way.insert(result);
-    return !spilled[result.second];
-  });
   std::vector<SpilledStage> spills;
   for (uint32_t s = 0; s < plans.size(); ++s) {
     if (!spilled[s] && s + 1 < plans.size()) continue;
     if (StagesOfRun(plans, s, on_the_way).size() > 1) PlanChain(&plans, s, on_the_way, &stages);
-    else CountRounds(plans[s], &stages[s]);
+    else stages[s].rounds = MostRounds(plans[s]);
     if (s + 1 < plans.size()) spills.push_back({.stage = s});
   }
   for (SpilledStage& spill : spills) {

@@ -1,7 +1,7 @@
 // What of a stream has to wait on the disk. The graph's order of reading is gone through once, without reading: a
 // tensor that is wanted when the stream is already behind it must have been spooled. Scopes are independent of each
-// other, so they are processed in the order in which a stream has their tensors, where that spools the least. Stages that
-// are merged first read the same streams, before.
+// other, so they are processed in the order in which a stream has their tensors, where that spools the least. Stages
+// that are merged first read the same streams, before.
 
 #include <algorithm>
 #include <numeric>

@@ -138,13 +138,14 @@ BlockSums ScopeRun::SumsOf(uint32_t slot) {
 
 // Blocks in index order within a tensor, tensors in the scope's order.
 std::vector<double> ScopeRun::TotalSums() const {
-  std::vector<double> totals(spec_.sums, 0.0);
+  const size_t next = spec_.sums_by_tensor ? spec_.sums : 0;
+  std::vector<double> totals(spec_.sums + next * (std::max<size_t>(sums_begin_.size(), 1) - 1), 0.0);
   for (size_t slot = 0; slot < sums_begin_.size(); ++slot) {
     const uint64_t blocks = plan_.SumBlocks(plan_.tensors[scope_.tensors[slot]]);
     for (size_t q = 0; q < spec_.sums; ++q) {
       double sum = 0;
       for (uint64_t b = 0; b < blocks; ++b) sum += sums_[sums_begin_[slot] + q * blocks + b];
-      totals[q] += sum;
+      totals[slot * next + q] += sum;
     }
   }
   return totals;
@@ -154,9 +155,11 @@ void ScopeRun::FinishRound() {
   // A round without tiles (an empty tensor) has no accumulator to finish with.
   if (accumulators_.empty() && spec_.accumulator_bytes > 0) accumulators_.push_back(merger_->NewAccumulator(round_));
   for (size_t i = 1; i < accumulators_.size(); ++i) accumulators_[0]->Add(accumulators_[i].get());
-  NamingTensor(plan_.tensors[scope_.tensors.front()].name, [&] {
+  try {
     merger_->Finish(round_, accumulators_.empty() ? nullptr : accumulators_[0].get(), TotalSums());
-  });
+  } catch (const NoMerge& none) {
+    throw Error(ErrorCode::kIncompatible, none.what()).Tensor(plan_.tensors[scope_.tensors[none.tensor]].name);
+  }
   std::lock_guard lock(mutex_);
   ++round_;
   BeginRound();

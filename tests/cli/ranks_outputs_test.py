@@ -29,8 +29,9 @@ from support import (
 
 SHARDS = ("--shard-size", "700kB")
 MODEL = "[[stages.models]]\n"
-# The first is of whole models, and two stages read it: it is merged first.
-STAGES = f"""
+# Two stages are of whole models. The last finds thresholds of each tensor, or sums: they are merged first, or computed
+# anew.
+WHOLE_STAGES = f"""
 [[stages]]
 name = "coder"
 method = "ties"
@@ -48,11 +49,10 @@ parameters = {{ density = 0.5, scope = "model" }}
 {MODEL}stage = "coder"
 weight = 1.0
 [[stages]]
-method = "slerp"
-parameters = {{ t = 0.4 }}
-{MODEL}stage = "trimmed"
-{MODEL}stage = "coder"
 """
+LAST_MODELS = f'{MODEL}stage = "trimmed"\n{MODEL}stage = "coder"\n'
+STAGES = WHOLE_STAGES + 'method = "ties"\nbase = "base"\nparameters = { density = 0.6 }\n' + LAST_MODELS
+STAGES_ANEW = WHOLE_STAGES + 'method = "slerp"\nparameters = { t = 0.4 }\n' + LAST_MODELS
 
 
 class OutputTest(RankTest):
@@ -194,6 +194,11 @@ class Stages(OutputTest):
         self.assertIn("is merged first", self.assert_ok(self.run_braid("plan", "recipe.toml")).stdout)
         self.compare()
         self.compare("--compress", "zstd", *SHARDS, ranks=(3,))
+
+    def test_computed_anew(self):
+        write_text(self.path("recipe.toml"), STAGES_ANEW)
+        self.assertNotIn("is merged first", self.assert_ok(self.run_braid("plan", "recipe.toml")).stdout)
+        self.compare()
 
     def test_killed_and_run_again_with_another_number(self):
         whole = self.one_process()

@@ -24,7 +24,8 @@ class StagesOfLayers : public testing::Test {
         std::vector<double> values;
         for (uint64_t i = 0; i < rows * columns; ++i, ++at) {   // few values, so that many are equal
           if (at == base.size()) base.push_back(static_cast<double>(random_.Below(17)) / 8 - 1);
-          values.push_back(base[at] + (std::string(name) == "base" ? 0 : (static_cast<double>(random_.Below(9)) - 4) / 16));
+          const double change = std::string(name) == "base" ? 0 : (static_cast<double>(random_.Below(9)) - 4) / 16;
+          values.push_back(base[at] + change);
         }
         tensors.push_back(fixture::Floats(tensor, DType::kBF16, {rows, columns}, values));
       };
@@ -43,7 +44,8 @@ class StagesOfLayers : public testing::Test {
     std::string name, text;
   };
   static std::string Filled(std::string text, const std::string& what, const std::string& with) {
-    for (size_t at = 0; (at = text.find(what, at)) != std::string::npos; at += with.size()) text.replace(at, what.size(), with);
+    for (size_t at = 0; (at = text.find(what, at)) != std::string::npos; at += with.size())
+      text.replace(at, what.size(), with);
     return text;
   }
 
@@ -53,7 +55,8 @@ class StagesOfLayers : public testing::Test {
     for (const Stage& stage : stages) {
       const bool last = &stage == &stages.back();
       std::string separate = (last ? "" : "dtype = 'float32'\n") + stage.text;
-      std::string chained = "[[stages]]\n" + (last ? "" : "name = '" + stage.name + "'\n") + Filled(stage.text, "[[", "[[stages.");
+      std::string chained = "[[stages]]\n" + (last ? "" : "name = '" + stage.name + "'\n");
+      chained += Filled(stage.text, "[[", "[[stages.");
       for (const Stage& other : stages) {
         separate = Filled(separate, "path = <" + other.name + ">", fmt::format("path = '{}'", place_ / other.name));
         separate = Filled(separate, "<" + other.name + ">", fmt::format("'{}'", place_ / other.name));
@@ -62,7 +65,8 @@ class StagesOfLayers : public testing::Test {
       }
       for (const char* source : {"base", "a", "b"}) {
         const std::string path = fmt::format("'{}'", place_ / source);
-        separate = Filled(separate, fmt::format("<{}>", source), path), chained = Filled(chained, fmt::format("<{}>", source), path);
+        separate = Filled(separate, fmt::format("<{}>", source), path);
+        chained = Filled(chained, fmt::format("<{}>", source), path);
       }
       fixture::Merge(place_.Write(stage.name + ".toml", separate), place_ / stage.name, {}, true);
       chain += chained;
@@ -85,17 +89,19 @@ class StagesOfLayers : public testing::Test {
 };
 
 std::string Whole(const std::string& source) {
-  return "method = 'ties'\nbase = <base>\nparameters = { density = 0.4, scope = 'model' }\n[[models]]\npath = <" + source +
-         ">\n[[models]]\npath = <b>\n";
+  return "method = 'ties'\nbase = <base>\nparameters = { density = 0.4, scope = 'model' }\n"
+         "[[models]]\npath = <" + source + ">\n[[models]]\npath = <b>\n";
 }
 
 const char* const kStack =
     "method = 'linear'\n"
-    "[[slices]]\n[[slices.sources]]\npath = <s0>\nlayer_range = [0, 3]\n[[slices.sources]]\npath = <b>\nlayer_range = [1, 4]\n"
+    "[[slices]]\n[[slices.sources]]\npath = <s0>\nlayer_range = [0, 3]\n"
+    "[[slices.sources]]\npath = <b>\nlayer_range = [1, 4]\n"
     "[[slices]]\n[[slices.sources]]\npath = <s0>\nlayer_range = [1, 4]\n";
 
 TEST_F(StagesOfLayers, ALaterStageStacksWhatAnEarlierOneMerges) {
-  Compare({{"s0", "method = 'ties'\nbase = <base>\nparameters.density = 0.4\n[[models]]\npath = <a>\n[[models]]\npath = <b>\n"},
+  Compare({{"s0", "method = 'ties'\nbase = <base>\nparameters.density = 0.4\n"
+                  "[[models]]\npath = <a>\n[[models]]\npath = <b>\n"},
            {"s1", kStack}}, 0);
 }
 
@@ -110,9 +116,10 @@ TEST_F(StagesOfLayers, LayersOfAWholeModelStage) { Compare({{"s0", Whole("a")}, 
 
 TEST_F(StagesOfLayers, AWholeModelStageOfLayers) {
   Compare({{"s0", "method = 'ties'\nbase = <base>\nparameters = { density = 0.4, scope = 'model' }\n"
-                  "[[slices]]\nsources = [{ path = <base>, layer_range = [0, 2] }, { path = <a>, layer_range = [0, 2] }, "
-                  "{ path = <b>, layer_range = [0, 2] }]\n"
-                  "[[slices]]\nsources = [{ path = <base>, layer_range = [2, 4] }, { path = <b>, layer_range = [2, 4] }]\n"},
+                  "[[slices]]\nsources = [{ path = <base>, layer_range = [0, 2] }, "
+                  "{ path = <a>, layer_range = [0, 2] }, { path = <b>, layer_range = [0, 2] }]\n"
+                  "[[slices]]\nsources = [{ path = <base>, layer_range = [2, 4] }, "
+                  "{ path = <b>, layer_range = [2, 4] }]\n"},
            {"s1", "method = 'linear'\n[[models]]\npath = <s0>\n[[models]]\npath = <a>\n"}}, 0);
 }
 
@@ -130,7 +137,8 @@ TEST_F(StagesOfLayers, AWholeModelStageAsTheBase) {
   Compare({{"s0", Whole("a")},
            {"s1", "method = 'ties'\nbase = <s0>\nparameters.density = 0.5\n[[models]]\npath = <b>\n"}}, 1);
   Compare({{"s0", Whole("a")},
-           {"s1", "method = 'ties'\nbase = <s0>\nparameters = { density = 0.5, scope = 'model' }\n[[models]]\npath = <b>\n"}}, 0);
+           {"s1", "method = 'ties'\nbase = <s0>\nparameters = { density = 0.5, scope = 'model' }\n"
+                  "[[models]]\npath = <b>\n"}}, 0);
 }
 
 }  // namespace

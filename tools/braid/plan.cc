@@ -78,10 +78,11 @@ std::string ChoiceText(const Plan& plan, uint32_t stage) {
   const auto spill = std::find_if(plan.spills.begin(), plan.spills.end(),
                                   [&](const SpilledStage& candidate) { return candidate.stage == stage; });
   if (spill == plan.spills.end())
-    return fmt::format("is computed anew where it is needed: {} read and written in all, {} if it were merged into a file first",
+    return fmt::format("is computed anew where it is needed: {} read and written in all, {} if it were merged into a "
+                       "file first",
                        SizeText(choice.recomputed), SizeText(choice.spilled));
   const std::string why = choice.why_not.empty()
-                              ? fmt::format("{} read and written in all, {} if it were computed anew where it is needed",
+                              ? fmt::format("{} read and written in all, {} if it were computed anew",
                                             SizeText(choice.spilled), SizeText(choice.recomputed))
                               : "it cannot be computed anew where it is needed, because " + choice.why_not;
   return fmt::format("is merged first, from {}, into a file of {} beside the output: {}",
