@@ -175,8 +175,10 @@ void CheckRanks(const Recipe& recipe, const MergeOptions& options) {
     if (of.base) check(of, *of.base, of.base_where);
     for (const RecipeModel& model : of.models) check(of, model.reference, model.where);
     for (const RecipeModule& module : of.modules)
-      for (const RecipeSlice& slice : module.slices)
+      for (const RecipeSlice& slice : module.slices) {
+        if (slice.base) check(of, slice.base->reference, slice.base->where);
         for (const RecipeModel& model : slice.models) check(of, model.reference, model.where);
+      }
   };
   for (const Recipe& stage : recipe.stages) check_all(stage);
   check_all(recipe);
