@@ -251,7 +251,7 @@ void Staging::Share(const std::string& key) {
 
 void Staging::RemoveLeftovers(const std::string& out, const std::string& key) {
   const std::string partial = Resolve(out) + ".partial", shared = fmt::format("{}/ranks-{}", partial, key);
-  if (FileExists(shared) && !FileExists(shared + "/checkpoint")) RemoveTree(partial);
+  if (FileExists(shared) && !FileExists(shared + "/checkpoint")) RemoveTree(shared), TheOs().Rmdir(partial.c_str());
 }
 
 void Staging::KeepOnly(const std::vector<std::string>& names) {
@@ -296,7 +296,13 @@ void Staging::TakeLock() {
 Staging::~Staging() {
   if (published_ || !lock_) return;
   if (shared_.empty()) RemoveTree(staging_);
-  else if (!FileExists(staging_)) RemoveTree(partial_);   // another process has published it
+  else if (!FileExists(staging_)) RemoveShared();   // another process has published it
+}
+
+// What others have just begun there stays.
+void Staging::RemoveShared() {
+  RemoveTree(shared_);
+  TheOs().Rmdir(partial_.c_str());
 }
 
 std::string Staging::PathFor(const std::string& name) {
@@ -335,7 +341,7 @@ void Staging::Publish(const std::string& last) {
   }
   published_ = true;
   SyncDirectory(inside_ ? out_ : parent_);
-  if (!partial_.empty()) RemoveTree(partial_);
+  if (!partial_.empty()) RemoveShared();
 }
 
 void Staging::PublishInside(const std::string& last) {

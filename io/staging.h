@@ -58,6 +58,7 @@ class Staging {
  private:
   void TakeLock();
   void Share(const std::string& key);
+  void RemoveShared();
   void PublishInside(const std::string& last);
 
   std::string out_, parent_, staging_;

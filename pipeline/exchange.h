@@ -65,8 +65,8 @@ class Group {
   virtual void Broadcast(uint32_t from, void* data, size_t bytes) = 0;
   virtual void Wait() = 0;   // until all of them are here
   virtual uint64_t Sum(uint64_t value) = 0;
-  // Deals the numbers below `end`, each to whoever asks first; then `end` to every rank, once. Rank 0 gets that when all
-  // others have. The next deal begins anew.
+  // Deals the numbers below `end`, each to whoever asks first; then `end` to every rank, once. Rank 0 gets that when
+  // all others have. The next deal begins anew.
   virtual uint64_t Next(uint64_t end) = 0;
   // Any thread: how far this rank is, in bytes. On rank 0 the sum of what the others have told, and its own.
   virtual uint64_t Progress(uint64_t bytes) = 0;

@@ -1,7 +1,6 @@
 #include "pipeline/rank_files.h"
 
 #include <fmt/format.h>
-#include <linux/fs.h>
 #include <sys/file.h>
 #include <unistd.h>
 

@@ -41,9 +41,9 @@ MergeReport RunRank(Plan* plan, const std::string& fingerprint, const MergeOptio
 // What nobody has done, the same for all of a group.
 std::vector<uint32_t> MissingUnits(const RankMarks& marks, Group* group);
 
-// For ranks that were started together: calls `merge` with parts of what is missing, until all is taken. Where statistics
-// are of the whole model, which all take together, it is called once, by each rank, perhaps with nothing. All have merged
-// their parts when all have waited (Group::Wait).
+// For ranks that were started together: calls `merge` with parts of what is missing, until all is taken. Where
+// statistics are of the whole model, which all take together, it is called once, by each rank, perhaps with nothing.
+// All have merged their parts when all have waited (Group::Wait).
 void MergeTogether(const Plan& plan, const RankMarks& marks, const std::vector<uint32_t>& missing, Group* group,
                    Progress* progress, const std::function<void(const std::vector<uint32_t>&)>& merge);
 

@@ -47,15 +47,6 @@ void Add(const GraphResult& part, GraphResult* result) {
   result->bytes_written += part.bytes_written, result->bytes_spilled += part.bytes_spilled;
 }
 
-// Of ranks that were started together: all of them are done, one publishes, and nobody leaves before it has.
-RankJob::Outcome PublishTogether(RankJob* job, Group* group, const std::atomic<int>& interrupt) {
-  group->Wait();
-  RankJob::Outcome outcome = RankJob::Outcome::kByAnother;
-  if (group->rank() == 0) outcome = job->Publish(interrupt);
-  group->Wait();
-  return outcome;
-}
-
 // A zstd file without a seek table, since a stream was refused before.
 void CheckSources(const Plan& plan) {
   if (plan.streams.empty()) return;
@@ -64,17 +55,111 @@ void CheckSources(const Plan& plan) {
       .Hint("decompress it first, or merge by one process");
 }
 
-// The rest of what it says. Of ranks that were started together, it is of all of them.
-void FinishReport(RankJob::Outcome outcome, const Progress& progress, Group* group, MergeReport* report) {
-  report->rank->published = outcome == RankJob::Outcome::kPublished;
-  report->rank->complete = outcome != RankJob::Outcome::kIncomplete;
-  report->bytes_read = progress.of(Stage::kRead).bytes;
-  report->bytes_written = report->result.bytes_written;
-  report->peak_resident = ReadResidentMemory().peak;
-  if (group == nullptr) return;
-  NonFinite& bad = report->result.counts.non_finite;
-  for (uint64_t* number : {&report->bytes_read, &report->bytes_written, &bad.nan, &bad.inf}) *number = group->Sum(*number);
-}
+class RankRun {
+ public:
+  RankRun(Plan* plan, const std::string& fingerprint, const MergeOptions& options, const std::atomic<int>& interrupt,
+          Progress* progress)
+      : plan_(*plan), fingerprint_(fingerprint), options_(options), interrupt_(interrupt), progress_(*progress),
+        group_(options.group),
+        ranks_{group_ != nullptr ? RankOptions{group_->rank(), group_->of()} : *options.rank, group_} {
+    report_.output = options.out;
+    report_.fingerprint = fingerprint;
+    report_.rank.emplace();
+    static_cast<RankOptions&>(*report_.rank) = ranks_;
+    report_.rank->together = group_ != nullptr;
+  }
+
+  MergeReport Run() {
+    const auto start = std::chrono::steady_clock::now();
+    CheckSources(plan_);
+    const RankJob::Outcome outcome = group_ != nullptr ? RunTogether() : RunApart();
+    report_.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    FinishReport(outcome);
+    return std::move(report_);
+  }
+
+ private:
+  using Outcome = RankJob::Outcome;
+
+  // By files: our part, whoever else is there.
+  Outcome RunApart() {
+    if (!options_.force && WasPublished(options_.out, fingerprint_)) {
+      Staging::RemoveLeftovers(options_.out, RankKey(plan_, fingerprint_, options_, OutputUnits(plan_)));
+      return Outcome::kByAnother;
+    }
+    RankJob job(plan_, fingerprint_, options_);
+    Join(job);
+    const auto missing = job.marks().Missing();
+    if (!missing) return Outcome::kByAnother;
+    const std::vector<uint32_t> ours = OurUnits(job.marks(), *missing, ranks_);
+    if (!ours.empty()) MergeStages(job), Merge(job, ours);
+    const Outcome outcome = job.Publish(interrupt_);
+    if (outcome == Outcome::kIncomplete)
+      if (const auto left = job.marks().Missing()) report_.rank->units_missing = left->size();
+    return outcome;
+  }
+
+  // All of them are done, one publishes, and nobody leaves before it has.
+  Outcome RunTogether() {
+    progress_.of_all_ranks = [this](uint64_t bytes) { return group_->Progress(bytes); };
+    RankJob job(plan_, fingerprint_, options_);
+    Join(job);
+    const std::vector<uint32_t> missing = MissingUnits(job.marks(), group_);
+    if (!missing.empty()) MergeStages(job);
+    MergeTogether(plan_, job.marks(), missing, group_, &progress_, [&](const auto& units) { Merge(job, units); });
+    group_->Wait();
+    Outcome outcome = Outcome::kByAnother;
+    if (group_->rank() == 0) outcome = job.Publish(interrupt_);
+    group_->Wait();
+    return outcome;
+  }
+
+  void Join(const RankJob& job) {
+    report_.rank->all_units = job.marks().units().size();
+    const std::string idle = IdleRanksText(plan_, job.marks().units(), ranks_.of);
+    if (idle.empty()) return;
+    report_.warnings.push_back(idle);
+    if (!options_.quiet) PrintToStderr("warning: " + idle + "\n");
+  }
+
+  void MergeStages(const RankJob& job) {
+    RunSpilledStagesOfRanks(&plan_, job.marks().directory(), ranks_, interrupt_, options_.quiet, &progress_);
+  }
+
+  void Merge(const RankJob& job, const std::vector<uint32_t>& units) {
+    const RankMarks& marks = job.marks();
+    const Share share(plan_, marks.units(), units);
+    StatisticsKeeper keeper(plan_);
+    const auto exchange = ExchangeFor(marks, ranks_);
+    report_.rank->units += units.size();
+    Add(RunGraph(plan_, share, fingerprint_, job.shard_paths(), interrupt_, options_.quiet, &progress_, &keeper,
+                 exchange.get(), [&](const WrittenUnits& written) { marks.Mark(written); }),
+        &report_.result);
+  }
+
+  // Of ranks that were started together, it is of all of them.
+  void FinishReport(Outcome outcome) {
+    report_.rank->published = outcome == Outcome::kPublished;
+    report_.rank->complete = outcome != Outcome::kIncomplete;
+    report_.bytes_read = progress_.of(Stage::kRead).bytes;
+    report_.bytes_written = report_.result.bytes_written;
+    report_.peak_resident = ReadResidentMemory().peak;
+    report_.totals = plan_.totals;
+    if (group_ == nullptr) return;
+    NonFinite& bad = report_.result.counts.non_finite;
+    for (uint64_t* number : {&report_.bytes_read, &report_.bytes_written, &bad.nan, &bad.inf})
+      *number = group_->Sum(*number);
+  }
+
+  Plan& plan_;
+  const std::string& fingerprint_;
+  const MergeOptions& options_;
+  const std::atomic<int>& interrupt_;
+  Progress& progress_;
+  Group* const group_;
+  const Ranks ranks_;
+  MergeReport report_;
+};
 
 }  // namespace
 
@@ -90,8 +175,10 @@ void CheckRanks(const Recipe& recipe, const MergeOptions& options) {
     if (of.base) check(of, *of.base, of.base_where);
     for (const RecipeModel& model : of.models) check(of, model.reference, model.where);
     for (const RecipeModule& module : of.modules)
-      for (const RecipeSlice& slice : module.slices)
+      for (const RecipeSlice& slice : module.slices) {
+        if (slice.base) check(of, slice.base->reference, slice.base->where);
         for (const RecipeModel& model : slice.models) check(of, model.reference, model.where);
+      }
   };
   for (const Recipe& stage : recipe.stages) check_all(stage);
   check_all(recipe);
@@ -127,65 +214,9 @@ std::unique_ptr<Exchange> ExchangeFor(const RankMarks& marks, const Ranks& ranks
   return NewFileExchange(marks.directory(), std::move(runs), ranks.rank);
 }
 
-MergeReport RunRank(Plan* plan_of_all, const std::string& fingerprint, const MergeOptions& options,
+MergeReport RunRank(Plan* plan, const std::string& fingerprint, const MergeOptions& options,
                     const std::atomic<int>& interrupt, Progress* progress) {
-  const auto start = std::chrono::steady_clock::now();
-  const Plan& plan = *plan_of_all;
-  CheckSources(plan);
-  Group* const group = options.group;
-  const Ranks ranks{group != nullptr ? RankOptions{group->rank(), group->of()} : *options.rank, group};
-  MergeReport report;
-  report.output = options.out;
-  report.fingerprint = fingerprint;
-  RankReport& rank = report.rank.emplace();
-  static_cast<RankOptions&>(rank) = ranks;
-  rank.together = group != nullptr;
-  const auto finish = [&](RankJob::Outcome outcome) {
-    report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    report.totals = plan.totals;
-    FinishReport(outcome, *progress, group, &report);
-    return report;
-  };
-  if (group == nullptr && !options.force && WasPublished(options.out, fingerprint)) {
-    Staging::RemoveLeftovers(options.out, RankKey(plan, fingerprint, options, OutputUnits(plan)));
-    return finish(RankJob::Outcome::kByAnother);
-  }
-  if (group != nullptr)
-    progress->of_all_ranks = [group](uint64_t bytes) { return group->Progress(bytes); };
-
-  RankJob job(plan, fingerprint, options);
-  const RankMarks& marks = job.marks();
-  if (const std::string idle = IdleRanksText(plan, marks.units(), ranks.of); !idle.empty()) {
-    report.warnings.push_back(idle);
-    if (!options.quiet) PrintToStderr("warning: " + idle + "\n");
-  }
-  rank.all_units = marks.units().size();
-  const auto merge_stages = [&] {
-    RunSpilledStagesOfRanks(plan_of_all, marks.directory(), ranks, interrupt, options.quiet, progress);
-  };
-  const auto merge = [&](const std::vector<uint32_t>& units) {
-    const Share share(plan, marks.units(), units);
-    StatisticsKeeper keeper(plan);
-    const auto exchange = ExchangeFor(marks, ranks);
-    rank.units += units.size();
-    Add(RunGraph(plan, share, fingerprint, job.shard_paths(), interrupt, options.quiet, progress, &keeper,
-                 exchange.get(), [&](const WrittenUnits& written) { marks.Mark(written); }),
-        &report.result);
-  };
-  if (group != nullptr) {
-    const std::vector<uint32_t> missing = MissingUnits(marks, group);
-    if (!missing.empty()) merge_stages();
-    MergeTogether(plan, marks, missing, group, progress, merge);
-    return finish(PublishTogether(&job, group, interrupt));
-  }
-  const auto missing = marks.Missing();
-  if (!missing) return finish(RankJob::Outcome::kByAnother);
-  const std::vector<uint32_t> ours = OurUnits(marks, *missing, ranks);
-  if (!ours.empty()) merge_stages(), merge(ours);
-  const RankJob::Outcome outcome = job.Publish(interrupt);
-  if (outcome == RankJob::Outcome::kIncomplete)
-    if (const auto left = marks.Missing()) rank.units_missing = left->size();
-  return finish(outcome);
+  return RankRun(plan, fingerprint, options, interrupt, progress).Run();
 }
 
 }  // namespace braid

@@ -50,8 +50,9 @@ std::vector<OutputUnit> OutputUnits(const Plan& plan);
 std::vector<uint32_t> UnitsOfRank(const std::vector<OutputUnit>& units, const std::vector<uint32_t>& wanted,
                                   uint32_t rank, uint32_t of);
 
-// The same for ranks that take one part after another: runs of those that `wanted` names, large ones first, so that ranks
-// of any speed end together. Between them is where UnitsOfRank would cut, too, or where a cut costs next to nothing.
+// The same for ranks that take one part after another: runs of those that `wanted` names, large ones first, so that
+// ranks of any speed end together. Between them is where UnitsOfRank would cut, too, or where a cut costs next to
+// nothing.
 std::vector<std::vector<uint32_t>> PartsToTake(const Plan& plan, const std::vector<OutputUnit>& units,
                                                const std::vector<uint32_t>& wanted, uint32_t of);
 

@@ -206,7 +206,7 @@ class Stages(OutputTest):
         for attempt in range(6):
             of = self.rng.choice((1, 2, 3))
             processes = [self.start_rank(rank, of) for rank in range(of)]
-            wanted = self.rng.choice((r"stage-1/units-", r"stage-1/stage.safetensors", r"stage-2/", r"ranks-\w+/units-"))
+            wanted = self.rng.choice((r"stage-1/units-", r"stage-1/stage.safetensors", r"stage-1/part-", r"ranks-\w+/units-"))
             victim = self.rng.choice(processes)
             while victim.poll() is None and not any(re.search(wanted, file) for file in self.unpublished()):
                 time.sleep(0.001)
@@ -324,7 +324,7 @@ class Together(OutputTest, MpiTest):
             options = SHARDS if what == "compressed" else ()
             whole = self.one_process(*options)
             for attempt in range(3):
-                wanted = r"\.zst\.|units-" if what == "compressed" else self.rng.choice((r"stage-1/", r"stage-2/", "units-"))
+                wanted = r"\.zst\.|units-" if what == "compressed" else self.rng.choice((r"stage-1/", "units-"))
                 job = self.start_mpi(3, *options)
                 while job.poll() is None and not any(re.search(wanted, file) for file in self.unpublished()):
                     time.sleep(0.001)

@@ -4,9 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
-#include <memory>
 #include <numeric>
-#include <string>
 #include <thread>
 #include <vector>
 
