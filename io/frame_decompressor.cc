@@ -7,7 +7,7 @@ namespace {
 
 constexpr size_t kSlotsPerThread = 4;   // half of them may be written while the others are decoded
 constexpr size_t kThatWait = 1;         // threads beyond those that decode: for the disk
-constexpr uint64_t kPage = DirectFile::kBlock;
+constexpr uint64_t kPage = DirectFile::kBlock, kHugePage = 2 << 20;
 
 }  // namespace
 
@@ -22,6 +22,9 @@ FrameDecompressor::FrameDecompressor(std::shared_ptr<const CompressedShard> shar
 
   DecodingSizes sizes{.decoders = 1, .kept = 1};
   sizes.Cover(*shard_);
+  // What a disk reads into should be huge pages (huge_pages.h), of which there are whole ones only.
+  const uint64_t around = 2 * DirectFile::kBlock;
+  sizes.most_compressed = (sizes.most_compressed + around + kHugePage - 1) / kHugePage * kHugePage - around;
   slot_bytes_ = (most + kPage - 1) / kPage * kPage;
   const uint64_t one = sizes.MemoryBytes() + kSlotsPerThread * slot_bytes_;
   threads = std::min<uint64_t>({threads + kThatWait, frames.size() - given_, kMostMemory / one});
