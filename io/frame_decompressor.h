@@ -31,34 +31,35 @@ class FrameDecompressor {
   ~FrameDecompressor();
   FrameDecompressor(const FrameDecompressor&) = delete;
 
-  // The bytes of the next frame, which stay until the next call; none: the end. Each lies in memory as it does in the
-  // plain shard, seen modulo pages, so that a file of it is written directly. Throws Error once all that is in front of
-  // the frame has been given out.
+  // What comes next, a frame or several, which stays until the next call; nothing: the end. It lies in memory as it does in
+  // the plain shard, seen modulo pages, so that a file of it is written directly. Throws Error once all that is in front
+  // of a damaged frame has been given out.
   std::span<const std::byte> Next();
 
   static constexpr uint64_t kMostMemory = 256 << 20;
 
  private:
   struct Slot {
-    HugePages memory;
     bool done = false;
     std::exception_ptr error;
   };
 
   Slot& SlotOf(size_t frame) { return slots_[frame % slots_.size()]; }
   void Loop();
-  std::span<std::byte> PlaceOf(size_t frame, const Slot& slot) const;
+  bool GoesOn(const std::byte* end) const;
+  std::span<std::byte> PlaceOf(size_t frame) const;
 
   const std::shared_ptr<const CompressedShard> shard_;
   const uint64_t begin_;
-  std::vector<Slot> slots_;
+  HugePages memory_;        // of all slots, one behind the other
+  uint64_t slot_bytes_ = 0;
   std::unique_ptr<DecodedFrames> decoded_;
   std::unique_ptr<CompressedFile> file_;
   size_t given_ = 0;        // the frame that is given out next
-  bool giving_ = false;     // the one in front of it is still in use
 
-  std::mutex mutex_;        // guards what follows, and what is in slots but for their memory
+  std::mutex mutex_;        // guards what follows
   std::condition_variable changed_;
+  std::vector<Slot> slots_;
   size_t taken_ = 0, freed_ = 0;   // frames before these are being decoded or done; are no longer needed
   bool stop_ = false;
   std::vector<std::thread> threads_;

@@ -52,7 +52,8 @@ struct PlanesFilter::State {
     for (size_t i = kLengthBytes; i-- > 0;) length = length << 8 | static_cast<unsigned char>(ready[i]);
     if (length > kMaxHeaderBytes)
       throw Error(ErrorCode::kBadInput, fmt::format("its safetensors header would have {} bytes; {} are the limit",
-                                                    length, kMaxHeaderBytes)).Path(name);
+                                                    length, kMaxHeaderBytes))
+          .Path(name).Hint("it is damaged: copy or download it again");
     while (ready.size() < kLengthBytes + length) {
       const size_t had = ready.size(), more = std::min<size_t>(kStep, kLengthBytes + length - had);
       ready.resize(had + more);

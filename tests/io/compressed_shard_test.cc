@@ -349,6 +349,13 @@ TEST(CompressedShard, FramesOfOthers) {
     CompressedFile(opened.compressed, opened.identity, false, &frames)
         .Read(opened.data_offset, plain.size(), reinterpret_cast<std::byte*>(plain.data()), "t");
     EXPECT_TRUE(shard.compare(opened.data_offset, std::string::npos, plain) == 0) << step;
+    for (const size_t threads : {1, 4}) {   // decoded in order: frames that begin and end anywhere in a page
+      std::string whole;
+      ReadPlainShard(opened.path, threads, nullptr, [&](const std::byte* bytes_read, size_t size) {
+        whole.append(reinterpret_cast<const char*>(bytes_read), size);
+      });
+      EXPECT_TRUE(whole == shard) << step << ", " << threads << " threads";
+    }
   }
 }
 
