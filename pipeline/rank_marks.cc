@@ -16,6 +16,7 @@ namespace braid {
 namespace {
 
 constexpr std::string_view kUnits = "units-";
+constexpr uint64_t kMark = 128, kMarkOfTensor = 48;   // bytes, at most
 
 Error Damaged(const std::string& path) {
   return Error(ErrorCode::kBadInput, "this is not what a rank leaves when a unit is done")
@@ -90,7 +91,7 @@ RankMarks::Found RankMarks::Read(size_t tensors) const {
   Found found;
   for (UnitRun run : Runs()) {
     const std::string path = PathOf(run);
-    const Json mark = ParseJson(ReadSmallFile(path, 1u << 28), path);
+    const Json mark = ParseJson(ReadSmallFile(path, kMark + tensors * kMarkOfTensor), path);
     if (!mark.is_object() || !mark.contains("sums") || !mark["sums"].is_array()) throw Damaged(path);
     for (const Json& entry : mark["sums"]) {
       const auto tensor = entry.is_array() && entry.size() == 2 ? AsSize(entry[0]) : std::nullopt;
