@@ -43,8 +43,8 @@ class CompressedShard {
     std::shared_ptr<const CompressedShard> shard;
     SafetensorsHeader header;
   };
-  // Reads the table and the safetensors header. Nothing: the file has no seek table, so it is not read here but from its
-  // beginning, like a pipe. Throws Error(kBadInput) for one that has a table but is not what it says.
+  // Reads the table and the safetensors header. Nothing: the file has no seek table, so it is not read here but from
+  // its beginning, like a pipe. Throws Error(kBadInput) for one that has a table but is not what it says.
   static std::optional<Opened> Open(int fd, uint64_t file_bytes, const std::string& path);
 
   // The header's bytes of the plain shard again, length and JSON. Throws Error.

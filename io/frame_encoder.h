@@ -36,7 +36,7 @@ class FrameEncoder {
  public:
   explicit FrameEncoder(Compression compression);   // kZstd or kPlanes. Throws Error(kMemory)
 
-  // `plain`: the frame.bytes bytes of the shard from frame.begin on. `to`: room for MostBytes(frame.bytes). Throws Error.
+  // `plain`: the frame.bytes bytes of the shard from frame.begin on. `to`: room for MostBytes of that. Throws Error.
   EncodedFrame Encode(const ShardFrame& frame, const std::byte* plain, std::byte* to);
 
   // What a frame of so many plain bytes can become at most.

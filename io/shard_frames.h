@@ -64,8 +64,8 @@ class ShardFrames {
   void Add(DType type, uint64_t bytes);
 
   uint64_t count() const { return count_; }
-  // Once all tensors are added: one frame after the other, or nothing behind the last. A header that nobody has compared
-  // with its data may claim frames without end, so they are not listed before they are asked for.
+  // Once all tensors are added: one frame after the other, or nothing behind the last. A header that nobody has
+  // compared with its data may claim frames without end, so they are not listed before they are asked for.
   std::optional<ShardFrame> Next();
   // All of them, of a shard that is as long as it says.
   std::vector<ShardFrame> Take();

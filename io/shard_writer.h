@@ -37,7 +37,7 @@ class ShardWriter {
   // them may have created it. Throws Error.
   ShardWriter(const std::string& path, uint64_t bytes, std::span<const ByteRange> ranges);
 
-  // Every byte of the file, or of the ranges, is written by exactly one call. Any thread, several at once. Throws Error.
+  // Every byte of the file, or of the ranges, by exactly one call. Any thread, several at once. Throws Error.
   void Write(uint64_t offset, const void* data, size_t bytes);
 
   // What has been written is durable now. Any thread. Throws Error.

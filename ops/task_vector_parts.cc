@@ -60,8 +60,8 @@ void TaskVectorParts::ExposeDeltas(const LaneTile& tile, const PartRoom& room) c
   }
 }
 
-LaneTile TaskVectorParts::PartOf(const Coefficients& c, const LaneTile& tile, size_t begin, size_t end, Scratch& scratch,
-                                 const PartRoom& room) const {
+LaneTile TaskVectorParts::PartOf(const Coefficients& c, const LaneTile& tile, size_t begin, size_t end,
+                                 Scratch& scratch, const PartRoom& room) const {
   for (size_t start = begin; start < end; start += kBlockLanes) {
     const size_t n = std::min(kBlockLanes, end - start);
     DecodeLanesAt(tile.base, start, n, scratch.base);

@@ -191,9 +191,10 @@ class FileExchange : public Exchange {
         counter->Load(part, [&](void* data, size_t bytes) { reader.Get(data, bytes); });
         reader.Finish();
       } catch (const Error& error) {
-        // Another rank may have seen the same, and removed it already.
-        if (error.code() != ErrorCode::kBadInput && FileExists(path)) throw;
-        if (TheOs().Unlink(path.c_str()) < 0 && errno != ENOENT) throw;
+        // Another rank may have seen the same, and removed it already: then there is no such file, or a new one by now.
+        const bool gone = error.code() == ErrorCode::kUsage;
+        if (!gone && error.code() != ErrorCode::kBadInput) throw;
+        if (!gone && TheOs().Unlink(path.c_str()) < 0 && errno != ENOENT) throw;
         counter->Clear();
         return false;
       }

@@ -147,7 +147,8 @@ GraphResult RunGraph(const Plan& plan, const Share& share, const std::string& fi
     progress->bytes_to_write += share.bytes_written();
   }
   ProgressReporter reporter(*progress, quiet);
-  return GraphRun(plan, share, shard_paths, progress, keeper, exchange, units_done).Run(fingerprint, interrupt, &reporter);
+  GraphRun run(plan, share, shard_paths, progress, keeper, exchange, units_done);
+  return run.Run(fingerprint, interrupt, &reporter);
 }
 
 }  // namespace braid

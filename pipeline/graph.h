@@ -20,9 +20,9 @@
 // With Plan::measured all rounds before the merge come first, for all scopes; what a scope has found out then waits,
 // its tiles are read anew for the merge.
 //
-// Of a plan that several ranks share, a scope of which only parts are merged here counts some of its statistics, and gets
-// the others by the exchange; of an ordered round, the claims first. Without an exchange it goes through all of them, and
-// where quotas are handed out in order, what comes before a part is read for them.
+// Of a plan that several ranks share, a scope of which only parts are merged here counts some of its statistics, and
+// gets the others by the exchange; of an ordered round, the claims first. Without an exchange it goes through all of
+// them, and where quotas are handed out in order, what comes before a part is read for them.
 //
 // Messages are pointers. The bytes stay in the maps; a merged tile's bytes are in its token.
 #pragma once

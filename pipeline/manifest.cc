@@ -98,7 +98,8 @@ std::string ManifestText(const Plan& plan, const std::string& fingerprint, const
   if (plan.delta()) text += " \"content\": \"delta\",\n";
   if (alpha) text += fmt::format(" \"layer_scale_alpha\": {},\n", *alpha);
   for (const PlannedStage& stage : plan.stages)
-    text += fmt::format("{}{{\"name\": {}, \"method\": {}}}{}", &stage == &plan.stages.front() ? " \"stages\": [" : ", ",
+    text += fmt::format("{}{{\"name\": {}, \"method\": {}}}{}",
+                        &stage == &plan.stages.front() ? " \"stages\": [" : ", ",
                         JsonString(stage.name), JsonString(stage.method->name),
                         &stage == &plan.stages.back() ? "],\n" : "");
   text += " \"headers\": {";

@@ -160,7 +160,7 @@ class OrderedOutput : public ShardOutput {
   std::vector<uint32_t> order_;               // these shards
   std::vector<uint64_t> begins_;              // of the plan's shards
   uint64_t total_ = 0, next_ = 0;             // all bytes; those that have left
-  size_t turn_ = 0;                           // in `order_`: the shard that `next_` belongs to; at the end, the last one
+  size_t turn_ = 0;                           // in `order_`: the shard of `next_`; at the end, the last one
   std::atomic<uint64_t> written_{0};
   Checksum sum_;                              // of what left through standard output
   std::optional<XXH128_hash_t> stream_sum_;

@@ -27,7 +27,8 @@ OutputWriter::OutputWriter(const Plan& plan, const Share& share, const std::vect
   }
   for (const OutputUnit& unit : share.units()) unit_missing_.push_back(unit.bytes());
   // Of a share, the headers are there already.
-  for (uint32_t i = 0; i < plan.shards.size() && !share.everything(); ++i) CountUnits(i, 0, plan.shards[i].header.size());
+  for (uint32_t i = 0; i < plan.shards.size() && !share.everything(); ++i)
+    CountUnits(i, 0, plan.shards[i].header.size());
 }
 
 OutputWriter::~OutputWriter() { Stop(); }

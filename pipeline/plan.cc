@@ -119,7 +119,8 @@ std::unique_ptr<Merger> Plan::MakeMerger(const PlannedScope& scope, Approach app
                                           : coefficients[tensors[scope.tensors.front()].coefficients];
   TensorFacts facts{.elements = scope.elements};
   if (!model_scope) facts = tensors[scope.tensors.front()].Facts();
-  if ((measured || delta()) && approach == Approach::kDraft) approach = Approach::kPlain;   // merged only when all is known
+  // Merged only when all is known.
+  if ((measured || delta()) && approach == Approach::kDraft) approach = Approach::kPlain;
   std::unique_ptr<Merger> merger = method->make(*method, shared, facts, approach);
   if (measured || delta()) {
     uint64_t part = 0;

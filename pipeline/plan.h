@@ -183,8 +183,8 @@ struct StatisticsPlace {
   std::vector<std::vector<std::optional<XXH128_hash_t>>> files;
 };
 
-// What is read and written in all, in bytes, where a stage is computed anew in every round that needs it, and where it is
-// merged into a file first.
+// What is read and written in all, in bytes, where a stage is computed anew in every round that needs it, and where it
+// is merged into a file first.
 struct SpillChoice {
   uint64_t recomputed = 0, spilled = 0;
   std::string why_not = {};   // of computing it anew, as the end of "..., because"; empty: nothing
@@ -285,9 +285,9 @@ struct Plan {
 // Throws Error: kUsage (recipe, missing sources), kBadInput, kIncompatible, kMemory (budget too small).
 Plan MakePlan(Recipe recipe, const PlanOptions& options);
 
-// `braid apply` as a recipe: it has no file, and no user could write it. Merged, it gives the checkpoint that a base and a
-// delta make, with the base's config and tokenizer: from a delta in float32 what the merge behind it would have written,
-// bit for bit. Its text is the recipe of that merge, where the delta has it.
+// `braid apply` as a recipe: it has no file, and no user could write it. Merged, it gives the checkpoint that a base
+// and a delta make, with the base's config and tokenizer: from a delta in float32 what the merge behind it would have
+// written, bit for bit. Its text is the recipe of that merge, where the delta has it.
 Recipe ApplyRecipe(const std::string& base, const std::string& delta);
 
 // Bytes of address space that a tile of `elements` occupies when mapped, in all its sources.

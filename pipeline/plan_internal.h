@@ -7,12 +7,12 @@ namespace braid {
 
 class Vocabulary;
 
-// plan.cc: all that is known of a merge before its output has a layout: sources, coefficients, actions. The plan may have
-// opened checkpoints before; the options' budget is its own.
+// plan.cc: all that is known of a merge before its output has a layout: sources, coefficients, actions. The plan may
+// have opened checkpoints before; the options' budget is its own.
 void PlanOneMerge(Plan* plan, Recipe recipe, const PlanOptions& options);
 
-// With scope = "model", what the merger of these tensors, in their order, is made with. A model's coefficients are those of a
-// tensor that it is merged in. Its weight may differ from tensor to tensor; statistics only ask whether it is zero everywhere.
+// With scope = "model", what the merger of these tensors, in their order, is made with. A model's coefficients are
+// those of a tensor that it is merged in. Its weight may differ there; statistics only ask whether it is 0 everywhere.
 Coefficients SharedCoefficients(const Plan& plan, const std::vector<uint32_t>& tensors);
 
 // plan_stages.cc: the same for a recipe with stages.
@@ -31,8 +31,8 @@ void PlanTensors(Plan* plan, const Vocabulary* vocabulary);  // null: the source
 // plan_unchanged.cc: finds the tensors that come out as the base has them.
 void MarkUnchanged(Plan* plan);
 
-// plan_delta.cc: of a merge that writes a delta, leaves the tensors that are in it. Of a plan that applies one: that the
-// base is the one that it was made from.
+// plan_delta.cc: of a merge that writes a delta, leaves the tensors that are in it. Of a plan that applies one: that
+// the base is the one that it was made from.
 void PlanDelta(Plan* plan);
 void CheckDeltaFits(const Plan& plan);
 

@@ -33,8 +33,8 @@ class RankFile {
   uint64_t bytes_ = 0;
 };
 
-// The same for a file of any size: under `path` once it is finished, and durable then. What processes that died have left
-// of it is removed. Adds to `count` what it has written. Throws Error.
+// The same for a file of any size: under `path` once it is finished, and durable then. What processes that died have
+// left of it is removed. Adds to `count` what it has written. Throws Error.
 std::unique_ptr<ByteStream> NewRankStream(const std::string& path, std::atomic<uint64_t>* count);
 
 // The directory is gone: its job is published.

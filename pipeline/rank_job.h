@@ -1,4 +1,4 @@
-// One merge by several ranks that share a file system and nothing else: where they meet, and what they leave each other.
+// One merge by several ranks that share a file system and nothing else: where they meet, what they leave each other.
 //
 //   OUT.partial/ranks-KEY/            KEY: a hash of all that must be the same for all ranks
 //     units-12-20                     what is done (rank_marks.h)
@@ -6,9 +6,9 @@
 //     lock                            of the rank that publishes
 //     checkpoint/                     what is to become OUT
 //
-// Every file but the lock, and shards that are not compressed, appears by a rename, complete and durable. There may be any
-// number of ranks, at once or one after another, and another number the next time: what counts is which units are done.
-// Whoever finds all of them done publishes.
+// Every file but the lock, and shards that are not compressed, appears by a rename, complete and durable. There may be
+// any number of ranks, at once or one after another, and another number the next time: what counts is which units are
+// done. Whoever finds all of them done publishes.
 #pragma once
 
 #include <atomic>

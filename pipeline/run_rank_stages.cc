@@ -1,6 +1,6 @@
-// Stages that are merged first, into a file (run_stages.h), of a merge by several ranks. Each stage is a job of its own,
-// in a directory of the ranks: its file, the marks of what is done, the statistics that are taken together. Ranks that run
-// at once divide it and wait for each other, since what follows needs all of it; one that finds nobody else does it all.
+// Stages that are merged first, into a file (run_stages.h), of a merge by several ranks. Each stage is a job of its
+// own, in a directory of the ranks: its file, marks of what is done, statistics that are taken together. Ranks at once
+// divide it and wait for each other, since what follows needs all of it; one that finds nobody else does it all.
 #include <fmt/format.h>
 #include <sys/file.h>
 

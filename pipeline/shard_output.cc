@@ -35,8 +35,8 @@ class PositionedOutput : public ShardOutput {
   bool HasLeft(uint32_t) override { return true; }
   void Sync(uint32_t shard) override { shards_[shard]->Sync(); }
 
-  // The headers of all shards come last, because a single file's holds the checksums, and because a file without one cannot be
-  // mistaken for a checkpoint.
+  // The headers of all shards come last, because a single file's holds the checksums, and because a file without one
+  // cannot be mistaken for a checkpoint.
   void Finish(const std::string& fingerprint, const std::vector<XXH128_hash_t>& sums,
               const std::atomic<int>& interrupt) override {
     for (size_t i = 0; i < shards_.size(); ++i) {

@@ -36,8 +36,8 @@ class ShardOutput {
   // Error.
   virtual void Write(uint32_t shard, uint64_t offset, const void* data, size_t bytes) = 0;
 
-  // Of a share, a shard whose bytes have all been written: whether they have left, too. Under the rules of Write. Throws
-  // Error.
+  // Of a share, a shard whose bytes have all been written: whether they have left, too. Under the rules of Write.
+  // Throws Error.
   virtual bool HasLeft(uint32_t shard) = 0;
 
   // Of a share: what is written of a shard so far is durable; of an ordered output, a shard that has left, once. Any

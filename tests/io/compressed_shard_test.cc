@@ -130,7 +130,8 @@ TEST_P(CompressedShardTest, ComesBackInAnyRanges) {
   EXPECT_TRUE(Read(file) == shard);
   EXPECT_TRUE(Read(file, true) == shard);
   EXPECT_EQ(file, Compressed(shard, GetParam()).file());
-  for (const auto& pieces : std::vector<std::vector<Piece>>{{}, {{"empty", DType::kF32, 0}}, {{"one", DType::kU8, 1}}}) {
+  for (const auto& pieces : std::vector<std::vector<Piece>>{{}, {{"empty", DType::kF32, 0}},
+                                                            {{"one", DType::kU8, 1}}}) {
     const std::string small = ShardOf(pieces);
     EXPECT_TRUE(Read(Compressed(small, GetParam()).file()) == small);
   }

@@ -54,7 +54,8 @@ std::string Shard(uint64_t bf16, uint64_t f32, uint64_t u8) {
 }
 
 TEST(PlanesFilter, GivesThePlainShard) {
-  for (const std::string& shard : {Shard(1'500'001, 600'003, 77), Shard(0, 0, 0), Shard(1, 1, 1), Shard(5, 0, 3'000'000)})
+  for (const std::string& shard : {Shard(1'500'001, 600'003, 77), Shard(0, 0, 0), Shard(1, 1, 1),
+                                   Shard(5, 0, 3'000'000)})
     for (const Compression compression : {Compression::kZstd, Compression::kPlanes}) {
       const std::string file = fixture::Compressed(shard, compression).file();
       EXPECT_TRUE(Plain(file) == shard) << CompressionName(compression) << ", " << shard.size();

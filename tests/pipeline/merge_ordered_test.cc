@@ -75,7 +75,8 @@ class Ordered : public testing::TestWithParam<const char*> {
     for (const auto& [name, shape] : shapes) {
       const size_t n = shape.size() == 2 ? shape[0] * shape[1] : shape[0];
       if (name == "counts") {
-        for (std::vector<StoredTensor>* to : {&base, &x, &y}) to->push_back(fixture::Integers(name, std::vector<int64_t>(n, 3)));
+        for (std::vector<StoredTensor>* to : {&base, &x, &y})
+          to->push_back(fixture::Integers(name, std::vector<int64_t>(n, 3)));
         continue;
       }
       std::vector<double> values(n), first(n), second(n);

@@ -221,7 +221,8 @@ class Stages : public testing::Test {
       return;
     }
     const Plan plan = fixture::PlanOf(chain, DrawOptions());
-    const auto chosen = std::count_if(plan.stages.begin(), plan.stages.end(), [](const auto& stage) { return stage.choice; });
+    const auto chosen = std::count_if(plan.stages.begin(), plan.stages.end(),
+                                      [](const auto& stage) { return stage.choice; });
     spilled_ += static_cast<int>(plan.spills.size());
     recomputed_ += static_cast<int>(chosen) - static_cast<int>(plan.spills.size());
     const std::string separate = place_ / fmt::format("s{}", stages_.size() - 1);

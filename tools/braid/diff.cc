@@ -136,8 +136,8 @@ void AddDiffCommand(CLI::App& app) {
       "|a - b| / max(|a|, |b|), and distance in units in the last place (of the tensors' type, or of float32 "
       "when they\n"
       "have two). Exit status 0 when everything is equal bit for bit, 1 otherwise.\n");
-  command->add_option("A", arguments->a,
-                      "Directory, .safetensors file, compressed or not, or id in the cache")->required();
+  command->add_option("A", arguments->a, "Directory, .safetensors file, compressed or not, or id in the cache")
+      ->required();
   command->add_option("B", arguments->b, "The other one")->required();
   AddJsonFlag(command);
   command->callback([arguments] { Run(*arguments); });

@@ -79,7 +79,8 @@ void PrintSummary(const MergeReport& report) {
                Percent(report.result.counts.conflicts, report.totals.merged_elements));
   if (report.result.alpha) fmt::print(Results(), "layer_scale: alpha = {:.6g}\n", *report.result.alpha);
   const NonFinite& bad = report.result.counts.non_finite;
-  if (bad.nan + bad.inf > 0) fmt::print(Results(), "the output holds {} NaN and {} infinite values\n", bad.nan, bad.inf);
+  if (bad.nan + bad.inf > 0)
+    fmt::print(Results(), "the output holds {} NaN and {} infinite values\n", bad.nan, bad.inf);
   else fmt::print(Results(), "no NaN, no infinite values\n");
   if (const auto sum = report.result.stream_sum)
     return fmt::print(Results(), "output: standard output, {} bytes, XXH3-128 {}\n", report.bytes_written,
@@ -94,12 +95,14 @@ void PrintRank(const MergeReport& report) {
              SizeText(report.bytes_written), report.seconds, report.peak_resident >> 20);
   if (rank.published) fmt::print("output: {}   (check it any time: braid verify {})\n", report.output, report.output);
   else if (rank.complete) fmt::print("output: {}, which another rank has published\n", report.output);
-  else fmt::print("{} pieces are left to other ranks; {} appears with the last one\n", rank.units_missing, report.output);
+  else
+    fmt::print("{} pieces are left to other ranks; {} appears with the last one\n", rank.units_missing, report.output);
 }
 
 // Bytes: of the sources that a stage went through (read: mapped), for write those of the output.
 void PrintStages(const Progress& progress) {
-  fmt::print(Results(), "{:<12}{:>12}{:>10}{:>10}{:>10}{:>10}\n", "stage", "bytes", "wall s", "cpu s", "stall s", "GB/s");
+  fmt::print(Results(), "{:<12}{:>12}{:>10}{:>10}{:>10}{:>10}\n", "stage", "bytes", "wall s", "cpu s", "stall s",
+             "GB/s");
   for (size_t i = 0; i < progress.stages.size(); ++i) {
     const StageCounters& s = progress.stages[i];
     const double wall = Seconds(s.wall_ns);
@@ -140,7 +143,8 @@ void MergeAndReport(Recipe recipe, const MergeOptions& options, bool stats) {
   const MergeReport report = RunMerge(std::move(recipe), options, Interrupt(), &progress);
   if (options.group != nullptr && options.group->rank() > 0) return;
   if (JsonWanted()) {
-    fmt::print(Results(), "{}\n", ReportToJson(report, progress, stats).dump(-1, ' ', false, Json::error_handler_t::replace));
+    fmt::print(Results(), "{}\n",
+               ReportToJson(report, progress, stats).dump(-1, ' ', false, Json::error_handler_t::replace));
     return;
   }
   if (!options.quiet) report.rank && !report.rank->together ? PrintRank(report) : PrintSummary(report);
@@ -215,7 +219,8 @@ void AddMergeCommand(CLI::App& app) {
                    "any machines that share OUT's file system; the last one to end publishes OUT. One that died is "
                    "run again. (mpirun -n N braid merge RECIPE OUT does all of this by itself)")
       ->check(CLI::Range(0, 99'999));
-  CLI::Option* of = command->add_option("--of", arguments->of, "How many ranks there are")->check(CLI::Range(1, 100'000));
+  CLI::Option* of = command->add_option("--of", arguments->of, "How many ranks there are");
+  of->check(CLI::Range(1, 100'000));
   rank->needs(of);
   of->needs(rank);
   command->add_flag("--quiet", arguments->quiet, "Print nothing but errors");

@@ -86,7 +86,8 @@ Codec Zstd(int level) {
   ZSTD_CCtx* const encoder = ZSTD_createCCtx();   // until the program ends
   ZSTD_DCtx* const decoder = ZSTD_createDCtx();
   return {[=](const Bytes& plain, Bytes* compressed) {
-            return ZSTD_compressCCtx(encoder, compressed->data(), compressed->size(), plain.data(), plain.size(), level);
+            return ZSTD_compressCCtx(encoder, compressed->data(), compressed->size(), plain.data(), plain.size(),
+                                     level);
           },
           [=](const Bytes& compressed, size_t bytes, Bytes* plain) {
             ZSTD_decompressDCtx(decoder, plain->data(), plain->size(), compressed.data(), bytes);
