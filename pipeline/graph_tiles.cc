@@ -33,8 +33,11 @@ void GraphRun::CountClaims(TileWork* work) {
     work->claims.assign(plan_.tensors[work->tensor].models.size() * work->scope->merger()->claims_per_model(), 0);
     if (work->scope->QuotasSpent()) return;
     Worker* worker = TakeWorker();
-    const Coefficients& c = CoefficientsOf(plan_.tensors[work->tensor]);
-    work->scope->merger()->CountClaims(c, LanesOf(plan_, *work, &worker->lanes), worker->scratch, work->claims.data());
+    const PlannedTensor& tensor = plan_.tensors[work->tensor];
+    NamingTensor(tensor.name, [&] {   // a chain merges what its stages read of each other
+      work->scope->merger()->CountClaims(CoefficientsOf(tensor), LanesOf(plan_, *work, &worker->lanes), worker->scratch,
+                                         work->claims.data());
+    });
     workers_.Give(worker);
   });
 }
@@ -52,13 +55,14 @@ void GraphRun::AccumulateTile(TileWork* work, Accumulate::output_ports_type& por
       StageTimer timer(progress_.of(Stage::kStatistics));
       Worker* worker = TakeWorker();
       Accumulator* accumulator = run->TakeAccumulator();
-      const Coefficients& c = CoefficientsOf(plan_.tensors[work->tensor]);
-      if (run->spec().sample)
-        SampleTile(LanesOf(plan_, *work, &worker->lanes), plan_.tensors[work->tensor].elements, c, *run,
-                   worker->scratch, accumulator);
-      else
-        run->merger()->Accumulate(run->round(), c, LanesOf(plan_, *work, &worker->lanes), work->claims.data(),
-                                  worker->scratch, accumulator, run->SumsOf(work->slot));
+      const PlannedTensor& tensor = plan_.tensors[work->tensor];
+      const Coefficients& c = CoefficientsOf(tensor);
+      const LaneTile tile = LanesOf(plan_, *work, &worker->lanes);
+      NamingTensor(tensor.name, [&] {
+        if (run->spec().sample) return SampleTile(tile, tensor.elements, c, *run, worker->scratch, accumulator);
+        run->merger()->Accumulate(run->round(), c, tile, work->claims.data(), worker->scratch, accumulator,
+                                  run->SumsOf(work->slot));
+      });
       run->GiveAccumulator(accumulator);
       workers_.Give(worker);
       progress_.of(Stage::kStatistics).bytes += MappedBytes(*work);

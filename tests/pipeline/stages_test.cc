@@ -217,7 +217,11 @@ class Stages : public testing::Test {
     (error ? refused_ : merged_) += 1;
     if (error) {
       const Error thrown = fixture::ErrorOf([&] { fixture::Merge(chain, place_ / "out", DrawOptions(), true); });
-      EXPECT_EQ(thrown.tensor(), error->tensor()) << thrown.what() << "\ninstead of\n" << error->what();
+      EXPECT_EQ(thrown.code(), error->code()) << thrown.what() << "\ninstead of\n" << error->what();
+      // Among whole models, tensors go in the order of their names: another one may be the first without a merge.
+      if (model_scopes_ == 0) {
+        EXPECT_EQ(thrown.tensor(), error->tensor()) << thrown.what() << "\ninstead of\n" << error->what();
+      }
       return;
     }
     const Plan plan = fixture::PlanOf(chain, DrawOptions());
