@@ -282,6 +282,8 @@ class Stages : public testing::Test {
 TEST_F(Stages, WithStatisticsOfWholeModels) {
   model_scopes_ = 0.4;
   CompareTrees(6);
+  // Few of the trees that are drawn can be computed anew: some runs of six families have none.
+  for (int i = 0; i < 60 && (recomputed_ == 0 || spilled_ == 0) && !HasFailure(); ++i) CompareTrees(1);
   EXPECT_GT(recomputed_, 0);
   EXPECT_GT(spilled_, 0);
 }
