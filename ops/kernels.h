@@ -110,8 +110,8 @@ void MergeTaskVectors(const TaskVectorBlock& block, size_t n, float* room, float
 
 // The same in one go from elements of `from` to elements of `to`, both without alignment or padding, open entries
 // (nullptr: none) found on the way; open elements are not counted. Not for every block and pair of types, and not where
-// a NaN or an infinity comes in or out: then it returns false, and only `out` and `open->words` may have changed. At most 2^31
-// elements.
+// a NaN comes in, or an infinity that stays, or an infinity comes out: then it returns false, and only `out` and
+// `open->words` may have changed. At most 2^31 elements.
 bool MergeEncoded(const TaskVectorBlock& block, DType from, DType to, size_t n, void* out, VoteCounts* counts,
                   const OpenEntries* open);
 
