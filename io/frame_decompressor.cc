@@ -102,8 +102,9 @@ void FrameDecompressor::Loop() {
   }
 }
 
-// Whole frames lie in their slots as in the plain shard, so what comes behind one lies behind it. A page more than the slots
-// is for the last one, which begins within a page; what is shorter than a slot ends in front of the next one's beginning.
+// Whole frames lie in their slots as in the plain shard, so what comes behind one lies behind it. A page more than the
+// slots is for the last one, which begins within a page; what is shorter than a slot ends in front of the next one's
+// beginning.
 std::span<std::byte> FrameDecompressor::PlaceOf(size_t index) const {
   const CompressedFrame& frame = shard_->frames()[index];
   const uint64_t begin = std::max(frame.begin, begin_);

@@ -31,9 +31,9 @@ class FrameDecompressor {
   ~FrameDecompressor();
   FrameDecompressor(const FrameDecompressor&) = delete;
 
-  // What comes next, a frame or several, which stays until the next call; nothing: the end. It lies in memory as it does in
-  // the plain shard, seen modulo pages, so that a file of it is written directly. Throws Error once all that is in front
-  // of a damaged frame has been given out.
+  // What comes next, a frame or several, which stays until the next call; nothing: the end. It lies in memory as it
+  // does in the plain shard, seen modulo pages, so that a file of it is written directly. Throws Error once all that is
+  // in front of a damaged frame has been given out.
   std::span<const std::byte> Next();
 
   static constexpr uint64_t kMostMemory = 256 << 20;

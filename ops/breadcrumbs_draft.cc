@@ -1,5 +1,6 @@
-// breadcrumbs in one read: a tile is merged by what the brackets of both ends make sure, and the few elements with an entry
-// inside a bracket are merged again when the ends are known. What is put aside are lanes of the base and of task vectors.
+// breadcrumbs in one read: a tile is merged by what the brackets of both ends make sure, and the few elements with an
+// entry inside a bracket are merged again when the ends are known. What is put aside are lanes of the base and of task
+// vectors.
 #include <algorithm>
 #include <cmath>
 

@@ -40,7 +40,8 @@ class OpenChunk {
   std::unique_ptr<float[]> lanes_;
 };
 
-// The memory for open elements: chunks that are made once and reused, never more than `most_bytes` of them. Thread-safe.
+// The memory for open elements: chunks that are made once and reused, never more than `most_bytes` of them.
+// Thread-safe.
 class OpenPool {
  public:
   // `sources`: the base and all models.
@@ -64,8 +65,9 @@ class OpenElements {
   OpenElements& operator=(OpenElements&& other) noexcept;
   ~OpenElements() { Clear(); }
 
-  // Puts elements index + places[0] .. index + places[count - 1] aside, behind those that are there. copy(from, k, chunk)
-  // adds the lanes of the k elements at from[0] .. from[k - 1] to a chunk, behind its `count`. False when the pool is empty.
+  // Puts elements index + places[0] .. index + places[count - 1] aside, behind those that are there. copy(from, k,
+  // chunk) adds the lanes of the k elements at from[0] .. from[k - 1] to a chunk, behind its `count`. False when the
+  // pool is empty.
   template <typename Copy>
   bool PutAside(uint64_t index, const uint32_t* places, size_t count, Copy copy) {
     for (size_t done = 0, k; done < count; done += k) {

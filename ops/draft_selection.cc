@@ -41,8 +41,8 @@ void ForEachRun(const Bracket& bracket, std::span<const OpenElements* const> til
       }
 }
 
-// Bins of neighbouring keys in a bracket, the largest first, counted in several tables: entries next to each other mostly
-// fall into the same bin, and would wait for each other.
+// Bins of neighbouring keys in a bracket, the largest first, counted in several tables: entries next to each other
+// mostly fall into the same bin, and would wait for each other.
 class KeyBins {
  public:
   static constexpr uint32_t kBins = 1024;

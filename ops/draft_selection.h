@@ -1,4 +1,5 @@
-// What the methods that draft do with open elements: which there are, which of their entries stay, and back into the tile.
+// What the methods that draft do with open elements: which there are, which of their entries stay, and back into the
+// tile.
 #pragma once
 
 #include <cstddef>
@@ -25,8 +26,8 @@ struct OpenSelection {
   uint64_t more_equals = 0;   // if they were asked for: entries behind the cut whose key is the cut's
 };
 
-// The first k entries of one model, from those that were put aside; `threshold` is which of them, as claims lie. Nothing
-// where the bracket misses. Tiles in the order of the index.
+// The first k entries of one model, from those that were put aside; `threshold` is which of them, as claims lie.
+// Nothing where the bracket misses. Tiles in the order of the index.
 std::optional<OpenSelection> SelectAmongOpen(const Bracket& bracket, uint64_t k, size_t threshold,
                                              std::span<const OpenElements* const> tiles, size_t model, OpenLanes lanes,
                                              bool count_equals);

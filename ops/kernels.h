@@ -1,7 +1,7 @@
 // The inner loops, over blocks of a thousand float32 lanes that lie in scratch which fits L1.
 //
-// Written once with Highway and compiled for each instruction set; the best one is chosen at run time (kernels_codec.cc,
-// kernels_select.cc, kernels_merge.cc, kernels_combine.cc). Every
+// Written once with Highway and compiled for each instruction set; the best one is chosen at run time
+// (kernels_codec.cc, kernels_select.cc, kernels_merge.cc, kernels_combine.cc). Every
 // lane is computed independently with separately rounded float32 steps, and every sum in a fixed order, so all
 // targets give the same bits. Thread-safe: functions of their arguments. None allocates.
 //
@@ -95,8 +95,8 @@ struct VoteCounts {
   int64_t sign_sum = 0;         // elements with a positive total minus those with a negative one
 };
 
-// Entries that stay for now although nobody knows yet whether they will: those with min_key <= key < sure_key. An element
-// with such an entry is open; see ops/draft.h.
+// Entries that stay for now although nobody knows yet whether they will: those with min_key <= key < sure_key. An
+// element with such an entry is open; see ops/draft.h.
 struct OpenEntries {
   const uint32_t* sure_key;     // per model
   uint64_t* staying;            // per model: gets the number of entries with key >= min_key added
@@ -139,12 +139,12 @@ void AddProducts(const double* x, const double* y, size_t n, double* sums);
 void AddLaneProducts(const double* x, const double* y, size_t n, double* sums);
 void MultiplyLanes(const double* y, size_t n, double* x);
 
-// How float64 becomes float32 lanes: to nearest even; or, where EncodeLanes rounds on to a narrower type, to odd (what is
-// not exact gets the neighbour with an odd last bit), so that both steps together round once.
+// How float64 becomes float32 lanes: to nearest even; or, where EncodeLanes rounds on to a narrower type, to odd (what
+// is not exact gets the neighbour with an odd last bit), so that both steps together round once.
 enum class LaneRounding { kNearest, kOdd };
 
-// out = base + sum of share[i] terms[i], in this order, rounded once; a term whose share is 0 is not read. Where the sum is
-// 0, the base keeps its bits. Without a base (nullptr) the sum alone.
+// out = base + sum of share[i] terms[i], in this order, rounded once; a term whose share is 0 is not read. Where the
+// sum is 0, the base keeps its bits. Without a base (nullptr) the sum alone.
 void CombineLanes(const double* const* terms, size_t num_terms, const double* share, const float* base, size_t n,
                   LaneRounding rounding, float* out);
 

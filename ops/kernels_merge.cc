@@ -125,7 +125,8 @@ HWY_INLINE hn::Vec<DI> CountWhere(MI where, hn::Vec<DI> counts) {
 }
 
 // Of the lanes in a mask: those whose key is not among the `width` keys up to `sure`, the lowest of which is the first
-// that `stays`; and those where a is less than b. With masked comparisons: operations between masks took a tenth of all.
+// that `stays`; and those where a is less than b. With masked comparisons: operations between masks took a tenth of
+// all.
 HWY_INLINE MI WhereDecided(MI where, hn::Vec<DI> key, MI stays, hn::Vec<DI> sure, hn::Vec<DI> width) {
 #if HWY_TARGET <= HWY_AVX3
   (void)stays;
@@ -196,8 +197,8 @@ template <class From, class To>
 struct LayoutOf { using Type = InOrder<From, To>; };
 
 #if HWY_TARGET != HWY_SCALAR
-// Elements at even places in one vector, at odd places in the other: a shift or a mask takes bf16 apart, a blend puts it
-// together, and nothing moves from lane to lane.
+// Elements at even places in one vector, at odd places in the other: a shift or a mask takes bf16 apart, a blend puts
+// it together, and nothing moves from lane to lane.
 struct EvenAndOdd {
   using D16 = hn::Repartition<uint16_t, DF>;
   using DI16 = hn::RebindToSigned<D16>;
@@ -231,14 +232,14 @@ template <>
 struct LayoutOf<FromBF16, FiniteToBF16> { using Type = EvenAndOdd; };
 #endif
 
-// Votes weighted by value and few models, with everything in registers from the file's bytes to the output's, 64 elements
-// at a time, so that nothing inside asks where the end is. Three models of bf16 from L2: 0.40 ns per element, with open
-// entries 0.45 (Zen 5, AVX-512). `kUsual`: what recipes have unless they say otherwise (lambda 1, nothing rescaled,
-// averages by weights above 0, a drawn vote elects plus); nothing inside asks for that either.
+// Votes weighted by value and few models, with everything in registers from the file's bytes to the output's, 64
+// elements at a time, so that nothing inside asks where the end is. Three models of bf16 from L2: 0.40 ns per element,
+// with open entries 0.45 (Zen 5, AVX-512). `kUsual`: what recipes have unless they say otherwise (lambda 1, nothing
+// rescaled, averages by weights above 0, a drawn vote elects plus); nothing inside asks for that either.
 // Sums and comparisons are those of ElectAndAddUp: adding up what agrees with its sign flipped towards plus rounds the
 // same, and the smallest flipped vote tells whether any disagrees; which zero a sum is makes no difference, since Apply
-// takes the base then. A NaN or an infinity among the entries that stay shows in their total, and of the others it makes no
-// difference (a NaN always stays); what rounds to infinity shows in the largest magnitude stored.
+// takes the base then. A NaN or an infinity among the entries that stay shows in their total, and of the others it
+// makes no difference (a NaN always stays); what rounds to infinity shows in the largest magnitude stored.
 template <size_t kModels, class From, class To, bool kOpen, bool kUsual>
 bool MergeFew(const TaskVectorBlock& block, size_t n, void* out, VoteCounts* counts, const OpenEntries* open) {
   using In = typename From::Element;

@@ -210,7 +210,8 @@ class Merger {
   virtual void Accumulate(size_t r, const Coefficients& coefficients, const LaneTile& tile,
                           const uint64_t* grants, Scratch& scratch, Accumulator* accumulator,
                           BlockSums sums) const;
-  // Serial, once all tiles of the round are in. `sums` holds one total per quantity, or as RoundSpec::sums_by_tensor says.
+  // Serial, once all tiles of the round are in. `sums` holds one total per quantity, or as RoundSpec::sums_by_tensor
+  // says.
   virtual void Finish(size_t r, Accumulator* accumulator, std::span<const double> sums);
 
   // --- the draft round
@@ -230,8 +231,8 @@ class Merger {
   // Adds to claims[i] the entries of this tile that are equal to that threshold.
   virtual void CountClaims(const Coefficients& coefficients, const LaneTile& tile, Scratch& scratch,
                            uint64_t* claims) const;
-  // How many of claim i may be granted over the whole scope. kNoQuota: it has none to count; as a grant: all that the tile
-  // claims.
+  // How many of claim i may be granted over the whole scope. kNoQuota: it has none to count; as a grant: all that the
+  // tile claims.
   static constexpr uint64_t kNoQuota = UINT64_MAX;
   virtual uint64_t Quota(size_t claim) const;
 

@@ -19,8 +19,8 @@ constexpr size_t kMostKept = 4 << 20;
 
 // Of what is in memory, a draft's sample is taken twice: a rough one says where to look, and of a fine one only what is
 // there is collected. Together they take no longer than one of 65,536 lanes, and leave half as many elements open in a
-// tensor of 16 million (0.2 s of CPU in the warm merge of 1.24 B). A lane of the fine one costs a tenth of an open element:
-// then their number is best where it grows with the elements to the power of 2/3.
+// tensor of 16 million (0.2 s of CPU in the warm merge of 1.24 B). A lane of the fine one costs a tenth of an open
+// element: then their number is best where it grows with the elements to the power of 2/3.
 constexpr size_t kRoughRuns = 256;
 size_t FineRuns(uint64_t elements) {
   const double runs = std::pow(static_cast<double>(elements), 2.0 / 3) / 12;

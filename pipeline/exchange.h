@@ -1,10 +1,10 @@
-// How ranks take the statistics of one scope together: each counts a part, a run of the output's units, and adds what the
-// others have counted. All of it is exact (integers, and sums that are kept per block and added in order at the end), so
-// it makes no difference who counted what.
+// How ranks take the statistics of one scope together: each counts a part, a run of the output's units, and adds what
+// the others have counted. All of it is exact (integers, and sums that are kept per block and added in order at the
+// end), so it makes no difference who counted what.
 //
-// By files (FileExchange): for processes that share nothing but a file system, at once or one after another. A part that
-// is there is used; one that is not is counted by whoever needs it, unless a living process holds its claim. By messages
-// (GroupExchange): for processes that were started together.
+// By files (FileExchange): for processes that share nothing but a file system, at once or one after another. A part
+// that is there is used; one that is not is counted by whoever needs it, unless a living process holds its claim. By
+// messages (GroupExchange): for processes that were started together.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +18,8 @@
 
 namespace braid {
 
-// What is exchanged: of a round of a scope, its statistics, or the claims on its quotas (ops/merger.h); or norms of many
-// scopes (scope == kNorms).
+// What is exchanged: of a round of a scope, its statistics, or the claims on its quotas (ops/merger.h); or norms of
+// many scopes (scope == kNorms).
 struct SharedRound {
   static constexpr uint32_t kNorms = UINT32_MAX;
   uint32_t scope = 0, round = 0;

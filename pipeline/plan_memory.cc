@@ -187,8 +187,8 @@ bool FitsThePool(const Plan& plan, const PlannedScope& scope, uint64_t more) {
   return needed <= (m.pool - m.waiting) / 3 * 2;
 }
 
-// Whether short runs of all sources are read for little: of a compressed one a frame has to be decoded for each, and what
-// has not come yet of a stream cannot be read.
+// Whether short runs of all sources are read for little: of a compressed one a frame has to be decoded for each, and
+// what has not come yet of a stream cannot be read.
 bool HasCheapSpots(const Plan& plan, const PlannedScope& scope) {
   const auto is_plain = [&](const TensorSource& source) {
     return !source.present() || (plan.ShardOf(source).compressed == nullptr && plan.ShardOf(source).stream == nullptr);

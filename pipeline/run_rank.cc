@@ -1,5 +1,5 @@
-// One rank of a merge that several share (rank_job.h): the units of its part that nobody has done yet, and, when it finds
-// all of them done, the publication.
+// One rank of a merge that several share (rank_job.h): the units of its part that nobody has done yet, and, when it
+// finds all of them done, the publication.
 #include <fmt/format.h>
 
 #include <algorithm>

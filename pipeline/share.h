@@ -3,13 +3,13 @@
 // The output is cut into units: ranges of a shard's bytes, that the plan alone decides, so every rank knows the same
 // ones, however many ranks there are and whatever memory they have. A unit is written by one rank, marked as done, and
 // never written again. Its ends are multiples of 64 KiB in the file: two machines that write parts of one page through
-// page caches of their own lose bytes, and pages have up to 64 KiB. Where a tensor is cut, both sides merge the reduction
-// block (or the row) that lies across, and write their bytes of it.
+// page caches of their own lose bytes, and pages have up to 64 KiB. Where a tensor is cut, both sides merge the
+// reduction block (or the row) that lies across, and write their bytes of it.
 //
 // Compressed shards have no places: each of them is one unit.
 //
-// A cut costs statistics: either side needs those of the whole tensor. So ends are moved, by a quarter of a unit at most,
-// to where they cut the smallest tensor, or none.
+// A cut costs statistics: either side needs those of the whole tensor. So ends are moved, by a quarter of a unit at
+// most, to where they cut the smallest tensor, or none.
 #pragma once
 
 #include <xxhash.h>
