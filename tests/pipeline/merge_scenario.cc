@@ -364,7 +364,8 @@ void ForRandomScenarios(int count, test::Random& random, const std::function<voi
   for (int i = 0; i < count && !testing::Test::HasFailure(); ++i) {
     const char* const method = random.OneOf<const char*>({"ties", "ties", "task_arithmetic", "linear", "average"});
     SCOPED_TRACE(testing::Message() << "scenario " << i << ", " << method);
-    WrittenScenario written{.place = {}, .scenario = RandomScenario(random, method, Syntax::kToml)};
+    WrittenScenario written;
+    written.scenario = RandomScenario(random, method, Syntax::kToml);
     written.recipe = WriteScenario(written.place, written.scenario, random), written.out = written.place / "out";
     body(written);
   }
