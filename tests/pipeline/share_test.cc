@@ -18,7 +18,7 @@ Plan RandomPlan(test::Random* random) {
   for (uint32_t s = 0; s < 3; ++s) {
     PlannedShard shard{.name = "shard", .header = std::string(4096, ' '), .bytes = 4096};
     for (uint64_t i = 0, n = any(5, 40); i < n; ++i) {
-      PlannedTensor tensor{.name = "tensor", .shape = {}};
+      PlannedTensor tensor{.name = "tensor", .shape = {}, .base = {}, .models = {}};
       tensor.elements = s == 1 && i == 2 ? any(40 << 20, 90 << 20) : any(1, 4 << 20);
       tensor.type = DType::kBF16, tensor.shard = s, tensor.offset = shard.bytes, tensor.bytes = 2 * tensor.elements;
       shard.bytes += tensor.bytes;
@@ -81,7 +81,7 @@ TEST(PartsToTake, OfEqualTensorsTheLastAreSmall) {
   Plan plan;
   plan.shards.push_back({.name = "shard", .header = std::string(4096, ' '), .bytes = 4096});
   for (int i = 0; i < 512; ++i) {
-    PlannedTensor tensor{.name = "tensor", .shape = {}};
+    PlannedTensor tensor{.name = "tensor", .shape = {}, .base = {}, .models = {}};
     tensor.elements = 1 << 19, tensor.type = DType::kBF16, tensor.bytes = 1 << 20, tensor.offset = plan.shards[0].bytes;
     plan.shards[0].bytes += tensor.bytes;
     plan.tensors.push_back(tensor);
