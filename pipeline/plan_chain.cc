@@ -186,6 +186,7 @@ class ChainPlanner {
   // Copied from files that must be equal: those of every stage on the way.
   void Flatten(PlannedTensor* tensor) {
     std::vector<TensorSource> files;
+    std::set<Made> followed;
     std::vector<TensorSource> open = tensor->models;
     open.insert(open.begin(), tensor->base);
     while (!open.empty()) {
@@ -193,6 +194,7 @@ class ChainPlanner {
       open.erase(open.begin());
       if (!source.present()) continue;
       if (const std::optional<Made> made = tensors_.MadeBy(source)) {
+        if (!followed.insert(*made).second) continue;
         const PlannedTensor& through = tensors_.Of(*made);
         open.push_back(through.base);
         open.insert(open.end(), through.models.begin(), through.models.end());

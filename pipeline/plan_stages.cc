@@ -153,19 +153,21 @@ class SpillChooser {
     return "";
   }
 
-  // Bytes of files behind a stage's merge: each is read once, however many stages want it.
+  // Bytes of files behind each stage's merge: each is read once, however many stages want it.
   using Files = std::map<int32_t, uint64_t>;
-  Files FilesOf(uint32_t stage, const StageResults& on_the_way) const {
-    Files files;
-    const auto add = [&](int32_t checkpoint, uint64_t bytes) {
-      files[checkpoint] = std::max(files[checkpoint], bytes);
-    };
-    for (const auto& [checkpoint, bytes] : reads_[stage]) {
-      const auto made = on_the_way.find(checkpoint);
-      if (made == on_the_way.end()) add(checkpoint, bytes);
-      else for (const auto& [file, its] : FilesOf(made->second, on_the_way)) add(file, its);
+  std::vector<Files> FilesOfStages(const StageResults& on_the_way) const {
+    std::vector<Files> all(plans_.size());   // a stage uses earlier ones only
+    for (uint32_t s = 0; s < plans_.size(); ++s) {
+      const auto add = [&](int32_t checkpoint, uint64_t bytes) {
+        all[s][checkpoint] = std::max(all[s][checkpoint], bytes);
+      };
+      for (const auto& [checkpoint, bytes] : reads_[s]) {
+        const auto made = on_the_way.find(checkpoint);
+        if (made == on_the_way.end()) add(checkpoint, bytes);
+        else for (const auto& [file, its] : all[made->second]) add(file, its);
+      }
     }
-    return files;
+    return all;
   }
   static uint64_t Sum(const Files& files) {
     uint64_t sum = 0;
@@ -176,14 +178,15 @@ class SpillChooser {
   // Of all runs. Where tensors are merged one after the other, what they need before is read with the merge.
   uint64_t Bytes(const std::vector<bool>& spilled) const {
     const StageResults on_the_way = OnTheWay(spilled);
+    const std::vector<Files> files = FilesOfStages(on_the_way);
     uint64_t bytes = 0;
     for (uint32_t end = 0; end < plans_.size(); ++end) {
       if (!EndsRun(end, spilled)) continue;
       const std::vector<uint32_t> run = StagesOfRun(plans_, end, on_the_way);
       const bool whole = std::any_of(run.begin(), run.end(), [&](uint32_t s) { return IsWhole(plans_[s]); });
       for (const uint32_t s : run)
-        if (whole) bytes += ReadsOfStatistics(s, on_the_way) * Sum(FilesOf(s, on_the_way));
-      bytes += Sum(FilesOf(end, on_the_way));
+        if (whole) bytes += ReadsOfStatistics(s, on_the_way) * Sum(files[s]);
+      bytes += Sum(files[end]);
       if (!spilled[end]) continue;
       for (const PlannedTensor& tensor : plans_[end].tensors) bytes += tensor.bytes;
     }
