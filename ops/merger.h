@@ -83,7 +83,6 @@ struct RoundSpec {
   std::string_view name;
   size_t accumulator_bytes = 0;  // 0: the round has no accumulator
   size_t sums = 0;               // quantities summed per reduction block
-  bool sums_by_tensor = false;   // Finish gets them of each tensor of the scope, one after the other, not in all
   size_t kept_bytes = 0;         // of what Finish keeps for the merge, where that is much
   bool ordered = false;          // wants grants
   bool sample = false;           // wants runs of equal length from all over the scope, each as a tile of its own
@@ -138,8 +137,7 @@ struct TaskVectorNorms {
 // Thrown by Finish and Merge where these elements have no merge; the end of a sentence about the tensor.
 class NoMerge : public std::runtime_error {
  public:
-  explicit NoMerge(const std::string& what, size_t of = 0) : std::runtime_error(what), tensor(of) {}
-  size_t tensor;   // by Finish: which of the scope's
+  using std::runtime_error::runtime_error;
 };
 
 // Lane buffers of one worker, reused for every tile. Not thread-safe.
@@ -210,8 +208,7 @@ class Merger {
   virtual void Accumulate(size_t r, const Coefficients& coefficients, const LaneTile& tile,
                           const uint64_t* grants, Scratch& scratch, Accumulator* accumulator,
                           BlockSums sums) const;
-  // Serial, once all tiles of the round are in. `sums` holds one total per quantity, or as RoundSpec::sums_by_tensor
-  // says.
+  // Serial, once all tiles of the round are in. `sums` holds one total per quantity.
   virtual void Finish(size_t r, Accumulator* accumulator, std::span<const double> sums);
 
   // --- the draft round

@@ -17,6 +17,9 @@
 // in the order of the plan, and which wait until the scope's last tile is drafted. Should its sample mislead (one in
 // some hundred does) it starts anew, streamed, when the I/O thread has read the others.
 //
+// Where stages find something out of whole models before others can merge them (Plan::fronts), that comes first, phase
+// by phase: such scopes have statistics only.
+//
 // With Plan::measured all rounds before the merge come first, for all scopes; what a scope has found out then waits,
 // its tiles are read anew for the merge.
 //

@@ -12,6 +12,7 @@
 namespace braid {
 
 void GraphRun::ReadAll(Read::gateway_type& gateway) {
+  if (!ReadFronts(gateway)) return;
   if (plan_.measured && !MeasureAll(gateway)) return;
   for (const PlannedScope& scope : plan_.scopes) {
     if (scope.elements == 0) continue;
@@ -47,6 +48,30 @@ bool GraphRun::ReadFailedDrafts(Read::gateway_type& gateway) {
   }
 }
 
+// What stages find out before the last phase; none of it is needed where nothing is merged that it matters to.
+bool GraphRun::ReadFronts(Read::gateway_type& gateway) {
+  const std::vector<PlannedScope>& fronts = plan_.fronts;
+  const auto matters = [&](const PlannedScope& front) { return share_.Any(front) || Shared(front); };
+  if (std::none_of(fronts.begin(), fronts.end(), matters)) return true;
+  findings_.resize(plan_.chain.mergers.size());
+  for (size_t i = 0; i < fronts.size();) {
+    std::vector<std::shared_ptr<ScopeRun>> runs;
+    for (const uint32_t phase = fronts[i].phase; i < fronts.size() && fronts[i].phase == phase; ++i) {
+      if (fronts[i].elements == 0) continue;
+      runs.push_back(Measure(fronts[i], gateway));
+      if (runs.back() == nullptr) return false;
+    }
+    for (const auto& run : runs) {
+      StallTimer stall(progress_.of(Stage::kRead));
+      if (!run->WaitUntilItWaits()) return false;
+      KeepFindings(*run->merger(), &findings_);
+      run->taken -= std::min(run->taken, run->scope().kept_bytes);   // they keep it
+      Forget(run.get());
+    }
+  }
+  return true;
+}
+
 // All rounds before the merge, of all scopes; then the scale of the merges is known. Ranks that take statistics
 // together leave out what others merge, and get its norms.
 bool GraphRun::MeasureAll(Read::gateway_type& gateway) {
@@ -62,7 +87,7 @@ bool GraphRun::MeasureAll(Read::gateway_type& gateway) {
   }
   for (const auto& run : measured_) {
     StallTimer stall(progress_.of(Stage::kRead));
-    if (!run->WaitForNorms()) return false;
+    if (!run->WaitUntilItWaits()) return false;
     norms[static_cast<size_t>(&run->scope() - plan_.scopes.data())] = run->merger()->norms();
   }
   if (together && !TakeNormsTogether(&norms, gateway)) return false;
@@ -129,7 +154,7 @@ std::shared_ptr<ScopeRun> GraphRun::StartScope(const PlannedScope& scope, bool a
     StallTimer stall(progress_.of(Stage::kRead));
     if (!budget_.Take(bytes)) return nullptr;
   }
-  auto run = std::make_shared<ScopeRun>(plan_, share_, scope, anew, Shared(scope));
+  auto run = std::make_shared<ScopeRun>(plan_, share_, scope, anew, Shared(scope), findings_);
   run->taken = bytes;
   if (run->shared()) {
     if (!budget_.Take(run->SharedBytes())) return nullptr;

@@ -58,6 +58,7 @@ class GraphRun {
 
   // The I/O thread (graph_read.cc). False, or null: the run has failed.
   void ReadAll(Read::gateway_type& gateway);
+  bool ReadFronts(Read::gateway_type& gateway);
   bool MeasureAll(Read::gateway_type& gateway);
   std::shared_ptr<ScopeRun> Measure(const PlannedScope& scope, Read::gateway_type& gateway);
   bool ReadMerge(ScopeRun* run, Read::gateway_type& gateway);
@@ -73,7 +74,12 @@ class GraphRun {
   bool ReadTile(ScopeRun* run, const Piece& piece, uint64_t first, uint64_t order, uint64_t written_order,
                 Read::gateway_type& gateway);
 
-  // The same thread, with other ranks (graph_together.cc).
+  // The same thread, with other ranks (graph_together.cc). Fronts have numbers behind those of scopes.
+  uint32_t NumberOf(const PlannedScope& scope) const {
+    const bool front = plan_.IsFront(scope);
+    return static_cast<uint32_t>(front ? plan_.scopes.size() + static_cast<size_t>(&scope - plan_.fronts.data())
+                                       : static_cast<size_t>(&scope - plan_.scopes.data()));
+  }
   bool TakeTogether(ScopeRun* run, bool claims, Read::gateway_type& gateway);
   bool TakeNormsTogether(std::vector<std::optional<TaskVectorNorms>>* norms, Read::gateway_type& gateway);
 
@@ -146,6 +152,7 @@ class GraphRun {
   std::unordered_map<const ScopeRun*, std::shared_ptr<ScopeRun>> scopes_;  // thousands, if they are small
   std::vector<OutputTile*> free_drafts_;   // as many as draft_tokens_ has not given out
   std::vector<std::shared_ptr<ScopeRun>> drafted_;   // whose outcome the I/O thread still has to look at; its own
+  std::vector<ChainFinding> findings_;   // of the fronts, by Chain::mergers; const while a phase reads
   std::deque<std::shared_ptr<ScopeRun>> measured_;   // that wait, in the order of the plan; its own, too
   MergeCounts counts_;
   uint64_t entries_ = 0, kept_ = 0;

@@ -18,7 +18,7 @@ bool GraphRun::TakeNormsTogether(std::vector<std::optional<TaskVectorNorms>>* no
           return true;
         }
         const auto run = graph_.Measure(graph_.plan_.scopes[s], gateway_);
-        if (run == nullptr || !run->WaitForNorms()) return false;
+        if (run == nullptr || !run->WaitUntilItWaits()) return false;
         norms_[s] = run->merger()->norms();
         graph_.Forget(run.get());
         return true;
@@ -90,8 +90,7 @@ bool GraphRun::TakeTogether(ScopeRun* run, bool claims, Read::gateway_type& gate
     const bool claims_;
     Read::gateway_type& gateway_;
   } counter(this, run, claims, gateway);
-  const SharedRound round{.scope = static_cast<uint32_t>(&run->scope() - plan_.scopes.data()),
-                          .round = run->round(), .claims = claims, .units = run->shared_units()};
+  const SharedRound round{.scope = NumberOf(run->scope()), .round = run->round(), .claims = claims, .units = run->shared_units()};
   if (!exchange_->Take(round, &counter)) return false;
   run->EndParts();
   return true;

@@ -64,7 +64,7 @@ class GroupExchange : public Exchange {
 
   // All ranks must take part, so tensors that only some of them have are left to these.
   bool Shares(const Plan& plan, const Share&, const PlannedScope& scope) const override {
-    return plan.model_scope && plan.tensors[scope.tensors.front()].action == TensorAction::kMerge;
+    return plan.tensors[scope.tensors.front()].action == TensorAction::kMerge && plan.IsWhole(scope);
   }
 
   bool Take(const SharedRound& round, Counter* counter) override {

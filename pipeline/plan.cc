@@ -113,8 +113,9 @@ Coefficients SharedCoefficients(const Plan& plan, const std::vector<uint32_t>& t
   return shared;
 }
 
-std::unique_ptr<Merger> Plan::MakeMerger(const PlannedScope& scope, Approach approach) const {
-  if (IsChain()) return MakeChainMerger(*this, scope, approach);
+std::unique_ptr<Merger> Plan::MakeMerger(const PlannedScope& scope, Approach approach,
+                                         const std::vector<ChainFinding>* found) const {
+  if (IsChain()) return MakeChainMerger(*this, scope, approach, found);
   const Coefficients shared = model_scope ? SharedCoefficients(*this, scope.tensors)
                                           : coefficients[tensors[scope.tensors.front()].coefficients];
   TensorFacts facts{.elements = scope.elements};

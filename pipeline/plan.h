@@ -105,6 +105,7 @@ struct PlannedShard {
 // Tensors that share their statistics: one tensor each, or (scope = "model") all merged tensors at once.
 struct PlannedScope {
   std::vector<uint32_t> tensors;    // in the order of processing: of the file, or (model scope) of the names
+  uint32_t phase = 0;               // of Plan::chain
   uint64_t elements = 0;
   Approach approach = Approach::kPlain;
   double open_share = 0;   // of its elements, if it is drafted
@@ -141,7 +142,7 @@ struct MemoryPlan {
   uint32_t drafts = 0;              // output tiles that wait for thresholds
   uint64_t open = 0;                // for the open elements of drafts
   uint64_t pool = 0;                // what remains for mapped tiles and accumulators
-  uint64_t waiting = 0;             // of it, for statistics that wait until every scope is measured
+  uint64_t waiting = 0;             // of it, for what scopes have found out and others wait for, or keep
 };
 
 // Why bytes of a stream are kept in a temporary file once they have come.
@@ -241,6 +242,7 @@ struct Plan {
   std::vector<Coefficients> coefficients; // without duplicates
   std::vector<PlannedTensor> tensors;     // in output order
   std::vector<PlannedShard> shards;
+  std::vector<PlannedScope> fronts;       // of the chain's phases before the last: they are not merged. In their order
   std::vector<PlannedScope> scopes;       // in the order of processing
   std::vector<PlannedStream> streams;     // in the order of checkpoints and shards
   StatisticsPlace statistics;
@@ -263,6 +265,9 @@ struct Plan {
     return checkpoint.shards[checkpoint.tensors[source.tensor].shard];
   }
   bool IsChain() const { return !chain.trees.empty(); }
+  bool IsFront(const PlannedScope& scope) const { return scope.phase + 1 < chain.whole.size(); }
+  // Whether a scope of merged tensors is that of a whole model.
+  bool IsWhole(const PlannedScope& scope) const { return IsChain() ? chain.whole[scope.phase] : model_scope; }
   // How the elements of a source that is there reach the merge.
   DType TypeAt(const PlannedTensor& tensor, size_t slot) const {
     return tensor.RowsAt(slot) != nullptr ? tensor.rows[slot].type : Info(tensor.SourceAt(slot)).dtype;
@@ -278,8 +283,10 @@ struct Plan {
   }
   // How many parts a tensor's sums are taken in: reduction blocks, or units.
   uint64_t SumBlocks(const PlannedTensor& tensor) const;
-  // The merger of a scope; the same every time.
-  std::unique_ptr<Merger> MakeMerger(const PlannedScope& scope, Approach approach) const;
+  // The merger of a scope; the same every time. `found`: of a chain, what the phases before have found out, by
+  // Chain::mergers; null: it only is to say what it would do.
+  std::unique_ptr<Merger> MakeMerger(const PlannedScope& scope, Approach approach,
+                                     const std::vector<ChainFinding>* found = nullptr) const;
 };
 
 // Throws Error: kUsage (recipe, missing sources), kBadInput, kIncompatible, kMemory (budget too small).

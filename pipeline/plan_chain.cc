@@ -21,55 +21,13 @@ namespace {
 // a worker holds so many of each result.
 constexpr uint64_t kMostUnit = uint64_t{1} << 20;
 
-bool Uses(const Plan& plan, int32_t checkpoint) {
-  return plan.base == checkpoint ||
-         std::count(plan.models.begin(), plan.models.end(), static_cast<uint32_t>(checkpoint)) > 0;
-}
-
-bool IsWholeRun(const std::vector<Plan>& plans, const std::vector<uint32_t>& run) {
-  return run.size() > 1 && std::any_of(run.begin(), run.end(), [&](uint32_t s) { return IsWhole(plans[s]); });
-}
-
-// Its merged tensors in the order that whole models are gone through.
-std::vector<uint32_t> MergedByName(const Plan& plan) {
-  std::vector<uint32_t> merged;
-  for (uint32_t t = 0; t < plan.tensors.size(); ++t)
-    if (plan.tensors[t].action == TensorAction::kMerge) merged.push_back(t);
-  std::sort(merged.begin(), merged.end(),
-            [&](uint32_t a, uint32_t b) { return plan.tensors[a].name < plan.tensors[b].name; });
-  return merged;
+bool FindsOfWhole(const std::vector<StageFinds>& finds, const std::vector<uint32_t>& run) {
+  return run.size() > 1 &&
+         std::any_of(run.begin(), run.end(), [&](uint32_t s) { return finds[s].of == StageFinds::Of::kModels; });
 }
 
 uint32_t RoundsOf(const Plan& plan, const Coefficients& c, const TensorFacts& facts) {
   return static_cast<uint32_t>(plan.method->make(*plan.method, c, facts, Approach::kPlain)->statistics_rounds());
-}
-
-// Of a merger's making, what its statistics may depend on.
-using Facts = std::tuple<uint32_t, uint64_t, uint64_t, uint64_t>;
-Facts FactsOf(uint32_t coefficients, const TensorFacts& tensor) {
-  return {coefficients, tensor.elements, tensor.row, tensor.slice};
-}
-
-// What a stage finds out of single tensors.
-struct OfTensors {
-  uint64_t sums = 0;   // the most of a round
-  bool more = false;
-};
-OfTensors FindsOut(const Plan& plan) {
-  std::set<Facts> seen;
-  OfTensors found;
-  for (const PlannedTensor& tensor : plan.tensors) {
-    if (tensor.action != TensorAction::kMerge) continue;
-    if (!seen.insert(FactsOf(tensor.coefficients, tensor.Facts())).second) continue;
-    const auto merger = plan.method->make(*plan.method, plan.coefficients[tensor.coefficients], tensor.Facts(),
-                                          Approach::kPlain);
-    for (size_t r = 0; r < merger->statistics_rounds(); ++r) {
-      const RoundSpec spec = merger->round(r);
-      found.more |= spec.accumulator_bytes > 0 || spec.ordered;
-      found.sums = std::max<uint64_t>(found.sums, spec.sums);
-    }
-  }
-  return found;
 }
 
 // Tensors of stages, and where they come from.
@@ -118,9 +76,10 @@ class StageTensors {
 // Resolves the tensors of one plan, the last of a run.
 class ChainPlanner {
  public:
-  ChainPlanner(std::vector<Plan>* plans, uint32_t last, const StageResults& on_the_way)
+  ChainPlanner(std::vector<Plan>* plans, const std::vector<StageFinds>& finds, uint32_t last,
+               const StageResults& on_the_way)
       : plans_(*plans), number_(last), last_((*plans)[last]), run_(StagesOfRun(*plans, last, on_the_way)),
-        tensors_(*plans, on_the_way), whole_(IsWholeRun(*plans, run_)) {}
+        tensors_(*plans, on_the_way), phases_(PhasesOf(*plans, finds, run_, on_the_way)) {}
 
   void Run(std::vector<PlannedStage>* stages) {
     for (const Plan& plan : plans_) {
@@ -128,14 +87,15 @@ class ChainPlanner {
       chain_.coefficients.insert(chain_.coefficients.end(), plan.coefficients.begin(), plan.coefficients.end());
       most_models_ = std::max(most_models_, plan.most_models);
     }
-    if (whole_) MakeWholeMergers();
+    MakeWholeMergers();
     for (PlannedTensor& tensor : last_.tensors) ResolveTensor(&tensor);
     last_.coefficients.clear();
     for (size_t t = 0; t < chain_.trees.size(); ++t) last_.coefficients.push_back(chain_.CoefficientsOfTree(t));
     for (const auto& [step, rounds] : rounds_)
       (*stages)[step.first].rounds = std::max((*stages)[step.first].rounds, rounds);
-    last_.model_scope = whole_;
-    if (whole_) MakeOneScope();
+    last_.model_scope = phases_.whole.back();
+    chain_.whole = phases_.whole;
+    if (std::count(chain_.whole.begin(), chain_.whole.end(), true) > 0) OrderTensors();
     last_.chain = std::move(chain_);
     last_.most_models = most_models_;
     last_.relative = false;
@@ -143,6 +103,9 @@ class ChainPlanner {
 
  private:
   using Made = StageTensors::Made;
+  // Of a merger's making, what its statistics may depend on.
+  using Facts = std::tuple<uint32_t, uint64_t, uint64_t, uint64_t>;
+  static constexpr uint32_t kNever = UINT32_MAX;   // a phase
 
   // Of stages that find something out of all their tensors at once.
   void MakeWholeMergers() {
@@ -155,12 +118,13 @@ class ChainPlanner {
       const TensorFacts scope{.elements = ElementsOfModel(plan)};
       rounds_[{s, coefficients}] = RoundsOf(plan, chain_.coefficients.back(), scope);
       whole_mergers_[s] = static_cast<uint32_t>(chain_.mergers.size());
-      chain_.mergers.push_back({.stage = s, .coefficients = coefficients, .scope = scope});
+      chain_.mergers.push_back(
+          {.stage = s, .phase = phases_.phase[s], .coefficients = coefficients, .scope = scope});
     }
   }
 
   // Claims lie by source: all have as many.
-  void MakeOneScope() {
+  void OrderTensors() {
     const std::vector<uint32_t> merged = MergedByName(last_);
     size_t most = 0;
     for (const uint32_t t : merged) most = std::max(most, last_.tensors[t].models.size());
@@ -259,8 +223,8 @@ class ChainPlanner {
       throw Error(ErrorCode::kIncompatible, fmt::format("more than {} merges make it", ChainTree::kMostSteps))
           .Tensor(tensor.name)
           .Hint("merge in two runs, with dtype = \"float32\" in the first recipe");
-    step.merger = whole_ ? MergerOf(step) : index;
-    if (!whole_) CountRounds(step);
+    if (phases_.shared[step.stage]) step.merger = MergerOf(step);
+    else CountRounds(step);
     building->tree.steps.push_back(std::move(step));
     building->steps.emplace(made, index);
     return index;
@@ -269,14 +233,14 @@ class ChainPlanner {
   // Of all tensors, or one that finds nothing out and is for all that are alike, or the tensor's own.
   uint32_t MergerOf(const ChainStep& step) {
     if (const auto its = whole_mergers_.find(step.stage); its != whole_mergers_.end()) return its->second;
-    const Facts facts = FactsOf(step.coefficients, step.tensor);
-    if (const auto known = shared_mergers_.find(facts); known != shared_mergers_.end()) return known->second;
+    const Facts facts{step.coefficients, step.tensor.elements, step.tensor.row, step.tensor.slice};
+    if (const auto known = alike_.find(facts); known != alike_.end()) return known->second;
     const auto merger = static_cast<uint32_t>(chain_.mergers.size());
-    chain_.mergers.push_back(
-        {.stage = step.stage, .whole = false, .coefficients = step.coefficients, .scope = step.tensor});
     const auto [rounds, is_new] = own_rounds_.try_emplace(facts, 0);
     if (is_new) rounds->second = RoundsOf(plans_[step.stage], chain_.coefficients[step.coefficients], step.tensor);
-    if (rounds->second == 0) shared_mergers_.emplace(facts, merger);
+    chain_.mergers.push_back({.stage = step.stage, .phase = rounds->second == 0 ? kNever : phases_.phase[step.stage],
+                              .coefficients = step.coefficients, .scope = step.tensor});
+    if (rounds->second == 0) alike_.emplace(facts, merger);
     uint32_t& most = rounds_[{step.stage, step.coefficients}];
     most = std::max(most, rounds->second);
     return merger;
@@ -313,140 +277,74 @@ class ChainPlanner {
   Plan& last_;
   const std::vector<uint32_t> run_;
   const StageTensors tensors_;
-  const bool whole_;   // all tensors are one scope
+  const RunPhases phases_;
   Chain chain_;
   std::vector<size_t> first_coefficients_;
   std::map<std::pair<uint32_t, uint32_t>, uint32_t> rounds_;   // by stage and coefficients
   std::map<uint32_t, uint32_t> whole_mergers_;                 // by stage
-  std::map<Facts, uint32_t> shared_mergers_, own_rounds_;
+  std::map<Facts, uint32_t> alike_, own_rounds_;               // mergers without rounds; rounds
   size_t most_models_ = 0;
 };
 
 }  // namespace
-
-bool IsWhole(const Plan& plan) { return plan.model_scope || plan.measured; }
 
 std::vector<uint32_t> StagesOfRun(const std::vector<Plan>& plans, uint32_t last, const StageResults& on_the_way) {
   std::vector<bool> in_run(plans.size());
   in_run[last] = true;
   for (uint32_t s = last + 1; s-- > 0;)   // a stage uses earlier ones only
     for (const auto& [result, by] : on_the_way)
-      if (in_run[s] && Uses(plans[s], result)) in_run[by] = true;
+      if (in_run[s] && UsesResult(plans[s], result)) in_run[by] = true;
   std::vector<uint32_t> run;
   for (uint32_t s = 0; s < plans.size(); ++s)
     if (in_run[s]) run.push_back(s);
   return run;
 }
 
-std::string WhyNotChained(const std::vector<Plan>& plans, uint32_t last, const StageResults& on_the_way) {
+std::string WhyNotChained(const std::vector<Plan>& plans, const std::vector<StageFinds>& finds, uint32_t last,
+                          const StageResults& on_the_way) {
   const std::vector<uint32_t> run = StagesOfRun(plans, last, on_the_way);
-  if (!IsWholeRun(plans, run)) return "";
+  if (!FindsOfWhole(finds, run)) return "";
   const auto name_of = [&](uint32_t s) {
     const std::string& name = plans[s].recipe.name;
     return name.empty() ? "the last stage" : fmt::format("the stage '{}'", Printable(name));
   };
-  std::unordered_map<std::string_view, uint64_t> units, blocks;   // by tensor
-  uint64_t most_sums = 0;
-  std::vector<bool> finds_out(plans.size());
+  const RunPhases phases = PhasesOf(plans, finds, run, on_the_way);
+  std::unordered_map<std::string_view, uint64_t> units;   // by tensor
+  uint64_t kept_bytes = 0;
+  size_t whole = 0;
   for (const uint32_t s : run) {
-    const OfTensors of_tensors = plans[s].model_scope ? OfTensors() : FindsOut(plans[s]);
-    finds_out[s] = plans[s].model_scope || of_tensors.sums > 0;
-    most_sums = std::max(most_sums, of_tensors.sums);
     if (plans[s].measured) return name_of(s) + " is measured before it is merged";
-    if (of_tensors.more) return name_of(s) + " finds thresholds of each tensor";
+    whole += plans[s].model_scope;
+    if (phases.phase[s] < phases.last()) kept_bytes += finds[s].kept_bytes;
     for (const PlannedTensor& tensor : plans[s].tensors) {
-      uint64_t& its_blocks = blocks[tensor.name];
-      its_blocks = std::max(its_blocks, plans[s].SumBlocks(tensor));
       uint64_t& unit = units.try_emplace(tensor.name, kReductionBlock).first->second;
       unit = std::lcm(unit, std::max<uint64_t>(plans[s].TileUnit(tensor), 1));
       if (unit > kMostUnit && tensor.elements > kMostUnit)
         return fmt::format("the rows or columns of '{}' are too long", Printable(tensor.name));
     }
   }
-  uint64_t sums_bytes = 0;
-  for (const auto& [name, its] : blocks) sums_bytes += its * most_sums * sizeof(double);
-  if (sums_bytes > plans[last].memory.budget / 4)
-    return fmt::format("the sums of all tensors would take {} of memory", SizeText(sums_bytes));
-  const auto counted = std::count_if(run.begin(), run.end(), [&](uint32_t s) { return plans[s].model_scope; });
-  if (static_cast<size_t>(counted) > ChainTree::kMostSteps) return "there are too many stages";
+  if (kept_bytes > plans[last].memory.budget / 4)
+    return fmt::format("what is found of its tensors would take {} of memory", SizeText(kept_bytes));
+  if (whole > ChainTree::kMostSteps) return "there are too many stages";
   const StageTensors tensors(plans, on_the_way);
   std::vector<size_t> seen(plans.size());
   for (const PlannedTensor& tensor : plans[last].tensors)
     for (const StageTensors::Made& made : tensors.BehindOf(tensor)) {
-      if (!finds_out[made.first]) continue;
+      if (finds[made.first].of != StageFinds::Of::kModels) continue;
       ++seen[made.first];
       if (tensors.Of(made).name != tensor.name)
         return fmt::format("'{}' of {} comes out under another name", Printable(tensors.Of(made).name),
                            name_of(made.first));
     }
   for (const uint32_t s : run)
-    if (s != last && plans[s].model_scope && seen[s] != MergedByName(plans[s]).size())
+    if (s != last && finds[s].of == StageFinds::Of::kModels && seen[s] != MergedByName(plans[s]).size())
       return fmt::format("not every tensor that {} merges comes out merged", name_of(s));
   return "";
 }
 
-void PlanChain(std::vector<Plan>* plans, uint32_t last, const StageResults& on_the_way,
-               std::vector<PlannedStage>* stages) {
-  ChainPlanner(plans, last, on_the_way).Run(stages);
-}
-
-namespace {
-
-// The whole members with statistics that a step's lanes depend on.
-uint64_t UsedBy(const ChainStep& step, const ChainTree& tree, const std::vector<uint64_t>& used_by_steps,
-                const std::vector<ChainMember>& members) {
-  uint64_t used = 0;
-  const auto add = [&](const ChainInput& input) {
-    if (input.kind != ChainInput::Kind::kStep) return;
-    const uint32_t member = tree.steps[input.index].merger;
-    used |= used_by_steps[input.index];
-    if (members[member].whole && members[member].merger->statistics_rounds() > 0) used |= uint64_t{1} << member;
-  };
-  add(step.base);
-  std::for_each(step.models.begin(), step.models.end(), add);
-  return used;
-}
-
-}  // namespace
-
-// What a stage finds of files alone may be found from a sample, as in a merge of its own.
-std::unique_ptr<Merger> MakeChainMerger(const Plan& plan, const PlannedScope& scope, Approach approach) {
-  std::vector<uint32_t> trees;
-  for (const uint32_t t : scope.tensors) trees.push_back(plan.tensors[t].coefficients);
-  std::vector<ChainMaking> makings = plan.chain.mergers;
-  if (makings.empty())
-    for (const ChainStep& step : plan.chain.trees[trees.front()].steps)
-      makings.push_back({.stage = step.stage, .coefficients = step.coefficients, .scope = step.tensor});
-  std::vector<bool> reads_steps(makings.size());
-  for (const uint32_t t : trees)
-    for (const ChainStep& step : plan.chain.trees[t].steps) {
-      const auto is_step = [](const ChainInput& input) { return input.kind == ChainInput::Kind::kStep; };
-      if (is_step(step.base) || std::any_of(step.models.begin(), step.models.end(), is_step))
-        reads_steps[step.merger] = true;
-    }
-  std::vector<ChainMember> members;
-  for (size_t k = 0; k < makings.size(); ++k) {
-    const PlannedStage& stage = plan.stages[makings[k].stage];
-    const bool samples = approach == Approach::kSampled && makings[k].whole && !reads_steps[k];
-    members.push_back({.name = makings[k].stage + 1 == plan.stages.size() ? std::string_view() : stage.name,
-                       .merger = stage.method->make(*stage.method, plan.chain.coefficients[makings[k].coefficients],
-                                                    makings[k].scope, samples ? Approach::kSampled : Approach::kPlain),
-                       .models = 0,
-                       .group = plan.chain.mergers.empty() ? static_cast<uint32_t>(k) : makings[k].stage,
-                       .whole = makings[k].whole, .used = 0});
-  }
-  std::vector<uint64_t> used;
-  for (const uint32_t t : trees) {
-    const ChainTree& tree = plan.chain.trees[t];
-    used.clear();
-    for (const ChainStep& step : tree.steps) {
-      ChainMember& member = members[step.merger];
-      member.models = step.models.size();
-      used.push_back(UsedBy(step, tree, used, members));
-      member.used |= used.back();
-    }
-  }
-  return NewChainMerger(plan.chain, std::move(members), trees, plan.tensors[scope.tensors.front()].models.size());
+void PlanChain(std::vector<Plan>* plans, const std::vector<StageFinds>& finds, uint32_t last,
+               const StageResults& on_the_way, std::vector<PlannedStage>* stages) {
+  ChainPlanner(plans, finds, last, on_the_way).Run(stages);
 }
 
 }  // namespace braid

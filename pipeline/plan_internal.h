@@ -21,8 +21,9 @@ void PlanStages(Plan* plan, Recipe recipe, const PlanOptions& options);
 void LayOutSpills(Plan* plan, const PlanOptions& options);
 void PlanSpills(Plan* plan, const PlanOptions& options);
 
-// plan_chain.cc: the merger of a scope of a plan that is a chain.
-std::unique_ptr<Merger> MakeChainMerger(const Plan& plan, const PlannedScope& scope, Approach approach);
+// plan_phases.cc: the merger of a scope of a plan that is a chain; see Plan::MakeMerger.
+std::unique_ptr<Merger> MakeChainMerger(const Plan& plan, const PlannedScope& scope, Approach approach,
+                                        const std::vector<ChainFinding>* found);
 
 // plan_sources.cc: opens the checkpoints, decides which tensors come out, and finds each one's sources.
 void OpenSources(Plan* plan, const std::atomic<int>* interrupt);
@@ -41,6 +42,9 @@ void PlanLayout(Plan* plan, const PlanOptions& options);
 
 // plan_memory.cc: scopes; then rounds, totals, and how the budget is spent. Throws Error(kMemory).
 void PlanScopes(Plan* plan);
+// Those that are merged, in the order that whole models are gone through: bytewise by name. In it equal magnitudes at
+// a threshold are kept, and sums added.
+std::vector<uint32_t> MergedByName(const Plan& plan);
 // Of all merged tensors, those included that come out as they are: their zeros are entries too.
 uint64_t ElementsOfModel(const Plan& plan);
 void PlanMemory(Plan* plan, const PlanOptions& options);

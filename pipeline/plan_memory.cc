@@ -14,6 +14,7 @@
 
 #include "pipeline/budget.h"
 #include "pipeline/plan_internal.h"
+#include "pipeline/plan_phases.h"
 #include "pipeline/row_reader.h"
 #include "pipeline/shard_output.h"
 #include "pipeline/statistics_cache.h"
@@ -38,7 +39,8 @@ uint64_t BytesOfPlan(const Plan& plan) {
   uint64_t bytes = 0;
   for (const Coefficients& c : plan.coefficients)   // and the graph's copy
     bytes += 2 * (104 + c.model.size() * (24 + c.shared.size() * 16));
-  if (plan.measured) bytes += plan.scopes.size() * (kWaitingScope + plan.most_models * kWaitingModel);
+  const size_t waiting = plan.fronts.size() + (plan.measured ? plan.scopes.size() : 0);
+  bytes += waiting * (kWaitingScope + plan.most_models * kWaitingModel);
   for (const PlannedShard& shard : plan.shards) bytes += 128 + shard.header.size();
   const uint64_t per_tensor =
       sizeof(PlannedTensor) + sizeof(PlannedScope) + 256 + plan.most_models * sizeof(TensorSource);
@@ -94,8 +96,7 @@ ScopeNeeds NeedsOf(const Plan& plan, const PlannedScope& scope, Approach approac
     const RoundSpec spec = merger->round(r);
     needs.workspace = std::max<uint64_t>(needs.workspace, spec.scratch_bytes);
     needs.accumulator = std::max<uint64_t>(needs.accumulator, spec.accumulator_bytes);
-    const uint64_t totals = spec.sums_by_tensor ? scope.tensors.size() : 1;
-    needs.sums = std::max<uint64_t>(needs.sums, spec.sums * (blocks + totals) * sizeof(double) + spec.kept_bytes);
+    needs.sums = std::max<uint64_t>(needs.sums, spec.sums * (blocks + 1) * sizeof(double) + spec.kept_bytes);
     needs.kept = std::max<uint64_t>(needs.kept, spec.kept_bytes);
     needs.drafts |= spec.draft;
     needs.open_share = std::max(needs.open_share, spec.open_share);
@@ -105,16 +106,23 @@ ScopeNeeds NeedsOf(const Plan& plan, const PlannedScope& scope, Approach approac
   return needs;
 }
 
+// Those of all phases.
+template <typename Visit>
+void ForEachScope(Plan* plan, Visit visit) {
+  std::for_each(plan->fronts.begin(), plan->fronts.end(), visit);
+  std::for_each(plan->scopes.begin(), plan->scopes.end(), visit);
+}
+
 void PlanRounds(Plan* plan) {
-  for (PlannedScope& scope : plan->scopes) {
-    if (plan->tensors[scope.tensors.front()].action != TensorAction::kMerge) continue;
+  ForEachScope(plan, [&](PlannedScope& scope) {
+    if (plan->tensors[scope.tensors.front()].action != TensorAction::kMerge) return;
     const ScopeNeeds needs = NeedsOf(*plan, scope, Approach::kPlain);
     scope.rounds = needs.rounds;
     scope.statistics_bytes = needs.accumulator;
     scope.sums_bytes = needs.sums;
     scope.kept_bytes = needs.kept;
     plan->memory.workspace = std::max(plan->memory.workspace, needs.workspace);
-  }
+  });
 }
 
 // Of a source, as the merge sees it.
@@ -220,18 +228,19 @@ void ChooseApproaches(Plan* plan, const PlanOptions& options, const std::vector<
     const bool fits = plan->Tiles(tensor) <= m.drafts && OpenBytes(*plan, *scope) <= m.open;
     if (fits && (resident(*scope) || spread_sample_pays(*scope))) use(scope, Approach::kDraft);
   }
-  for (PlannedScope& scope : plan->scopes) {
-    if (scope.approach != Approach::kPlain || scope.rounds == 1 || scope.elements < options.least_sampled) continue;
+  ForEachScope(plan, [&](PlannedScope& scope) {
+    if (scope.approach != Approach::kPlain || scope.rounds == 1 || scope.elements < options.least_sampled) return;
     const bool model_scope_pays = scope.tensors.size() > 1 && HasCheapSpots(*plan, scope);
-    if (model_scope_pays || (scope.tensors.size() == 1 && (resident(scope) || spread_sample_pays(scope)))) use(&scope, Approach::kSampled);
-  }
-  for (PlannedScope& scope : plan->scopes) {
+    if (model_scope_pays || (scope.tensors.size() == 1 && (resident(scope) || spread_sample_pays(scope))))
+      use(&scope, Approach::kSampled);
+  });
+  ForEachScope(plan, [&](PlannedScope& scope) {
     scope.resident = scope.rounds > 1 && scope.tensors.size() == 1 && resident(scope);
     // What a sample needs besides may be the last straw; then it would be taken from here and there.
-    if (scope.resident || scope.approach != Approach::kSampled || !ReadsStream(*plan, scope)) continue;
+    if (scope.resident || scope.approach != Approach::kSampled || !ReadsStream(*plan, scope)) return;
     scope.approach = Approach::kPlain;
     scope.rounds = NeedsOf(*plan, scope, Approach::kPlain).rounds;
-  }
+  });
 }
 
 // Decisions are kept for the merge where they take little of the pool, and not at the price of reading a tensor twice.
@@ -260,53 +269,67 @@ void ChooseEncoders(Plan* plan) {
   m.ordering = OrderingBytes(*plan, m.encoders);
 }
 
-// Bytes that each round maps, counted from the merge back. A resident scope maps its bytes once, counted to the merge;
-// one that is measured first, twice.
+// Adds the bytes that each round of a scope maps, counted from the last one back. A resident scope maps its bytes once,
+// counted to the last round; one that is measured first, twice.
+void CountScope(const Plan& plan, const PlannedScope& scope, std::vector<uint64_t>* per_round) {
+  const bool copy = plan.tensors[scope.tensors.front()].action != TensorAction::kMerge;
+  const std::unique_ptr<Merger> merger = copy ? nullptr : plan.MakeMerger(scope, scope.approach);
+  const bool front = plan.IsFront(scope);
+  // A sample is next to nothing, what was drafted is not read for the merge, and a front has none.
+  std::vector<uint32_t> rounds;
+  for (uint32_t r = 0; r < scope.rounds - (front ? 1 : 0); ++r)
+    if (copy || (!merger->round(r).sample && (r == 0 || !merger->round(r - 1).draft))) rounds.push_back(r);
+  const auto reads = static_cast<uint32_t>(rounds.size());
+  if (per_round->size() < reads) per_round->insert(per_round->begin(), reads - per_round->size(), 0);
+  for (uint32_t index : scope.tensors) {
+    const PlannedTensor& tensor = plan.tensors[index];
+    const uint32_t together = !scope.resident ? 0 : plan.measured ? reads - 1 : reads;   // rounds that map once
+    const auto add = [&](uint32_t i, uint64_t bytes) { (*per_round)[i + per_round->size() - reads] += bytes; };
+    uint64_t largest = 0;
+    std::vector<bool> was_read(tensor.models.size() + 1);
+    for (uint32_t i = 0; i < reads; ++i) {
+      uint64_t bytes = 0, for_padding = 0;   // which a reader takes the mean for when it first meets it
+      bool reads_any = false;
+      const auto read = [&](size_t slot) {
+        const uint64_t once = FileBytes(plan, tensor, slot);
+        const RowMap* rows = tensor.RowsAt(slot);
+        bytes += once, reads_any |= tensor.SourceAt(slot).present();
+        if (!was_read[slot] && rows != nullptr && rows->Has(RowRun::Kind::kPadding)) for_padding += once;
+        was_read[slot] = true;
+      };
+      for (size_t m = 0; m < tensor.models.size(); ++m)
+        if (copy || merger->Reads(rounds[i], m, plan.coefficients[tensor.coefficients])) read(m + 1);
+      if (reads_any || (!front && i + 1 == reads) || scope.resident) read(0);
+      if (i < together) largest = std::max(largest, bytes), bytes = 0;
+      add(i, bytes + for_padding);
+    }
+    if (together > 0) add(together - 1, largest);
+  }
+}
+
+// Phase by phase; in the last one, of all scopes from the merge back.
 void CountBytes(Plan* plan) {
   PlanTotals& totals = plan->totals;
   if (plan->in_order) totals.bytes_spilled = BytesThatComeEarly(*plan);
+  for (size_t i = 0; i < plan->fronts.size();) {
+    std::vector<uint64_t> of_phase;
+    for (const uint32_t phase = plan->fronts[i].phase; i < plan->fronts.size() && plan->fronts[i].phase == phase; ++i)
+      CountScope(*plan, plan->fronts[i], &of_phase);
+    totals.read_per_round.insert(totals.read_per_round.end(), of_phase.begin(), of_phase.end());
+  }
+  std::vector<uint64_t> of_scopes;
   for (const PlannedScope& scope : plan->scopes) {
-    const PlannedTensor& first = plan->tensors[scope.tensors.front()];
-    const bool copy = first.action != TensorAction::kMerge;
-    const std::unique_ptr<Merger> merger = copy ? nullptr : plan->MakeMerger(scope, scope.approach);
-    // A sample is next to nothing, and what was drafted is not read for the merge.
-    std::vector<uint32_t> rounds;
-    for (uint32_t r = 0; r < scope.rounds; ++r)
-      if (copy || (!merger->round(r).sample && (r == 0 || !merger->round(r - 1).draft))) rounds.push_back(r);
-    const auto reads = static_cast<uint32_t>(rounds.size());
-    if (totals.read_per_round.size() < reads)
-      totals.read_per_round.insert(totals.read_per_round.begin(), reads - totals.read_per_round.size(), 0);
+    CountScope(*plan, scope, &of_scopes);
     for (uint32_t index : scope.tensors) {
       const PlannedTensor& tensor = plan->tensors[index];
+      const bool copy = tensor.action != TensorAction::kMerge;
       totals.parameters += tensor.elements;
       (!copy ? totals.merged : tensor.action == TensorAction::kCopy ? totals.copied : totals.unchanged) += 1;
       if (!copy) totals.merged_elements += tensor.elements;
-      const uint32_t together = !scope.resident ? 0 : plan->measured ? reads - 1 : reads;   // rounds that map once
-      const auto add = [&](uint32_t i, uint64_t bytes) {
-        totals.read_per_round[i + totals.read_per_round.size() - reads] += bytes;
-        totals.bytes_read += bytes;
-      };
-      uint64_t largest = 0;
-      std::vector<bool> was_read(tensor.models.size() + 1);
-      for (uint32_t i = 0; i < reads; ++i) {
-        uint64_t bytes = 0, for_padding = 0;   // which a reader takes the mean for when it first meets it
-        bool reads_any = false;
-        const auto read = [&](size_t slot) {
-          const uint64_t once = FileBytes(*plan, tensor, slot);
-          const RowMap* rows = tensor.RowsAt(slot);
-          bytes += once, reads_any |= tensor.SourceAt(slot).present();
-          if (!was_read[slot] && rows != nullptr && rows->Has(RowRun::Kind::kPadding)) for_padding += once;
-          was_read[slot] = true;
-        };
-        for (size_t m = 0; m < tensor.models.size(); ++m)
-          if (copy || merger->Reads(rounds[i], m, plan->coefficients[tensor.coefficients])) read(m + 1);
-        if (reads_any || i + 1 == reads || scope.resident) read(0);
-        if (i < together) largest = std::max(largest, bytes), bytes = 0;
-        add(i, bytes + for_padding);
-      }
-      if (together > 0) add(together - 1, largest);
     }
   }
+  totals.read_per_round.insert(totals.read_per_round.end(), of_scopes.begin(), of_scopes.end());
+  for (const uint64_t bytes : totals.read_per_round) totals.bytes_read += bytes;
 }
 
 }  // namespace
@@ -343,19 +366,26 @@ uint64_t ElementsOfModel(const Plan& plan) {
   return elements;
 }
 
+std::vector<uint32_t> MergedByName(const Plan& plan) {
+  std::vector<uint32_t> merged;
+  for (uint32_t t = 0; t < plan.tensors.size(); ++t)
+    if (plan.tensors[t].action == TensorAction::kMerge) merged.push_back(t);
+  std::sort(merged.begin(), merged.end(),
+            [&](uint32_t a, uint32_t b) { return plan.tensors[a].name < plan.tensors[b].name; });
+  return merged;
+}
+
 void PlanScopes(Plan* plan) {
-  std::vector<uint32_t> whole_model;
+  const auto last = static_cast<uint32_t>(plan->chain.whole.size() - 1);
+  PlanFronts(plan);
   for (uint32_t t = 0; t < plan->tensors.size(); ++t) {
     const PlannedTensor& tensor = plan->tensors[t];
-    if (plan->model_scope && tensor.action == TensorAction::kMerge) whole_model.push_back(t);
-    else plan->scopes.push_back({.tensors = {t}, .elements = tensor.elements});
+    if (plan->model_scope && tensor.action == TensorAction::kMerge) continue;
+    plan->scopes.push_back({.tensors = {t}, .phase = last, .elements = tensor.elements});
   }
-  if (!whole_model.empty()) {
-    // Bytewise by name: the order in which equal magnitudes at the threshold are kept, and sums are added.
-    std::sort(whole_model.begin(), whole_model.end(),
-              [&](uint32_t a, uint32_t b) { return plan->tensors[a].name < plan->tensors[b].name; });
-    plan->scopes.push_back({.tensors = std::move(whole_model), .elements = ElementsOfModel(*plan)});
-  }
+  std::vector<uint32_t> whole_model = plan->model_scope ? MergedByName(*plan) : std::vector<uint32_t>();
+  if (!whole_model.empty())
+    plan->scopes.push_back({.tensors = std::move(whole_model), .phase = last, .elements = ElementsOfModel(*plan)});
 }
 
 void PlanMemory(Plan* plan, const PlanOptions& options) {
@@ -365,11 +395,11 @@ void PlanMemory(Plan* plan, const PlanOptions& options) {
   m.catalogue = CatalogueBytes(*plan);
   m.scratch = static_cast<uint64_t>(m.threads) * (Scratch::Bytes(plan->most_models, m.workspace) + kSelectionTables);
   uint64_t accumulator = 0, sums = 0;
-  for (const PlannedScope& scope : plan->scopes) {
+  ForEachScope(plan, [&](const PlannedScope& scope) {
     accumulator = std::max(accumulator, scope.statistics_bytes);
     sums = std::max(sums, scope.sums_bytes);
-    if (plan->measured) m.waiting += scope.kept_bytes;
-  }
+    if (plan->measured || plan->IsFront(scope)) m.waiting += scope.kept_bytes;
+  });
   sums += m.waiting;
   for (const Checkpoint& checkpoint : plan->checkpoints)
     for (const Shard& shard : checkpoint.shards)

@@ -3,8 +3,8 @@
 // In the end the last stage becomes one merge of files, with what it reads of others made on the way (plan_chain.h).
 //
 // What a stage finds out of whole models has to be known before any tensor that reads it. Such stages are computed anew
-// in each round that needs them, or spilled: merged into a file first, by a plan of their own. So is what they read of
-// others.
+// in each round that needs them (plan_phases.h), or spilled: merged into a file first, by a plan of their own. So is
+// what they read of others.
 
 #include <fmt/format.h>
 
@@ -85,8 +85,9 @@ uint32_t MostRounds(const Plan& plan) {
 // others, are either that, or computed anew in every round that needs them, where that reads and writes less in all.
 class SpillChooser {
  public:
-  SpillChooser(const std::vector<Plan>& plans, const StageResults& results, const PlanOptions& options)
-      : plans_(plans), results_(results), options_(options) {
+  SpillChooser(const std::vector<Plan>& plans, const std::vector<StageFinds>& finds, const StageResults& results,
+               const PlanOptions& options)
+      : plans_(plans), finds_(finds), results_(results), options_(options) {
     const std::vector<Checkpoint>& checkpoints = plans.back().checkpoints;
     for (const Plan& plan : plans) {
       std::map<int32_t, uint64_t>& bytes = reads_.emplace_back();
@@ -128,7 +129,7 @@ class SpillChooser {
   std::vector<bool> Candidates() const {
     std::vector<bool> candidates(plans_.size());
     for (uint32_t s = 0; s < plans_.size(); ++s) {
-      if (!IsWhole(plans_[s])) continue;
+      if (finds_[s].of != StageFinds::Of::kModels) continue;
       candidates[s] = s + 1 < plans_.size();
       for (const auto& result : results_)
         if (StagesOfRun(plans_, s, {result}).size() > 1) candidates[result.second] = true;
@@ -149,7 +150,7 @@ class SpillChooser {
     const StageResults on_the_way = OnTheWay(spilled);
     for (uint32_t s = 0; s < plans_.size(); ++s)
       if (EndsRun(s, spilled))
-        if (std::string why_not = WhyNotChained(plans_, s, on_the_way); !why_not.empty()) return why_not;
+        if (std::string why_not = WhyNotChained(plans_, finds_, s, on_the_way); !why_not.empty()) return why_not;
     return "";
   }
 
@@ -175,29 +176,56 @@ class SpillChooser {
     return sum;
   }
 
-  // Of all runs. Where tensors are merged one after the other, what they need before is read with the merge.
+  // Of all runs. Where tensors are gone through one after the other, what they need of files is read once.
   uint64_t Bytes(const std::vector<bool>& spilled) const {
     const StageResults on_the_way = OnTheWay(spilled);
     const std::vector<Files> files = FilesOfStages(on_the_way);
     uint64_t bytes = 0;
     for (uint32_t end = 0; end < plans_.size(); ++end) {
       if (!EndsRun(end, spilled)) continue;
-      const std::vector<uint32_t> run = StagesOfRun(plans_, end, on_the_way);
-      const bool whole = std::any_of(run.begin(), run.end(), [&](uint32_t s) { return IsWhole(plans_[s]); });
-      for (const uint32_t s : run)
-        if (whole) bytes += ReadsOfStatistics(s, on_the_way) * Sum(files[s]);
-      bytes += Sum(files[end]);
+      bytes += BytesOfFronts(StagesOfRun(plans_, end, on_the_way), on_the_way, files) + Sum(files[end]);
       if (!spilled[end]) continue;
       for (const PlannedTensor& tensor : plans_[end].tensors) bytes += tensor.bytes;
     }
     return bytes;
   }
 
-  // How often a stage's files are read before they can be merged, among whole models: what one finds of files alone may
-  // be found from a sample.
+  // What a run reads before the merge.
+  uint64_t BytesOfFronts(const std::vector<uint32_t>& run, const StageResults& on_the_way,
+                         const std::vector<Files>& files) const {
+    const auto whole = [&](uint32_t s) { return finds_[s].of == StageFinds::Of::kModels; };
+    if (std::none_of(run.begin(), run.end(), whole)) return 0;
+    const RunPhases phases = PhasesOf(plans_, finds_, run, on_the_way);
+    std::map<uint32_t, Files> once;   // by phase: single tensors, or quotas of whole models that no other round needs
+    uint64_t bytes = 0;
+    for (const uint32_t s : run) {
+      if (phases.phase[s] == RunPhases::kNone) continue;
+      if (whole(s)) bytes += ReadsOfStatistics(s, on_the_way) * Sum(files[s]);
+      if (phases.phase[s] == phases.last() || (whole(s) && !HandsOutLater(s, run, phases, on_the_way))) continue;
+      for (const auto& [checkpoint, its] : files[s]) {
+        uint64_t& most = once[phases.phase[s]][checkpoint];
+        most = std::max(most, its);
+      }
+    }
+    for (const auto& [phase, its] : once) bytes += Sum(its);
+    return bytes;
+  }
+
+  // Whether no stage that has its rounds in the same phase merges it in them.
+  bool HandsOutLater(uint32_t stage, const std::vector<uint32_t>& run, const RunPhases& phases,
+                     const StageResults& on_the_way) const {
+    if (!finds_[stage].ordered) return false;
+    return std::none_of(run.begin(), run.end(), [&](uint32_t s) {
+      if (s == stage || phases.phase[s] != phases.phase[stage]) return false;
+      const std::vector<uint32_t> behind = StagesOfRun(plans_, s, on_the_way);
+      return std::binary_search(behind.begin(), behind.end(), stage);
+    });
+  }
+
+  // How often the files of a stage that finds something out of whole models are read for that: what it finds of files
+  // alone may be found from a sample.
   uint64_t ReadsOfStatistics(uint32_t stage, const StageResults& on_the_way) const {
     const Plan& plan = plans_[stage];
-    if (!IsWhole(plan)) return MostRounds(plan);
     const auto is_made = [&](const auto& read) { return on_the_way.contains(read.first); };
     const bool samples = plan.model_scope && ElementsOfModel(plan) >= options_.least_sampled &&
                          std::none_of(reads_[stage].begin(), reads_[stage].end(), is_made);
@@ -215,6 +243,7 @@ class SpillChooser {
   }
 
   const std::vector<Plan>& plans_;
+  const std::vector<StageFinds>& finds_;
   const StageResults& results_;
   const PlanOptions& options_;
   std::vector<Files> reads_;   // by stage, files and results
@@ -261,14 +290,15 @@ SeparateStages PlanSeparately(Recipe* recipe, uint64_t budget, const PlanOptions
 
 void PlanStages(Plan* plan, Recipe recipe, const PlanOptions& options) {
   auto [plans, stages, results, warnings] = PlanSeparately(&recipe, plan->memory.budget, options);
-  const std::vector<bool> spilled = SpillChooser(plans, results, options).Choose(&stages);
+  const std::vector<StageFinds> finds = FindsOf(plans);
+  const std::vector<bool> spilled = SpillChooser(plans, finds, results, options).Choose(&stages);
   StageResults on_the_way;
   for (const auto& result : results)
     if (!spilled[result.second]) on_the_way.insert(result);
   std::vector<SpilledStage> spills;
   for (uint32_t s = 0; s < plans.size(); ++s) {
     if (!spilled[s] && s + 1 < plans.size()) continue;
-    if (StagesOfRun(plans, s, on_the_way).size() > 1) PlanChain(&plans, s, on_the_way, &stages);
+    if (StagesOfRun(plans, s, on_the_way).size() > 1) PlanChain(&plans, finds, s, on_the_way, &stages);
     else stages[s].rounds = MostRounds(plans[s]);
     if (s + 1 < plans.size()) spills.push_back({.stage = s});
   }

@@ -27,7 +27,8 @@ struct ReadTensor {
 };
 using ReadRound = std::vector<ReadTensor>;   // in the order of the scope's tensors
 
-// The rounds of a scope in which anything is read; of a plan that measures, those before the merge and the merge.
+// The rounds of a scope in which anything is read: those before the merge, if they come apart from it, and the merge. A
+// front has none.
 struct ScopeReads {
   std::vector<ReadRound> statistics;
   ReadRound merge;
@@ -46,7 +47,7 @@ class ReadsOfScope {
     const size_t merge = merger_ == nullptr ? 0 : merger_->statistics_rounds();
     if (scope_.resident) {
       reads.merge = Round(0, merge);
-      if (plan_.measured) reads.statistics.push_back(reads.merge);
+      if (plan_.measured || plan_.IsFront(scope_)) reads.statistics.push_back(reads.merge);
     } else {
       for (size_t r = 0; r < merge; ++r) reads.statistics.push_back(Round(r, r));
       reads.merge = Round(merge, merge);
@@ -151,14 +152,16 @@ uint64_t Spooled(const std::vector<PlannedStream>& streams) {
 // A plan's scopes, and their order.
 struct RunReads {
   Plan* plan = nullptr;
-  std::vector<ScopeReads> reads;
+  std::vector<ScopeReads> fronts, reads;
   std::vector<uint32_t> order;
 };
 
-// As GraphRun::ReadAll and MeasureAll go, in one run after the other.
+// As GraphRun::ReadAll, ReadFronts and MeasureAll go, in one run after the other.
 std::vector<PlannedStream> SpooledIn(const std::vector<RunReads>& runs) {
   Spooling spooling(*runs.back().plan);
   for (const RunReads& run : runs) {
+    for (const ScopeReads& front : run.fronts)
+      for (const ReadRound& round : front.statistics) spooling.Visit(round);
     const auto statistics = [&](uint32_t s) {
       for (const ReadRound& round : run.reads[s].statistics) spooling.Visit(round);
     };
@@ -206,9 +209,12 @@ uint64_t Waiting(const RunReads& last, const std::vector<PlannedStream>& streams
 }
 
 RunReads ReadsOf(Plan* plan) {
-  RunReads run{.plan = plan, .reads = {}, .order = std::vector<uint32_t>(plan->scopes.size())};
-  for (const PlannedScope& scope : plan->scopes)
-    run.reads.push_back(ReadsStream(*plan, scope) ? ReadsOfScope(*plan, scope).Find() : ScopeReads());
+  RunReads run{.plan = plan, .fronts = {}, .reads = {}, .order = std::vector<uint32_t>(plan->scopes.size())};
+  const auto reads = [&](const PlannedScope& scope) {
+    return ReadsStream(*plan, scope) ? ReadsOfScope(*plan, scope).Find() : ScopeReads();
+  };
+  std::transform(plan->fronts.begin(), plan->fronts.end(), std::back_inserter(run.fronts), reads);
+  std::transform(plan->scopes.begin(), plan->scopes.end(), std::back_inserter(run.reads), reads);
   std::iota(run.order.begin(), run.order.end(), 0);
   return run;
 }

@@ -6,13 +6,14 @@
 
 namespace braid {
 
-ScopeRun::ScopeRun(const Plan& plan, const Share& share, const PlannedScope& scope, bool anew, bool shared)
+ScopeRun::ScopeRun(const Plan& plan, const Share& share, const PlannedScope& scope, bool anew, bool shared,
+                   const std::vector<ChainFinding>& found)
     : plan_(plan), share_(share), scope_(scope), shared_(shared) {
   const bool streamed = anew || shared || !share.Whole(scope);
   resident_ = scope.resident && !streamed;
   drafts_tiles_ = scope.approach == Approach::kDraft && !streamed;
   if (plan.tensors[scope.tensors.front()].action == TensorAction::kMerge)
-    merger_ = plan.MakeMerger(scope, streamed ? Approach::kPlain : scope.approach);
+    merger_ = plan.MakeMerger(scope, streamed ? Approach::kPlain : scope.approach, &found);
   if (merger_ != nullptr && scope.keeps_decisions && !streamed) merger_->KeepDecisions();
   shared_ = shared_ && merger_ != nullptr && merger_->statistics_rounds() > 0;
   if (shared_) MakePieces();
@@ -138,14 +139,13 @@ BlockSums ScopeRun::SumsOf(uint32_t slot) {
 
 // Blocks in index order within a tensor, tensors in the scope's order.
 std::vector<double> ScopeRun::TotalSums() const {
-  const size_t next = spec_.sums_by_tensor ? spec_.sums : 0;
-  std::vector<double> totals(spec_.sums + next * (std::max<size_t>(sums_begin_.size(), 1) - 1), 0.0);
+  std::vector<double> totals(spec_.sums, 0.0);
   for (size_t slot = 0; slot < sums_begin_.size(); ++slot) {
     const uint64_t blocks = plan_.SumBlocks(plan_.tensors[scope_.tensors[slot]]);
     for (size_t q = 0; q < spec_.sums; ++q) {
       double sum = 0;
       for (uint64_t b = 0; b < blocks; ++b) sum += sums_[sums_begin_[slot] + q * blocks + b];
-      totals[slot * next + q] += sum;
+      totals[q] += sum;
     }
   }
   return totals;
@@ -158,7 +158,7 @@ void ScopeRun::FinishRound() {
   try {
     merger_->Finish(round_, accumulators_.empty() ? nullptr : accumulators_[0].get(), TotalSums());
   } catch (const NoMerge& none) {
-    throw Error(ErrorCode::kIncompatible, none.what()).Tensor(plan_.tensors[scope_.tensors[none.tensor]].name);
+    throw Error(ErrorCode::kIncompatible, none.what()).Tensor(plan_.tensors[scope_.tensors.front()].name);
   }
   std::lock_guard lock(mutex_);
   ++round_;
@@ -207,7 +207,7 @@ bool ScopeRun::WaitForRound(uint32_t r) {
   return !cancelled_;
 }
 
-bool ScopeRun::WaitForNorms() {
+bool ScopeRun::WaitUntilItWaits() {
   std::unique_lock lock(mutex_);
   begun_.wait(lock, [&] { return cancelled_ || waits(); });
   return !cancelled_;

@@ -72,8 +72,9 @@ struct TileWork {
 class ScopeRun : public std::enable_shared_from_this<ScopeRun> {
  public:
   // `anew`: a draft did not come out; the scope is streamed, its thresholds found by histograms. So is a scope that is
-  // merged in part. `shared`: several ranks take its statistics together.
-  ScopeRun(const Plan& plan, const Share& share, const PlannedScope& scope, bool anew, bool shared);
+  // merged in part. `shared`: several ranks take its statistics together. `found`: as Plan::MakeMerger wants it.
+  ScopeRun(const Plan& plan, const Share& share, const PlannedScope& scope, bool anew, bool shared,
+           const std::vector<ChainFinding>& found);
 
   const PlannedScope& scope() const { return scope_; }
   bool resident() const { return resident_; }
@@ -85,8 +86,8 @@ class ScopeRun : public std::enable_shared_from_this<ScopeRun> {
   bool drafts_tiles() const { return drafts_tiles_; }   // in this round, or in the one after it
   const RoundSpec& spec() const { return spec_; }
 
-  // Measured, and waiting until all others are: its merge begins when somebody reads it.
-  bool waits() const { return plan_.measured && !is_copy() && merging(); }
+  // Measured, and waiting until all others are: its merge begins when somebody reads it. Or a front: it has none.
+  bool waits() const { return (plan_.measured || plan_.IsFront(scope_)) && !is_copy() && merging(); }
 
   // Whether the current round reads anything of a tensor.
   bool ReadsTensor(uint32_t tensor) const;
@@ -156,7 +157,7 @@ class ScopeRun : public std::enable_shared_from_this<ScopeRun> {
   // The I/O thread waits here until round r begins; false when cancelled.
   bool WaitForRound(uint32_t r);
   // ... and here until the scope waits.
-  bool WaitForNorms();
+  bool WaitUntilItWaits();
   void Cancel();
 
   std::vector<TileWork*> tiles;      // of a resident scope, in order
