@@ -29,8 +29,9 @@ from support import (
 
 SHARDS = ("--shard-size", "700kB")
 MODEL = "[[stages.models]]\n"
-# Two stages are of whole models. The last finds thresholds of each tensor, or sums: they are merged first, or computed
-# anew.
+# Two stages are of whole models. Of what they merge the last leaves something out: they are merged first. Or it takes
+# all of it, and they are computed anew, before it finds thresholds of each tensor, or sums. So is one that does before
+# whole models are gone through.
 WHOLE_STAGES = f"""
 [[stages]]
 name = "coder"
@@ -51,8 +52,15 @@ weight = 1.0
 [[stages]]
 """
 LAST_MODELS = f'{MODEL}stage = "trimmed"\n{MODEL}stage = "coder"\n'
-STAGES = WHOLE_STAGES + 'method = "ties"\nbase = "base"\nparameters = { density = 0.6 }\n' + LAST_MODELS
-STAGES_ANEW = WHOLE_STAGES + 'method = "slerp"\nparameters = { t = 0.4 }\n' + LAST_MODELS
+LAST_TIES = 'method = "ties"\nbase = "base"\nparameters = { density = 0.6 }\n'
+STAGES = WHOLE_STAGES + 'exclude = "*norm*"\n' + LAST_TIES + LAST_MODELS
+ONE_TIES = f'[[stages]]\nname = "thin"\n{LAST_TIES}{MODEL}path = "a"\n'
+WHOLE_TIES = LAST_TIES.replace("0.6", '0.6, scope = "model"')
+STAGES_ANEW = (
+    WHOLE_STAGES + LAST_TIES + LAST_MODELS,
+    WHOLE_STAGES + 'method = "slerp"\nparameters = { t = 0.4 }\n' + LAST_MODELS,
+    f'{ONE_TIES}[[stages]]\n{WHOLE_TIES}{MODEL}stage = "thin"\n{MODEL}path = "b"\n',
+)
 
 
 class OutputTest(RankTest):
@@ -196,9 +204,12 @@ class Stages(OutputTest):
         self.compare("--compress", "zstd", *SHARDS, ranks=(3,))
 
     def test_computed_anew(self):
-        write_text(self.path("recipe.toml"), STAGES_ANEW)
-        self.assertNotIn("is merged first", self.assert_ok(self.run_braid("plan", "recipe.toml")).stdout)
-        self.compare()
+        for text in STAGES_ANEW:
+            write_text(self.path("recipe.toml"), text)
+            planned = self.assert_ok(self.run_braid("plan", "recipe.toml")).stdout
+            self.assertIn("is computed anew", planned)
+            self.assertNotIn("is merged first", planned)
+            self.compare()
 
     def test_killed_and_run_again_with_another_number(self):
         whole = self.one_process()
@@ -312,8 +323,9 @@ class Together(OutputTest, MpiTest):
         self.same_bytes(*SHARDS, ranks=(3,))
 
     def test_stages(self):
-        write_text(self.path("recipe.toml"), STAGES)
-        self.same_bytes()
+        for text in (STAGES, STAGES_ANEW[0], STAGES_ANEW[2]):
+            write_text(self.path("recipe.toml"), text)
+            self.same_bytes()
 
     def test_killed_and_run_again(self):
         for what in ("compressed", "stages"):

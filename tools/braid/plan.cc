@@ -133,7 +133,10 @@ void PrintPlan(const Plan& plan) {
     drafted += scope.approach == Approach::kDraft;
     resident += scope.resident && scope.approach != Approach::kDraft;
   }
-  line("rounds", fmt::format("{}{}", totals.read_per_round.size(), plan.model_scope ? ", over the whole model" : ""));
+  line("rounds", fmt::format("{}{}", totals.read_per_round.size(),
+                             !plan.fronts.empty() ? ", of the whole model and of single tensors in turn"
+                             : plan.model_scope   ? ", over the whole model"
+                                                  : ""));
   for (size_t r = 0; r < totals.read_per_round.size(); ++r)
     line("", fmt::format("round {}: {}", r + 1, SizeText(totals.read_per_round[r])));
   if (drafted > 0)
