@@ -166,8 +166,9 @@ class Memory(CliTest):
         text += '[[stages.models]]\nstage = "s0"\n[[stages.models]]\nstage = "s1"\n'
         text += '[[stages]]\ndtype = "bfloat16"\n{last}'
         text += '[[stages.models]]\nstage = "t"\n[[stages.models]]\npath = "m0"\n'
-        for how, last in (("is computed anew", 'method = "linear"\n'),
-                          ("is merged first", 'method = "ties"\nbase = "base"\nparameters = { density = 0.4 }\n')):
+        ties = 'method = "ties"\nbase = "base"\nparameters = { density = 0.4 }\n'
+        for how, last in (("is computed anew", 'method = "linear"\n'), ("of single tensors in turn", ties),
+                          ("is merged first", ties + 'exclude = "lm_head.weight"\n')):
             write_text(self.path("recipe.toml"), text.replace("{last}", last))
             plan = self.assert_ok(self.run_braid("plan", "recipe.toml", "--memory", "160MiB")).stdout
             self.assertIn(how, plan)

@@ -186,7 +186,8 @@ weight = 0.5
                  'parameters = {{ density = 0.4, scope = "model" }}\n[[stages.models]]\npath = "{a}"\n[[stages]]\n')
         models = '[[stages.models]]\nstage = "first"\n[[stages.models]]\npath = "{b}"\n'
         paths = {"base": "base", "a": "a", "b": "b"}
-        for method, file in (("linear", False), ('ties"\nparameters = {{ density = 0.5 }}\nbase = "{base}', True)):
+        ties = 'ties"\nparameters = {{ density = 0.5 }}\nbase = "{base}'
+        for method, file in (("linear", False), (ties, False), (ties + '"\nexclude = "*.0.*', True)):
             text = whole + f'method = "{method}"\n' + models
             write_text(self.path("plain.toml"), text.format(**paths))
             plan = self.assert_ok(self.run_braid("plan", "plain.toml")).stdout

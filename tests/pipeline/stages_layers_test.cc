@@ -135,7 +135,7 @@ TEST_F(StagesOfLayers, AWholeModelStageAsTheBase) {
   Compare({{"s0", Whole("a")},
            {"s1", "method = 'task_arithmetic'\nbase = <s0>\n[[models]]\npath = <b>\nweight = 0.7\n"}}, 0);
   Compare({{"s0", Whole("a")},
-           {"s1", "method = 'ties'\nbase = <s0>\nparameters.density = 0.5\n[[models]]\npath = <b>\n"}}, 1);
+           {"s1", "method = 'ties'\nbase = <s0>\nparameters.density = 0.5\n[[models]]\npath = <b>\n"}}, 0);
   Compare({{"s0", Whole("a")},
            {"s1", "method = 'ties'\nbase = <s0>\nparameters = { density = 0.5, scope = 'model' }\n"
                   "[[models]]\npath = <b>\n"}}, 0);
