@@ -61,20 +61,30 @@ class OutputTest(RankTest):
         text = recipe_for(name).replace("[parameters]", f'output.compress = "{compression}"\n[parameters]')
         write_text(self.path("recipe.toml"), text)
 
-    def compare(self, *options, ranks=(1, 2, 3, 4)):
+    def killed_and_run_again(self, attempts, numbers, wanted, *options):
+        """One of several ranks is killed when a file like one of `wanted` is there; then another number of them runs."""
         whole = self.one_process(*options)
-        for of in ranks:
-            for run in (self.one_after_another, self.at_once):
-                run(of, *options)
-                self.assert_like(whole, label=f"{run.__name__} {of} {options}")
-                shutil.rmtree(self.path("out"))
-        return whole
-
-    def unpublished(self):
-        """Files of the ranks, by their paths."""
-        return [
-            os.path.join(root, file) for root, _, files in os.walk(self.path("out.partial")) for file in files
-        ]
+        midway = 0
+        for attempt in range(attempts):
+            of, moment = self.rng.choice(numbers), self.rng.choice(wanted)
+            processes = [self.start_rank(rank, of, *options) for rank in range(of)]
+            victim = self.rng.choice(processes)
+            self.wait_for(moment, victim)
+            victim.kill()
+            for process in processes:
+                _, err = process.communicate(timeout=120)
+                if process is not victim:
+                    self.assertEqual(process.returncode, 0, err)
+            if not os.path.exists(self.path("out")):
+                midway += 1
+                other = self.rng.choice([n for n in (1, 2, 3, 4) if n != of])
+                for rank in range(other):
+                    self.assert_ok(self.rank(rank, other, *options))
+            elif os.path.exists(self.path("out.partial")):  # it died between its last two steps
+                self.assert_ok(self.rank(0, 1, *options))
+            self.assert_like(whole, label=f"attempt {attempt}: {of} ranks, killed at {moment}")
+            shutil.rmtree(self.path("out"))
+        self.assertGreater(midway, 0, "no kill hit the middle of a merge: this test proves nothing")
 
 
 class Compressed(OutputTest):
@@ -116,30 +126,8 @@ class Compressed(OutputTest):
 
     def test_killed_and_run_again_with_another_number(self):
         self.compressed("ties", "zstd")
-        whole = self.one_process(*SHARDS)
-        midway = 0
-        for attempt in range(8):
-            of = self.rng.choice((1, 2, 3))
-            processes = [self.start_rank(rank, of, *SHARDS) for rank in range(of)]
-            victim = processes[0]
-            wanted = self.rng.choice((r"\.zst\.", r"units-", r"\.zst$"))  # a shard on its way; one that is there
-            while victim.poll() is None and not any(re.search(wanted, file) for file in self.unpublished()):
-                time.sleep(0.001)
-            victim.kill()
-            for process in processes:
-                _, err = process.communicate(timeout=120)
-                if process is not victim:
-                    self.assertEqual(process.returncode, 0, err)
-            if not os.path.exists(self.path("out")):
-                midway += 1
-                other = self.rng.choice([n for n in (1, 2, 3, 4) if n != of])
-                for rank in range(other):
-                    self.assert_ok(self.rank(rank, other, *SHARDS))
-            elif os.path.exists(self.path("out.partial")):  # it died between its last two steps
-                self.assert_ok(self.rank(0, 1, *SHARDS))
-            self.assert_like(whole, label=f"attempt {attempt}: {of} ranks, killed at {wanted}")
-            shutil.rmtree(self.path("out"))
-        self.assertGreater(midway, 0, "no kill hit the middle of a merge: this test proves nothing")
+        # A shard on its way; one that is there.
+        self.killed_and_run_again(8, (1, 2, 3), (r"\.zst\.", r"units-", r"\.zst$"), *SHARDS)
 
     def test_what_a_killed_rank_has_left_does_not_stay(self):
         self.compressed("ties", "zstd")
@@ -201,30 +189,8 @@ class Stages(OutputTest):
         self.compare()
 
     def test_killed_and_run_again_with_another_number(self):
-        whole = self.one_process()
-        midway = 0
-        for attempt in range(6):
-            of = self.rng.choice((1, 2, 3))
-            processes = [self.start_rank(rank, of) for rank in range(of)]
-            wanted = self.rng.choice((r"stage-1/units-", r"stage-1/stage.safetensors", r"stage-1/part-", r"ranks-\w+/units-"))
-            victim = self.rng.choice(processes)
-            while victim.poll() is None and not any(re.search(wanted, file) for file in self.unpublished()):
-                time.sleep(0.001)
-            victim.kill()
-            for process in processes:
-                _, err = process.communicate(timeout=120)
-                if process is not victim:
-                    self.assertEqual(process.returncode, 0, err)
-            if not os.path.exists(self.path("out")):
-                midway += 1
-                other = self.rng.choice([n for n in (1, 2, 3, 4) if n != of])
-                for rank in range(other):
-                    self.assert_ok(self.rank(rank, other))
-            elif os.path.exists(self.path("out.partial")):
-                self.assert_ok(self.rank(0, 1))
-            self.assert_like(whole, label=f"attempt {attempt}: {of} ranks, killed at {wanted}")
-            shutil.rmtree(self.path("out"))
-        self.assertGreater(midway, 0, "no kill hit the middle of a merge: this test proves nothing")
+        moments = (r"stage-1/units-", r"stage-1/stage.safetensors", r"stage-1/part-", r"ranks-\w+/units-")
+        self.killed_and_run_again(6, (1, 2, 3), moments)
 
     def test_what_is_done_is_not_done_again(self):
         self.assert_ok(self.rank(0, 2))
@@ -326,8 +292,7 @@ class Together(OutputTest, MpiTest):
             for attempt in range(3):
                 wanted = r"\.zst\.|units-" if what == "compressed" else self.rng.choice((r"stage-1/", "units-"))
                 job = self.start_mpi(3, *options)
-                while job.poll() is None and not any(re.search(wanted, file) for file in self.unpublished()):
-                    time.sleep(0.001)
+                self.wait_for(wanted, job)
                 victims = self.ranks_of(job)
                 if victims:
                     os.kill(self.rng.choice(victims), signal.SIGKILL)

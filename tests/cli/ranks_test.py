@@ -115,8 +115,6 @@ class RankTest(CliTest):
             published += json.loads(out)["rank"]["published"]
         self.assertEqual(published, 1)
 
-
-class SameBytes(RankTest):
     def compare(self, *options, ranks=(1, 2, 3, 4)):
         whole = self.one_process(*options)
         for of in ranks:
@@ -124,7 +122,21 @@ class SameBytes(RankTest):
                 run(of, *options)
                 self.assert_like(whole, label=f"{run.__name__} {of} {options}")
                 shutil.rmtree(self.path("out"))
+        return whole
 
+    def unpublished(self):
+        """Files of the ranks, by their paths."""
+        return [
+            os.path.join(root, file) for root, _, files in os.walk(self.path("out.partial")) for file in files
+        ]
+
+    def wait_for(self, wanted, process):
+        """Until a file of the ranks has a path like `wanted`, or the process has ended."""
+        while process.poll() is None and not any(re.search(wanted, file) for file in self.unpublished()):
+            time.sleep(0.001)
+
+
+class SameBytes(RankTest):
     def test_methods(self):
         for name in ("ties", "ties model", "ties lines"):
             with self.subTest(name):
