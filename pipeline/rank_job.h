@@ -36,8 +36,14 @@ class RankJob {
   const RankMarks& marks() const { return marks_; }
   const std::vector<std::string>& shard_paths() const { return paths_; }
 
-  // With every unit done: makes OUT appear, or sees that another rank does. The rest of the report's result is the
-  // caller's. Throws Error.
+  // Throws Error(kIo), and leaves nothing behind, where the disk is too small (rank_space.h).
+  std::vector<std::string> CheckSpace(uint64_t own_bytes);
+
+  // Shards that somebody has removed since their units were marked: the units are missing again. Their names.
+  std::vector<std::string> ForgetGone() const;
+
+  // With every unit done: makes OUT appear, or sees that another rank does. Call ForgetGone before. The rest of the
+  // report's result is the caller's. Throws Error.
   enum class Outcome { kIncomplete, kPublished, kByAnother };
   Outcome Publish(const std::atomic<int>& interrupt);
 

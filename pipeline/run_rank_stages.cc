@@ -25,7 +25,7 @@ class StageJob {
  public:
   StageJob(const SpilledStage& spill, const std::string& directory, const Ranks& ranks,
            const std::atomic<int>& interrupt, bool quiet, Progress* progress)
-      : spill_(spill), path_(directory + "/stage.safetensors"), marks_(directory, OutputUnits(*spill.plan)),
+      : spill_(spill), path_(StageFile(directory)), marks_(directory, OutputUnits(*spill.plan)),
         ranks_(ranks), interrupt_(interrupt), quiet_(quiet), progress_(progress) {
     if (TheOs().Mkdir(directory.c_str(), 0777) < 0 && errno != EEXIST) throw SystemError(errno, "make it", directory);
   }
@@ -34,6 +34,7 @@ class StageJob {
 
   // Afterwards the file is complete.
   void Run() {
+    if (ranks_.group == nullptr || ranks_.group->rank() == 0) marks_.ForgetGone({path_});
     if (ranks_.group == nullptr) return RunAlone();
     const std::vector<uint32_t> missing = MissingUnits(marks_, ranks_.group);
     MergeTogether(*spill_.plan, marks_, missing, ranks_.group, progress_, [&](const auto& units) { Merge(units); });
@@ -100,13 +101,19 @@ class StageJob {
 
 }  // namespace
 
+std::string StageDirectory(const std::string& ranks, const SpilledStage& spill) {
+  return fmt::format("{}/stage-{}", ranks, spill.stage + 1);
+}
+
+std::string StageFile(const std::string& directory) { return directory + "/stage.safetensors"; }
+
 void RunSpilledStagesOfRanks(Plan* plan, const std::string& directory, const Ranks& ranks,
                              const std::atomic<int>& interrupt, bool quiet, Progress* progress) {
   for (const SpilledStage& spill : plan->spills) {
     std::string path;
     {
       const LentCheckpoints lent(plan, spill.plan.get());
-      StageJob job(spill, fmt::format("{}/stage-{}", directory, spill.stage + 1), ranks, interrupt, quiet, progress);
+      StageJob job(spill, StageDirectory(directory, spill), ranks, interrupt, quiet, progress);
       job.Run();
       path = job.path();
     }

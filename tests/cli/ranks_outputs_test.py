@@ -13,7 +13,6 @@ import time
 from mpi_test import LAUNCH, MpiTest
 from ranks_test import SHAPES, RankTest, recipe_for
 from support import (
-    BAD_INPUT,
     BRAID,
     MIB,
     SEED,
@@ -144,14 +143,6 @@ class Compressed(OutputTest):
         process.communicate(timeout=60)
         self.assertEqual(process.returncode, 0)
 
-    def test_a_shard_that_is_gone(self):
-        self.compressed("ties", "zstd")
-        self.assert_ok(self.rank(0, 2, *SHARDS))
-        shard = next(file for file in self.unpublished() if file.endswith(".zst"))
-        os.unlink(shard)
-        self.assert_fails(self.rank(1, 2, *SHARDS), BAD_INPUT, os.path.basename(shard), "it is gone")
-        self.assertFalse(os.path.exists(self.path("out")))
-
     def test_other_compression(self):
         self.compressed("ties", "zstd")
         self.assert_ok(self.rank(0, 2, *SHARDS))
@@ -203,6 +194,13 @@ class Stages(OutputTest):
         self.assert_ok(self.rank(1, 2))
         self.assertFalse(os.path.exists(self.path("out.partial")))
 
+    def test_a_result_that_is_gone(self):
+        whole = self.one_process()
+        self.assert_ok(self.rank(0, 2))
+        os.unlink(next(file for file in self.unpublished() if file.endswith("stage.safetensors")))
+        self.assert_ok(self.rank(1, 2))
+        self.assert_like(whole)
+
 
 class Streams(OutputTest):
     def test_refused(self):
@@ -252,6 +250,18 @@ class Slurm(OutputTest, MpiTest):
 
 
 class Together(OutputTest, MpiTest):
+    def test_a_shard_that_is_gone(self):
+        for compression in ("none", "zstd"):
+            self.compressed("ties model", compression)
+            whole = self.one_process(*SHARDS)
+            self.assert_ok(self.rank(0, 2, *SHARDS))
+            os.unlink(self.rng.choice([file for file in self.unpublished() if ".safetensors" in file]))
+            code, out, err = self.mpi(3, *SHARDS)
+            self.assertEqual(code, 0, err)
+            self.assertEqual(err.count("and is gone"), 1, err)
+            self.assert_like(whole)
+            shutil.rmtree(self.path("out"))
+
     def same_bytes(self, *options, ranks=(1, 2, 3, 4)):
         whole = self.one_process(*options)
         for of in ranks:

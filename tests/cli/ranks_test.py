@@ -2,15 +2,18 @@
 bytes of one process, and appears once."""
 
 import json
+import math
 import os
 import random
 import re
 import shutil
+import subprocess
 import time
 import unittest
 
 from support import (
     IO,
+    MIB,
     SEED,
     USAGE,
     CliTest,
@@ -319,11 +322,101 @@ class Failures(RankTest):
         self.assert_fails(self.rank(0, 2, "--cache", "cache"), USAGE, "--cache")
         self.assert_nothing_written()
 
-    def test_no_space(self):
-        """Ranks on a file system that is too small say so, and leave nothing at OUT."""
+    def test_a_shard_that_is_gone(self):
+        """Whose units were marked: they are written again, by the rank whose they are."""
         self.write_recipe_for("ties")
-        result = self.rank(0, 1, out="/dev/full/out")
-        self.assertIn(result.code, (USAGE, IO), str(result))
+        for options in ((), ("--shard-size", "700kB"), ("--compress", "zstd", "--shard-size", "700kB")):
+            whole = self.one_process(*options)
+            for again in ((0, 1), (1, 0)):  # the one that wrote it, or the other first
+                self.assert_ok(self.rank(0, 2, *options))
+                shards = [file for file in self.unpublished() if ".safetensors" in file]
+                lost = self.rng.choice(shards)
+                os.unlink(lost)
+                for rank in again:
+                    result = self.assert_ok(self.rank(rank, 2, *options))
+                    if rank == again[0]:
+                        self.assertIn(f"warning: {os.path.basename(lost)}: it was written, and is gone", result.stderr)
+                        self.assertFalse(os.path.exists(self.path("out")))
+                    else:
+                        self.assertNotIn("warning", result.stderr)
+                self.assert_like(whole, label=f"{options}, {again}, {lost}")
+                shutil.rmtree(self.path("out"))
+
+    def test_a_shard_that_is_removed_while_it_is_written(self):
+        self.write_recipe_for("ties")
+        whole = self.one_process("--compress", "zstd", "--shard-size", "700kB")
+        lost = 0
+        for _ in range(6):
+            process = self.start_rank(0, 1, "--compress", "zstd", "--shard-size", "700kB")
+            self.wait_for(r"\.zst$", process)
+            for file in self.unpublished():
+                if file.endswith(".zst") and not os.path.exists(self.path("out")):
+                    try:
+                        os.unlink(file)
+                        lost += 1
+                    except FileNotFoundError:
+                        pass
+                    break
+            _, err = process.communicate(timeout=60)
+            if process.returncode != 0:  # it went between the last look and the end
+                self.assertIn(b"it is gone", err)
+                self.assert_ok(self.rank(0, 1, "--compress", "zstd", "--shard-size", "700kB"))
+            self.assert_like(whole)
+            shutil.rmtree(self.path("out"))
+        self.assertGreater(lost, 0, "nothing was removed: this test proves nothing")
+
+
+class Space(RankTest):
+    """A disk that is too small is told before anything is written; what other ranks have taken is not counted again."""
+
+    def mount(self, size):
+        os.mkdir(self.path("disk"))
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", self.path("disk")]
+        mounted = subprocess.run(command, capture_output=True)
+        if mounted.returncode != 0:
+            self.skipTest("this user may not mount a tmpfs")
+        self.addCleanup(subprocess.run, ["umount", self.path("disk")])
+
+    def test_too_small(self):
+        self.mount("3m")
+        self.write_recipe_for("ties")
+        for options in ((), ("--shard-size", "700kB")):
+            result = self.rank(1, 2, *options, out="disk/out")
+            self.assert_fails(result, IO, "disk/out.partial", "the merged checkpoint needs", "has 3", "free")
+            self.assert_nothing_written("disk/out")
+
+    def test_what_others_have_taken(self):
+        self.mount("5m")  # for an output of 4.8 MB, which the first of them reserves
+        self.write_recipe_for("task_arithmetic")
+        for options in ((), ("--shard-size", "700kB")):
+            whole = self.one_process(*options)
+            for rank in (2, 0, 1):
+                self.assert_ok(self.rank(rank, 3, *options, out="disk/out"))
+            self.assert_like(whole, out="disk/out")
+            shutil.rmtree(self.path("disk", "out"))
+
+    def test_filled_meanwhile(self):
+        self.mount("6m")
+        self.write_recipe_for("task_arithmetic")
+        self.assert_ok(self.rank(0, 2, "--shard-size", "700kB", out="disk/out"))
+        with open(self.path("disk", "other"), "wb") as other:
+            other.write(bytes(2 * MIB))
+        self.assert_fails(self.rank(1, 2, "--shard-size", "700kB", out="disk/out"), IO, "the merged checkpoint needs")
+        self.assert_ok(self.rank(0, 2, "--shard-size", "700kB", out="disk/out"))  # which has nothing to write
+        os.unlink(self.path("disk", "other"))
+        self.assert_ok(self.rank(1, 2, "--shard-size", "700kB", out="disk/out"))
+        self.assert_ok(self.run_braid("verify", "disk/out"))
+
+    def test_compressed(self):
+        self.mount("4m")
+        self.write_recipe_for("task_arithmetic")
+        for name in ("base", "a", "b"):  # that become small
+            os.unlink(self.path(name))
+            write_model(self.path(name), {n: ("BF16", s, bytes(2 * math.prod(s))) for n, s in SHAPES.items()})
+        options = ("--shard-size", "700kB", "--compress", "planes")
+        self.assertIn("may not fit", self.assert_ok(self.rank(0, 2, *options, out="disk/out")).stderr)
+        self.assertNotIn("may not fit", self.assert_ok(self.rank(1, 2, *options, out="disk/out")).stderr)
+        self.assert_ok(self.run_braid("verify", "disk/out"))
 
 
 if __name__ == "__main__":
