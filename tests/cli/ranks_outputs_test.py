@@ -243,9 +243,16 @@ class Slurm(OutputTest, MpiTest):
         self.write_recipe_for("ties model")
         whole = self.one_process()
         os.mkdir(self.path("bin"))
-        write_text(self.path("bin", "srun"), f"#!/bin/sh\nshift\nexec mpirun -n 2 {' '.join(LAUNCH)} \"$@\"\n")
+        write_text(
+            self.path("bin", "srun"),
+            "#!/bin/sh\n[ $SRUN_CPUS_PER_TASK = 1 ] || exit 1\nwhile [ ${1#--} != $1 ]; do shift; done\n"
+            f"exec mpirun -n 2 {' '.join(LAUNCH)} \"$@\"\n",
+        )
         os.chmod(self.path("bin", "srun"), 0o755)
         self.job(PATH=self.path("bin") + ":" + os.environ["PATH"])
+        self.assert_like(whole)
+        shutil.rmtree(self.path("out"))
+        self.job(SRUN=f"mpirun -n 2 {' '.join(LAUNCH)}")
         self.assert_like(whole)
 
 

@@ -366,6 +366,38 @@ class Failures(RankTest):
         self.assertGreater(lost, 0, "nothing was removed: this test proves nothing")
 
 
+class Launchers(RankTest):
+    """What srun and others say of the processes that they have started."""
+
+    def test_processes_that_cannot_talk(self):
+        self.write_recipe_for("ties")
+        for env in (
+            {"SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "1", "SLURM_NTASKS": "3"},  # srun without MPI
+            {"PMI_SIZE": "3", "PMI_RANK": "1"},  # a launcher that our MPI does not know, or no MPI
+        ):
+            result = self.merge(env=env)
+            self.assert_fails(result, USAGE, f"3 processes were started together ({next(iter(env))}", "cannot talk")
+            self.assert_fails(result, USAGE, "--rank $SLURM_PROCID --of $SLURM_NTASKS", f"env -u {next(iter(env))}")
+            self.assert_nothing_written()
+
+    def test_parts_that_are_given(self):
+        self.write_recipe_for("ties")
+        whole = self.one_process()
+        for rank in (1, 0, 2):
+            env = {"SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": str(rank), "SLURM_NTASKS": "3"}
+            self.assert_ok(self.rank(rank, 3, env=env))
+        self.assert_like(whole)
+
+    def test_alone(self):
+        self.write_recipe_for("ties")
+        for env in (
+            {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"},  # a batch script
+            {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"},
+            {"SLURM_STEP_NUM_TASKS": "2", "OMPI_COMM_WORLD_SIZE": "1"},  # mpirun starts its daemons by srun
+        ):
+            self.assert_ok(self.merge("--force", env=env))
+
+
 class Space(RankTest):
     """A disk that is too small is told before anything is written; what other ranks have taken is not counted again."""
 
