@@ -2,13 +2,14 @@
 //
 //   OUT.partial/ranks-KEY/            KEY: a hash of all that must be the same for all ranks
 //     units-12-20                     what is done (rank_marks.h)
+//     claim-12-20                     who is at what (rank_turns.h)
 //     stage-1/                        the same, and its result, of a stage that is merged first
 //     lock                            of the rank that publishes
 //     checkpoint/                     what is to become OUT
 //
-// Every file but the lock, and shards that are not compressed, appears by a rename, complete and durable. There may be
-// any number of ranks, at once or one after another, and another number the next time: what counts is which units are
-// done. Whoever finds all of them done publishes.
+// Every file but the lock, claims, and shards that are not compressed, appears by a rename, complete and durable. There
+// may be any number of ranks, at once or one after another, and another number the next time: what counts is which units
+// are done. Whoever finds all of them done publishes.
 #pragma once
 
 #include <atomic>

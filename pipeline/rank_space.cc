@@ -33,7 +33,8 @@ std::vector<std::string> CheckSpaceOfRanks(const Plan& plan, const RankMarks& ma
     needed += BytesLeft(*spill.plan, RankMarks(directory, OutputUnits(*spill.plan)), {StageFile(directory)});
   }
   // What waits for its turn waits in a file of each rank: here, as much of it as we have of the output.
-  const double part = static_cast<double>(own_bytes) / static_cast<double>(std::max<uint64_t>(plan.totals.bytes_written, 1));
+  const uint64_t all = std::max<uint64_t>(plan.totals.bytes_written, 1);
+  const double part = static_cast<double>(own_bytes) / static_cast<double>(all);
   needed += static_cast<uint64_t>(static_cast<double>(plan.totals.bytes_spilled) * std::min(part, 1.0));
   CheckSpace(plan, marks.directory(), needed, free);
   return SpaceWarnings(plan, output, free);

@@ -14,6 +14,7 @@
 #include "pipeline/manifest.h"
 #include "pipeline/rank_files.h"
 #include "pipeline/rank_job.h"
+#include "pipeline/rank_turns.h"
 #include "pipeline/run_internal.h"
 #include "pipeline/shard_output.h"
 
@@ -72,7 +73,12 @@ class RankRun {
   MergeReport Run() {
     const auto start = std::chrono::steady_clock::now();
     CheckSources(plan_);
-    const RankJob::Outcome outcome = group_ != nullptr ? RunTogether() : RunApart();
+    RankJob::Outcome outcome = Outcome::kByAnother;
+    try {
+      outcome = group_ != nullptr ? RunTogether() : RunApart();
+    } catch (const RankFilesGone&) {
+      if (!WasPublished(options_.out, fingerprint_)) throw;
+    }
     report_.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     FinishReport(outcome);
     return std::move(report_);
@@ -94,7 +100,10 @@ class RankRun {
       const auto missing = job.marks().Missing();
       if (!missing) return Outcome::kByAnother;
       const std::vector<uint32_t> ours = OurUnits(job.marks(), *missing, ranks_);
-      if (!ours.empty()) Begin(&job, ours), Merge(job, ours);
+      if (!ours.empty()) Begin(&job, ours);
+      // Statistics of the whole model are taken once, by all ranks.
+      if (!plan_.model_scope && !plan_.measured) MergeInParts(&job, ours);
+      else if (!ours.empty()) Merge(job, ours);
     } while (Forget(job));
     const Outcome outcome = job.Publish(interrupt_);
     if (outcome == Outcome::kIncomplete)
@@ -135,20 +144,43 @@ class RankRun {
   // True when there is more to write than there was.
   bool Forget(const RankJob& job) {
     const std::vector<std::string> gone = job.ForgetGone();
-    for (const std::string& name : gone) Warn(fmt::format("{}: it was written, and is gone: it is written again", name));
+    for (const std::string& name : gone) Warn(name + ": it was written, and is gone: it is written again");
     return !gone.empty();
+  }
+
+  static uint64_t BytesOf(const RankJob& job, const std::vector<uint32_t>& units) {
+    uint64_t bytes = 0;
+    for (uint32_t u : units) bytes += job.marks().units()[u].bytes();
+    return bytes;
   }
 
   // Before the first unit is written: a disk that is too small, and what all units need. Of a group, rank 0 looks.
   void Begin(RankJob* job, const std::vector<uint32_t>& units) {
     if (begun_) return;
     begun_ = true;
-    uint64_t bytes = 0;
-    for (uint32_t u : units) bytes += job->marks().units()[u].bytes();
     if (group_ == nullptr || group_->rank() == 0)
-      for (const std::string& warning : job->CheckSpace(bytes)) Warn(warning);
+      for (const std::string& warning : job->CheckSpace(BytesOf(*job, units))) Warn(warning);
     if (group_ != nullptr) group_->Wait();
     RunSpilledStagesOfRanks(&plan_, job->marks().directory(), ranks_, interrupt_, options_.quiet, &progress_);
+  }
+
+  // Progress is that of all our units, and of what we help others with.
+  void MergeInParts(RankJob* job, const std::vector<uint32_t>& ours) {
+    Expect(BytesOf(*job, ours));
+    progress_.of_all_ranks = [](uint64_t bytes) { return bytes; };
+    MergeAndHelp(plan_, job->marks(), ranks_, interrupt_, [&](const std::vector<uint32_t>& units) {
+      Begin(job, units);
+      if (!std::binary_search(ours.begin(), ours.end(), units.front())) Expect(BytesOf(*job, units));
+      Merge(*job, units);
+    });
+    progress_.of_all_ranks = {};
+  }
+
+  void Expect(uint64_t bytes) {
+    const uint64_t all = std::max<uint64_t>(plan_.totals.bytes_written, 1);
+    const double read_per_byte = static_cast<double>(plan_.totals.bytes_read) / static_cast<double>(all);
+    progress_.bytes_to_write += bytes;
+    progress_.bytes_to_read += static_cast<uint64_t>(static_cast<double>(bytes) * read_per_byte);
   }
 
   void Merge(const RankJob& job, const std::vector<uint32_t>& units) {

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import time
 import unittest
@@ -396,6 +397,92 @@ class Launchers(RankTest):
             {"SLURM_STEP_NUM_TASKS": "2", "OMPI_COMM_WORLD_SIZE": "1"},  # mpirun starts its daemons by srun
         ):
             self.assert_ok(self.merge("--force", env=env))
+
+
+class Turns(RankTest):
+    """A rank that is done takes parts of one that is slower; not of one that nobody is at."""
+
+    SHARDS = ("--compress", "zstd", "--shard-size", "300kB")
+
+    def setUp(self):
+        super().setUp()
+        shapes = {f"model.layers.{i}.mlp.up_proj.weight": [8, 512] for i in range(800)}  # no cut costs much
+        for i, name in enumerate(("base", "a", "b")):
+            os.unlink(self.path(name))
+            write_model(self.path(name), random_tensors(SEED + i, shapes))
+        self.write_recipe_for("ties")
+
+    def claims(self):
+        """First units of parts that somebody has begun."""
+        return [int(re.search(r"claim-(\d+)-", file)[1]) for file in self.unpublished() if "claim-" in file]
+
+    def stopped_rank(self, rank, of, *options):
+        """At its first part, unless it was too quick."""
+        process = self.start_rank(rank, of, *options)
+        self.wait_for(r"claim-", process)
+        process.send_signal(signal.SIGSTOP)
+        self.addCleanup(process.kill)
+        return process
+
+    def go_on(self, process):
+        process.send_signal(signal.SIGCONT)
+        _, err = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 0, err)
+
+    def test_who_is_quick_takes_more(self):
+        for options in ((), self.SHARDS):
+            whole, helped = self.one_process(*options), False
+            for _ in range(8):
+                slow = self.stopped_rank(1, 2, *options)
+                told = self.assert_ok(self.rank(0, 2, "--json", *options)).json()["rank"]
+                helped = helped or (told["units"] > 0.7 * told["all_units"] and not told["complete"])
+                self.go_on(slow)
+                self.assert_like(whole)
+                shutil.rmtree(self.path("out"))
+            self.assertTrue(helped, f"{options}: rank 0 never did more than its half")
+
+    def test_who_died_is_not_helped(self):
+        whole, midway = self.one_process(), 0
+        for _ in range(8):
+            dead = self.stopped_rank(1, 2)
+            dead.kill()
+            dead.communicate()
+            told = self.assert_ok(self.rank(0, 2, "--json")).json()["rank"]
+            midway += not told["complete"]
+            self.assertLess(told["units"], 0.6 * told["all_units"])
+            self.assert_ok(self.rank(1, 2))
+            self.assert_like(whole)
+            shutil.rmtree(self.path("out"))
+        self.assertGreater(midway, 0, "no kill hit the middle of a merge: this test proves nothing")
+
+    def test_a_helper_that_dies(self):
+        """What it had taken goes back."""
+        for options in ((), self.SHARDS):
+            whole, helping = self.one_process(*options), 0
+            for _ in range(8):
+                slow = self.stopped_rank(1, 2, *options)
+                first = min(self.claims(), default=0)
+                helper = self.start_rank(0, 2, *options)
+                while helper.poll() is None and max(self.claims(), default=0) <= first:
+                    time.sleep(0.001)
+                time.sleep(self.rng.uniform(0, 0.02))
+                helping += helper.poll() is None
+                helper.kill()
+                helper.communicate()
+                self.go_on(slow)
+                if not os.path.exists(self.path("out")):  # the helper had not come to the end of its own
+                    self.assert_ok(self.rank(0, 2, *options))
+                self.assert_like(whole)
+                shutil.rmtree(self.path("out"))
+            self.assertGreater(helping, 0, "no kill hit a helper: this test proves nothing")
+
+    def test_many_at_once(self):
+        for options in ((), self.SHARDS):
+            whole = self.one_process(*options)
+            for _ in range(3):
+                self.at_once(6, *options)
+                self.assert_like(whole)
+                shutil.rmtree(self.path("out"))
 
 
 class Space(RankTest):
