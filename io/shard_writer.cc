@@ -82,7 +82,11 @@ void ShardWriter::CleanWindow(uint64_t window) {
 }
 
 void ShardWriter::Sync() {
-  if (TheOs().Fdatasync(fd_.get()) < 0) throw SystemError(errno, "make it durable", path_);
+  struct stat status;
+  if (TheOs().Fdatasync(fd_.get()) < 0 || TheOs().Fstat(fd_.get(), &status) < 0)
+    throw SystemError(errno, "make it durable", path_);
+  if (status.st_nlink == 0)
+    throw Error(ErrorCode::kIo, "somebody has removed it while it was being written").Path(path_).Hint("run this again");
 }
 
 void ShardWriter::Finish() {

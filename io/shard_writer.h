@@ -40,7 +40,7 @@ class ShardWriter {
   // Every byte of the file, or of the ranges, by exactly one call. Any thread, several at once. Throws Error.
   void Write(uint64_t offset, const void* data, size_t bytes);
 
-  // What has been written is durable now. Any thread. Throws Error.
+  // What has been written is durable now, in a file that nobody has removed. Any thread. Throws Error.
   void Sync();
 
   // Makes everything durable and closes. Call once, after the last byte. Throws Error.

@@ -214,9 +214,13 @@ Staging::Staging(const std::string& out, bool force, const std::vector<std::stri
   try {
     Examine(out, force, inputs);
   } catch (...) {
-    for (const std::string& made : {staging_, shared_, partial_}) TheOs().Rmdir(made.c_str());   // if they are empty
+    RemoveIfEmpty();
     throw;
   }
+}
+
+void Staging::RemoveIfEmpty() {
+  for (const std::string& made : {staging_, shared_, partial_}) TheOs().Rmdir(made.c_str());
 }
 
 // The name of the directory is the agreement: whoever comes with another key sees it. No lock is needed, which not
@@ -364,6 +368,15 @@ uint64_t FreeSpace(const std::string& path) {
     existing = fs::path(existing).parent_path().string();
   if (TheOs().Statfs(existing.c_str(), &status) < 0) throw SystemError(errno, "look at its file system", path);
   return static_cast<uint64_t>(status.f_bavail) * static_cast<uint64_t>(status.f_bsize);
+}
+
+// Opened first: a network file system may tell a size that is a minute old of a file that is not.
+uint64_t AllocatedBytes(const std::string& path) {
+  const Fd fd(TheOs().Open(path.c_str(), O_RDONLY | O_NOFOLLOW));
+  struct stat status;
+  if (!fd && errno == ENOENT) return 0;
+  if (!fd || TheOs().Fstat(fd.get(), &status) < 0) throw SystemError(errno, "look at it", path);
+  return static_cast<uint64_t>(status.st_blocks) * 512;
 }
 
 }  // namespace braid

@@ -37,6 +37,8 @@ class Staging {
   // Removes what processes of this key have left beside an OUT that one of them published, as one that dies after its
   // last rename does.
   static void RemoveLeftovers(const std::string& out, const std::string& key);
+  // Of several processes, one that leaves before it has written anything: removes what nobody else uses either.
+  void RemoveIfEmpty();
   // Of several processes: removes every file of the output but these. For the one that is about to publish.
   void KeepOnly(const std::vector<std::string>& names);
 
@@ -73,5 +75,8 @@ void CheckOutputPath(const std::string& out, bool force, const std::vector<std::
 
 // Bytes free for an unprivileged writer on the file system that holds `path` (or its nearest existing parent).
 uint64_t FreeSpace(const std::string& path);
+
+// Bytes that a file has on its disk, reserved ones too; 0 where there is none. Throws Error.
+uint64_t AllocatedBytes(const std::string& path);
 
 }  // namespace braid

@@ -146,7 +146,7 @@ GraphResult RunGraph(const Plan& plan, const Share& share, const std::string& fi
     progress->bytes_to_read += static_cast<uint64_t>(static_cast<double>(plan.totals.bytes_read) * std::min(part, 1.0));
     progress->bytes_to_write += share.bytes_written();
   }
-  ProgressReporter reporter(*progress, quiet);
+  ProgressReporter reporter(progress, quiet);
   GraphRun run(plan, share, shard_paths, progress, keeper, exchange, units_done);
   return run.Run(fingerprint, interrupt, &reporter);
 }

@@ -47,8 +47,8 @@ StageTimer::~StageTimer() {
       std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - wall_).count());
 }
 
-ProgressReporter::ProgressReporter(const Progress& progress, bool quiet)
-    : progress_(progress), quiet_(quiet), start_(std::chrono::steady_clock::now()), last_(start_) {
+ProgressReporter::ProgressReporter(Progress* progress, bool quiet) : progress_(*progress), quiet_(quiet) {
+  if (!progress_.start) progress_.start = progress_.shown = std::chrono::steady_clock::now();
   const char* term = std::getenv("TERM");
   terminal_ = isatty(STDERR_FILENO) != 0 && term != nullptr && std::string_view(term) != "dumb";
 }
@@ -58,9 +58,9 @@ void ProgressReporter::Tick() {
     of_all_ranks_ = progress_.of_all_ranks(progress_.of(Stage::kRead).bytes + progress_.of(Stage::kWrite).bytes);
   if (quiet_) return;
   const auto now = std::chrono::steady_clock::now();
-  if (now - last_ < (terminal_ ? std::chrono::milliseconds(200) : std::chrono::milliseconds(5000))) return;
-  last_ = now;
-  const std::string line = Line(std::chrono::duration<double>(now - start_).count());
+  if (now - progress_.shown < (terminal_ ? std::chrono::milliseconds(200) : std::chrono::milliseconds(5000))) return;
+  progress_.shown = now;
+  const std::string line = Line(std::chrono::duration<double>(now - *progress_.start).count());
   PrintToStderr(terminal_ ? "\r\x1b[K" + line : line + "\n");
 }
 

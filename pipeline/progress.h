@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -24,8 +25,10 @@ struct StageCounters {
 
 struct Progress {
   uint64_t bytes_to_read = 0, bytes_to_write = 0;
-  // Of ranks that were started together, for which the numbers above are set once for all of them: tells the others how
-  // many bytes this one has read and written, and says how many all of them have, as far as it knows.
+  std::optional<std::chrono::steady_clock::time_point> start = {};   // of the first of several runs that it goes through
+  std::chrono::steady_clock::time_point shown = {};
+  // Of ranks, for which the numbers above are set once for all that they do: gets how many bytes this one has read and
+  // written; says how many all of them have that were started together, as far as it knows.
   std::function<uint64_t(uint64_t)> of_all_ranks = {};
   std::array<StageCounters, static_cast<size_t>(Stage::kCount)> stages;
   StageCounters& of(Stage stage) { return stages[static_cast<size_t>(stage)]; }
@@ -67,17 +70,16 @@ void PrintToStderr(const std::string& text);
 // it decides when to print. Not thread-safe.
 class ProgressReporter {
  public:
-  ProgressReporter(const Progress& progress, bool quiet);
+  ProgressReporter(Progress* progress, bool quiet);
   void Tick();
   void Finish();  // takes the bar away
 
  private:
   std::string Line(double seconds) const;
 
-  const Progress& progress_;
+  Progress& progress_;
   bool quiet_, terminal_;
   uint64_t of_all_ranks_ = 0;
-  std::chrono::steady_clock::time_point start_, last_;
 };
 
 }  // namespace braid

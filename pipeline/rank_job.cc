@@ -14,6 +14,7 @@
 #include "io/shard_writer.h"
 #include "pipeline/interrupt.h"
 #include "pipeline/manifest.h"
+#include "pipeline/rank_space.h"
 #include "pipeline/recipe_writer.h"
 #include "pipeline/run_internal.h"
 
@@ -63,6 +64,21 @@ RankJob::RankJob(const Plan& plan, const std::string& fingerprint, const MergeOp
       staging_(options.out, options.force, InputsOf(plan), RankKey(plan, fingerprint, options, units)),
       marks_(staging_.shared_directory(), std::move(units)) {
   for (const PlannedShard& shard : plan.shards) paths_.push_back(staging_.PathFor(FileOf(plan, shard)));
+}
+
+std::vector<std::string> RankJob::CheckSpace(uint64_t own_bytes) {
+  try {
+    return CheckSpaceOfRanks(plan_, marks_, paths_, own_bytes);
+  } catch (...) {
+    staging_.RemoveIfEmpty();
+    throw;
+  }
+}
+
+std::vector<std::string> RankJob::ForgetGone() const {
+  std::vector<std::string> names;
+  for (uint32_t s : marks_.ForgetGone(paths_)) names.push_back(FileOf(plan_, plan_.shards[s]));
+  return names;
 }
 
 // The checksums of tensors that several ranks wrote, from what they wrote.

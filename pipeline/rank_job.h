@@ -2,13 +2,14 @@
 //
 //   OUT.partial/ranks-KEY/            KEY: a hash of all that must be the same for all ranks
 //     units-12-20                     what is done (rank_marks.h)
+//     claim-12-20                     who is at what (rank_turns.h)
 //     stage-1/                        the same, and its result, of a stage that is merged first
 //     lock                            of the rank that publishes
 //     checkpoint/                     what is to become OUT
 //
-// Every file but the lock, and shards that are not compressed, appears by a rename, complete and durable. There may be
-// any number of ranks, at once or one after another, and another number the next time: what counts is which units are
-// done. Whoever finds all of them done publishes.
+// Every file but the lock, claims, and shards that are not compressed, appears by a rename, complete and durable. There
+// may be any number of ranks, at once or one after another, and another number the next time: what counts is which units
+// are done. Whoever finds all of them done publishes.
 #pragma once
 
 #include <atomic>
@@ -36,8 +37,14 @@ class RankJob {
   const RankMarks& marks() const { return marks_; }
   const std::vector<std::string>& shard_paths() const { return paths_; }
 
-  // With every unit done: makes OUT appear, or sees that another rank does. The rest of the report's result is the
-  // caller's. Throws Error.
+  // Throws Error(kIo), and leaves nothing behind, where the disk is too small (rank_space.h).
+  std::vector<std::string> CheckSpace(uint64_t own_bytes);
+
+  // Shards that somebody has removed since their units were marked: the units are missing again. Their names.
+  std::vector<std::string> ForgetGone() const;
+
+  // With every unit done: makes OUT appear, or sees that another rank does. Call ForgetGone before. The rest of the
+  // report's result is the caller's. Throws Error.
   enum class Outcome { kIncomplete, kPublished, kByAnother };
   Outcome Publish(const std::atomic<int>& interrupt);
 

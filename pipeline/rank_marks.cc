@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cerrno>
 #include <charconv>
 
 #include "io/checksum.h"
@@ -64,6 +65,28 @@ std::optional<std::vector<uint32_t>> RankMarks::Missing() const {
   for (uint32_t u = 0; u < done.size(); ++u)
     if (!done[u]) missing.push_back(u);
   return missing;
+}
+
+std::vector<uint32_t> RankMarks::ForgetGone(const std::vector<std::string>& paths) const {
+  std::vector<UnitRun> runs;   // before the shards are looked at
+  try {
+    runs = Runs();
+  } catch (const RankFilesGone&) {
+    return {};
+  }
+  std::vector<bool> marked(paths.size()), is_gone(paths.size());
+  for (UnitRun run : runs)
+    for (uint32_t u = run.first; u < run.last; ++u) marked[units_[u].shard] = true;
+  std::vector<uint32_t> gone;
+  for (uint32_t s = 0; s < paths.size(); ++s)
+    if (marked[s] && !FileExists(paths[s])) gone.push_back(s), is_gone[s] = true;
+  for (UnitRun run : runs) {
+    const bool forget = std::any_of(units_.begin() + run.first, units_.begin() + run.last,
+                                    [&](const OutputUnit& unit) { return is_gone[unit.shard]; });
+    const std::string path = PathOf(run);
+    if (forget && TheOs().Unlink(path.c_str()) < 0 && errno != ENOENT) throw SystemError(errno, "remove it", path);
+  }
+  return gone;
 }
 
 void RankMarks::Mark(const WrittenUnits& written) const {

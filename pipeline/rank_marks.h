@@ -28,6 +28,11 @@ class RankMarks {
   // Those that nobody has marked. Nothing at all when there is no directory any more: the job is published.
   std::optional<std::vector<uint32_t>> Missing() const;
 
+  // A shard is there before any of its units is marked. Where one with marks is gone, its marks are removed, and with
+  // them those of whatever was marked at once: all of that is to be written again. `paths` are those of the shards.
+  // Returns the shards that are gone.
+  std::vector<uint32_t> ForgetGone(const std::vector<std::string>& paths) const;
+
   // Units are durable.
   void Mark(const WrittenUnits& written) const;
 

@@ -74,12 +74,6 @@ void ReadOutputName(const std::string& out, Recipe* recipe, PlanOptions* options
       .Hint(fmt::format("call it {}{}", plain, CompressionSuffix(wanted)));
 }
 
-std::vector<std::string> SpaceWarnings(const Plan& plan, const std::string& out) {
-  if (!plan.in_order || out == kStandardOutput || plan.totals.bytes_written <= FreeSpace(out)) return {};
-  return {fmt::format("the disk has {} free: the output, {} before it is compressed, may not fit",
-                      SizeText(FreeSpace(out)), SizeText(plan.totals.bytes_written))};
-}
-
 void CheckSpool(const Plan& plan) {
   if (plan.totals.bytes_spooled == 0) return;
   const std::string directory = TemporaryDirectoryPath();
@@ -142,6 +136,23 @@ std::string LastFile(const Plan& plan) {
   return plan.shards.size() > 1 ? kIndexName : FileOf(plan, plan.shards.front());
 }
 
+void CheckSpace(const Plan& plan, const std::string& place, uint64_t needed, uint64_t free,
+                const char* hint) {
+  if (needed <= free) return;
+  throw Error(ErrorCode::kIo,
+              fmt::format("{} needs {}, the disk has {} free",
+                          plan.in_order ? "what is merged before its turn" : "the merged checkpoint", SizeText(needed),
+                          SizeText(free)))
+      .Path(place)
+      .Hint(hint);
+}
+
+std::vector<std::string> SpaceWarnings(const Plan& plan, uint64_t bytes, uint64_t free) {
+  if (!plan.in_order || bytes <= free) return {};
+  return {fmt::format("the disk has {} free: the output, {} before it is compressed, may not fit", SizeText(free),
+                      SizeText(bytes))};
+}
+
 std::vector<std::string> WarningTexts(const Plan& plan) {
   std::vector<std::string> texts = WarningTexts(plan.recipe);
   for (const std::string& warning : plan.warnings) texts.push_back(Printable(warning));
@@ -158,15 +169,8 @@ void CheckOutput(const Plan& plan, const MergeOptions& options) {
   for (const SpilledStage& spill : plan.spills) needed += spill.plan->totals.bytes_written;
   if (!plan.in_order) needed += plan.totals.bytes_written;
   const std::string place = pipe ? SpillDirectory({options.out}) : options.out;
-  const uint64_t free = FreeSpace(place);
-  if (needed <= free) return;
-  throw Error(ErrorCode::kIo,
-              fmt::format("{} needs {}, the disk has {} free",
-                          plan.in_order ? "what is merged before its turn" : "the merged checkpoint", SizeText(needed),
-                          SizeText(free)))
-      .Path(place)
-      .Hint(pipe ? "free some space or set TMPDIR to a directory on another disk"
-                 : "free some space or choose an output on another disk");
+  CheckSpace(plan, place, needed, FreeSpace(place),
+             pipe ? "free some space or set TMPDIR to a directory on another disk" : kOtherDisk);
 }
 
 MergeReport RunMerge(const std::string& recipe_path, const MergeOptions& options, const std::atomic<int>& interrupt,
@@ -208,7 +212,9 @@ MergeReport RunMerge(Recipe recipe, const MergeOptions& options, const std::atom
   std::optional<Staging> staging;   // a pipe has none
   if (!plan_options.pipe) staging.emplace(options.out, options.force, InputsOf(plan));
   if (staging) warnings.insert(warnings.end(), staging->notes().begin(), staging->notes().end());
-  for (const std::string& warning : SpaceWarnings(plan, options.out)) warnings.push_back(warning);
+  if (staging)
+    for (const std::string& warning : SpaceWarnings(plan, plan.totals.bytes_written, FreeSpace(options.out)))
+      warnings.push_back(warning);
   std::for_each(warnings.begin(), warnings.end(), print);
 
   // What stages leave each other.

@@ -22,6 +22,13 @@ void WriteSideFiles(const Plan& plan, const MergeOptions& options, const GraphRe
 // The file that marks a complete checkpoint: the last one to appear.
 std::string LastFile(const Plan& plan);
 
+// Throws Error(kIo) where the merge needs more than is free on the disk of `place`, in bytes.
+inline constexpr const char* kOtherDisk = "free some space or choose an output on another disk";
+void CheckSpace(const Plan& plan, const std::string& place, uint64_t needed, uint64_t free,
+                const char* hint = kOtherDisk);
+// The same of an output that is compressed, and so many bytes before: it may fit.
+std::vector<std::string> SpaceWarnings(const Plan& plan, uint64_t bytes, uint64_t free);
+
 // What a shard's file is called.
 std::string FileOf(const Plan& plan, const PlannedShard& shard);
 
@@ -48,6 +55,10 @@ void MergeTogether(const Plan& plan, const RankMarks& marks, const std::vector<u
                    Progress* progress, const std::function<void(const std::vector<uint32_t>&)>& merge);
 
 std::unique_ptr<Exchange> ExchangeFor(const RankMarks& marks, const Ranks& ranks);
+
+// Where a stage that is merged first is in the directory of the ranks: its own directory, and its result in that.
+std::string StageDirectory(const std::string& ranks, const SpilledStage& spill);
+std::string StageFile(const std::string& directory);
 
 // run_rank_stages.cc: merges the plan's spilled stages, with the other ranks, in `directory`, and makes their results
 // sources of what follows. All of a group call it. Throws Error.

@@ -14,6 +14,7 @@
 #include "pipeline/manifest.h"
 #include "pipeline/rank_files.h"
 #include "pipeline/rank_job.h"
+#include "pipeline/rank_turns.h"
 #include "pipeline/run_internal.h"
 #include "pipeline/shard_output.h"
 
@@ -72,7 +73,12 @@ class RankRun {
   MergeReport Run() {
     const auto start = std::chrono::steady_clock::now();
     CheckSources(plan_);
-    const RankJob::Outcome outcome = group_ != nullptr ? RunTogether() : RunApart();
+    RankJob::Outcome outcome = Outcome::kByAnother;
+    try {
+      outcome = group_ != nullptr ? RunTogether() : RunApart();
+    } catch (const RankFilesGone&) {
+      if (!WasPublished(options_.out, fingerprint_)) throw;
+    }
     report_.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     FinishReport(outcome);
     return std::move(report_);
@@ -89,10 +95,16 @@ class RankRun {
     }
     RankJob job(plan_, fingerprint_, options_);
     Join(job);
-    const auto missing = job.marks().Missing();
-    if (!missing) return Outcome::kByAnother;
-    const std::vector<uint32_t> ours = OurUnits(job.marks(), *missing, ranks_);
-    if (!ours.empty()) MergeStages(job), Merge(job, ours);
+    Forget(job);
+    do {
+      const auto missing = job.marks().Missing();
+      if (!missing) return Outcome::kByAnother;
+      const std::vector<uint32_t> ours = OurUnits(job.marks(), *missing, ranks_);
+      if (!ours.empty()) Begin(&job, ours);
+      // Statistics of the whole model are taken once, by all ranks.
+      if (!plan_.model_scope && !plan_.measured) MergeInParts(&job, ours);
+      else if (!ours.empty()) Merge(job, ours);
+    } while (Forget(job));
     const Outcome outcome = job.Publish(interrupt_);
     if (outcome == Outcome::kIncomplete)
       if (const auto left = job.marks().Missing()) report_.rank->units_missing = left->size();
@@ -104,12 +116,16 @@ class RankRun {
     progress_.of_all_ranks = [this](uint64_t bytes) { return group_->Progress(bytes); };
     RankJob job(plan_, fingerprint_, options_);
     Join(job);
-    const std::vector<uint32_t> missing = MissingUnits(job.marks(), group_);
-    if (!missing.empty()) MergeStages(job);
-    MergeTogether(plan_, job.marks(), missing, group_, &progress_, [&](const auto& units) { Merge(job, units); });
-    group_->Wait();
+    const bool first = group_->rank() == 0;
+    if (first) Forget(job);
+    do {
+      const std::vector<uint32_t> missing = MissingUnits(job.marks(), group_);
+      if (!missing.empty()) Begin(&job, missing);
+      MergeTogether(plan_, job.marks(), missing, group_, &progress_, [&](const auto& units) { Merge(job, units); });
+      group_->Wait();
+    } while (group_->Sum(first && Forget(job) ? 1 : 0) > 0);
     Outcome outcome = Outcome::kByAnother;
-    if (group_->rank() == 0) outcome = job.Publish(interrupt_);
+    if (first) outcome = job.Publish(interrupt_);
     group_->Wait();
     return outcome;
   }
@@ -117,13 +133,54 @@ class RankRun {
   void Join(const RankJob& job) {
     report_.rank->all_units = job.marks().units().size();
     const std::string idle = IdleRanksText(plan_, job.marks().units(), ranks_.of);
-    if (idle.empty()) return;
-    report_.warnings.push_back(idle);
-    if (!options_.quiet) PrintToStderr("warning: " + idle + "\n");
+    if (!idle.empty()) Warn(idle);
   }
 
-  void MergeStages(const RankJob& job) {
-    RunSpilledStagesOfRanks(&plan_, job.marks().directory(), ranks_, interrupt_, options_.quiet, &progress_);
+  void Warn(const std::string& warning) {
+    report_.warnings.push_back(warning);
+    if (!options_.quiet) PrintToStderr("warning: " + warning + "\n");
+  }
+
+  // True when there is more to write than there was.
+  bool Forget(const RankJob& job) {
+    const std::vector<std::string> gone = job.ForgetGone();
+    for (const std::string& name : gone) Warn(name + ": it was written, and is gone: it is written again");
+    return !gone.empty();
+  }
+
+  static uint64_t BytesOf(const RankJob& job, const std::vector<uint32_t>& units) {
+    uint64_t bytes = 0;
+    for (uint32_t u : units) bytes += job.marks().units()[u].bytes();
+    return bytes;
+  }
+
+  // Before the first unit is written: a disk that is too small, and what all units need. Of a group, rank 0 looks.
+  void Begin(RankJob* job, const std::vector<uint32_t>& units) {
+    if (begun_) return;
+    begun_ = true;
+    if (group_ == nullptr || group_->rank() == 0)
+      for (const std::string& warning : job->CheckSpace(BytesOf(*job, units))) Warn(warning);
+    if (group_ != nullptr) group_->Wait();
+    RunSpilledStagesOfRanks(&plan_, job->marks().directory(), ranks_, interrupt_, options_.quiet, &progress_);
+  }
+
+  // Progress is that of all our units, and of what we help others with.
+  void MergeInParts(RankJob* job, const std::vector<uint32_t>& ours) {
+    Expect(BytesOf(*job, ours));
+    progress_.of_all_ranks = [](uint64_t bytes) { return bytes; };
+    MergeAndHelp(plan_, job->marks(), ranks_, interrupt_, [&](const std::vector<uint32_t>& units) {
+      Begin(job, units);
+      if (!std::binary_search(ours.begin(), ours.end(), units.front())) Expect(BytesOf(*job, units));
+      Merge(*job, units);
+    });
+    progress_.of_all_ranks = {};
+  }
+
+  void Expect(uint64_t bytes) {
+    const uint64_t all = std::max<uint64_t>(plan_.totals.bytes_written, 1);
+    const double read_per_byte = static_cast<double>(plan_.totals.bytes_read) / static_cast<double>(all);
+    progress_.bytes_to_write += bytes;
+    progress_.bytes_to_read += static_cast<uint64_t>(static_cast<double>(bytes) * read_per_byte);
   }
 
   void Merge(const RankJob& job, const std::vector<uint32_t>& units) {
@@ -158,6 +215,7 @@ class RankRun {
   Progress& progress_;
   Group* const group_;
   const Ranks ranks_;
+  bool begun_ = false;
   MergeReport report_;
 };
 

@@ -2,7 +2,6 @@
 // own, in a directory of the ranks: its file, marks of what is done, statistics that are taken together. Ranks at once
 // divide it and wait for each other, since what follows needs all of it; one that finds nobody else does it all.
 #include <fmt/format.h>
-#include <sys/file.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -14,6 +13,7 @@
 #include "pipeline/plan_lent.h"
 #include "pipeline/rank_files.h"
 #include "pipeline/rank_marks.h"
+#include "pipeline/rank_turns.h"
 #include "pipeline/run_internal.h"
 #include "pipeline/statistics_cache.h"
 
@@ -25,7 +25,7 @@ class StageJob {
  public:
   StageJob(const SpilledStage& spill, const std::string& directory, const Ranks& ranks,
            const std::atomic<int>& interrupt, bool quiet, Progress* progress)
-      : spill_(spill), path_(directory + "/stage.safetensors"), marks_(directory, OutputUnits(*spill.plan)),
+      : spill_(spill), path_(StageFile(directory)), marks_(directory, OutputUnits(*spill.plan)),
         ranks_(ranks), interrupt_(interrupt), quiet_(quiet), progress_(progress) {
     if (TheOs().Mkdir(directory.c_str(), 0777) < 0 && errno != EEXIST) throw SystemError(errno, "make it", directory);
   }
@@ -34,6 +34,7 @@ class StageJob {
 
   // Afterwards the file is complete.
   void Run() {
+    if (ranks_.group == nullptr || ranks_.group->rank() == 0) marks_.ForgetGone({path_});
     if (ranks_.group == nullptr) return RunAlone();
     const std::vector<uint32_t> missing = MissingUnits(marks_, ranks_.group);
     MergeTogether(*spill_.plan, marks_, missing, ranks_.group, progress_, [&](const auto& units) { Merge(units); });
@@ -47,38 +48,17 @@ class StageJob {
     auto pause = std::chrono::milliseconds(10);
     for (;;) {
       ThrowIfInterrupted(interrupt_);
-      if (Missing().empty()) return;
+      const auto missing = marks_.Missing();
+      if (!missing) throw RankFilesGone(marks_.directory());
+      if (missing->empty()) return;
       bool merged = false;
-      for (uint32_t i = 0; i < ranks_.of && !merged; ++i) merged = MergeRun(runs[(ranks_.rank + i) % ranks_.of]);
+      for (uint32_t i = 0; i < ranks_.of && !merged; ++i)
+        merged = MergeInTurn(marks_, *missing, runs[(ranks_.rank + i) % ranks_.of],
+                             [&](const std::vector<uint32_t>& units) { Merge(units); });
       if (merged) continue;
       std::this_thread::sleep_for(pause);
       pause = std::min(2 * pause, std::chrono::milliseconds(500));
     }
-  }
-
-  // False when nothing of it is missing, or another process is at it.
-  bool MergeRun(UnitRun run) {
-    if (MissingOf(run).empty()) return false;
-    const std::string claim = fmt::format("{}/claim-{}-{}", marks_.directory(), run.first, run.last);
-    const Fd lock(TheOs().Open(claim.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW, 0666));
-    if (!lock) throw SystemError(errno, "create it", claim);
-    // Without locks on this file system several may write the same bytes, which costs time only.
-    if (TheOs().Flock(lock.get(), LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK) return false;
-    const std::vector<uint32_t> units = MissingOf(run);   // whoever had the claim may have done it just now
-    if (!units.empty()) Merge(units);
-    return true;
-  }
-
-  std::vector<uint32_t> Missing() const {
-    auto missing = marks_.Missing();
-    if (!missing) throw RankFilesGone(marks_.directory());
-    return *missing;
-  }
-
-  std::vector<uint32_t> MissingOf(UnitRun run) const {
-    std::vector<uint32_t> units = Missing();
-    std::erase_if(units, [&](uint32_t u) { return u < run.first || u >= run.last; });
-    return units;
   }
 
   void Merge(const std::vector<uint32_t>& units) {
@@ -100,13 +80,19 @@ class StageJob {
 
 }  // namespace
 
+std::string StageDirectory(const std::string& ranks, const SpilledStage& spill) {
+  return fmt::format("{}/stage-{}", ranks, spill.stage + 1);
+}
+
+std::string StageFile(const std::string& directory) { return directory + "/stage.safetensors"; }
+
 void RunSpilledStagesOfRanks(Plan* plan, const std::string& directory, const Ranks& ranks,
                              const std::atomic<int>& interrupt, bool quiet, Progress* progress) {
   for (const SpilledStage& spill : plan->spills) {
     std::string path;
     {
       const LentCheckpoints lent(plan, spill.plan.get());
-      StageJob job(spill, fmt::format("{}/stage-{}", directory, spill.stage + 1), ranks, interrupt, quiet, progress);
+      StageJob job(spill, StageDirectory(directory, spill), ranks, interrupt, quiet, progress);
       job.Run();
       path = job.path();
     }

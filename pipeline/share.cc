@@ -14,6 +14,7 @@ constexpr uint64_t kAlignment = 64 << 10;
 constexpr uint64_t kUnits = 256;
 constexpr uint64_t kLargestUnit = 1 << 30;
 constexpr uint64_t kCheapCut = 32;   // a part is so many times what its cut costs
+constexpr uint64_t kPartsOfRun = 16;
 
 uint64_t RoundUp(uint64_t value, uint64_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -198,6 +199,20 @@ std::vector<std::vector<uint32_t>> PartsToTake(const Plan& plan, const std::vect
     if (bytes < std::max(left / of / 2, least)) continue;
     if (!cut_anyway && CutBytes(plan, units[wanted[i + 1]]) > bytes / kCheapCut) continue;
     left -= bytes, bytes = 0;
+  }
+  return parts;
+}
+
+std::vector<UnitRun> PartsOfRun(const Plan& plan, const std::vector<OutputUnit>& units, UnitRun run) {
+  uint64_t all = 0, bytes = 0;
+  for (uint32_t u = run.first; u < run.last; ++u) all += units[u].bytes();
+  std::vector<UnitRun> parts;
+  for (uint32_t u = run.first; u < run.last; ++u) {
+    if (bytes == 0) parts.push_back({u, u});
+    parts.back().last = u + 1;
+    bytes += units[u].bytes();
+    if (bytes < all / kPartsOfRun || u + 1 == run.last) continue;
+    if (CutBytes(plan, units[u + 1]) <= bytes / kCheapCut) bytes = 0;
   }
   return parts;
 }

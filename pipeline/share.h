@@ -56,6 +56,10 @@ std::vector<uint32_t> UnitsOfRank(const std::vector<OutputUnit>& units, const st
 std::vector<std::vector<uint32_t>> PartsToTake(const Plan& plan, const std::vector<OutputUnit>& units,
                                                const std::vector<uint32_t>& wanted, uint32_t of);
 
+// The same for a rank that has a run of its own, and others that help it: about equal parts, in order, between which a
+// cut costs next to nothing. They depend on nothing that differs between ranks.
+std::vector<UnitRun> PartsOfRun(const Plan& plan, const std::vector<OutputUnit>& units, UnitRun run);
+
 // The runs of all ranks when no unit is done yet.
 std::vector<UnitRun> RunsOfRanks(const std::vector<OutputUnit>& units, uint32_t of);
 

@@ -138,8 +138,7 @@ class Together(MpiTest):
         most = 0
         for _ in range(5):
             job = self.start_mpi(2)
-            while job.poll() is None and not any(file.endswith(".safetensors") for file in self.files_of_ranks()):
-                time.sleep(0.001)   # both have met
+            self.wait_for(r"\.safetensors$", job)   # both have met
             stopped = [pid for pid in self.ranks_of(job) if b"OMPI_COMM_WORLD_RANK=1" in self.environment(pid)]
             for pid in stopped:
                 os.kill(pid, signal.SIGSTOP)

@@ -13,7 +13,6 @@ import time
 from mpi_test import LAUNCH, MpiTest
 from ranks_test import SHAPES, RankTest, recipe_for
 from support import (
-    BAD_INPUT,
     BRAID,
     MIB,
     SEED,
@@ -69,20 +68,30 @@ class OutputTest(RankTest):
         text = recipe_for(name).replace("[parameters]", f'output.compress = "{compression}"\n[parameters]')
         write_text(self.path("recipe.toml"), text)
 
-    def compare(self, *options, ranks=(1, 2, 3, 4)):
+    def killed_and_run_again(self, attempts, numbers, wanted, *options):
+        """One of several ranks is killed when a file like one of `wanted` is there; then another number of them runs."""
         whole = self.one_process(*options)
-        for of in ranks:
-            for run in (self.one_after_another, self.at_once):
-                run(of, *options)
-                self.assert_like(whole, label=f"{run.__name__} {of} {options}")
-                shutil.rmtree(self.path("out"))
-        return whole
-
-    def unpublished(self):
-        """Files of the ranks, by their paths."""
-        return [
-            os.path.join(root, file) for root, _, files in os.walk(self.path("out.partial")) for file in files
-        ]
+        midway = 0
+        for attempt in range(attempts):
+            of, moment = self.rng.choice(numbers), self.rng.choice(wanted)
+            processes = [self.start_rank(rank, of, *options) for rank in range(of)]
+            victim = self.rng.choice(processes)
+            self.wait_for(moment, victim)
+            victim.kill()
+            for process in processes:
+                _, err = process.communicate(timeout=120)
+                if process is not victim:
+                    self.assertEqual(process.returncode, 0, err)
+            if not os.path.exists(self.path("out")):
+                midway += 1
+                other = self.rng.choice([n for n in (1, 2, 3, 4) if n != of])
+                for rank in range(other):
+                    self.assert_ok(self.rank(rank, other, *options))
+            elif os.path.exists(self.path("out.partial")):  # it died between its last two steps
+                self.assert_ok(self.rank(0, 1, *options))
+            self.assert_like(whole, label=f"attempt {attempt}: {of} ranks, killed at {moment}")
+            shutil.rmtree(self.path("out"))
+        self.assertGreater(midway, 0, "no kill hit the middle of a merge: this test proves nothing")
 
 
 class Compressed(OutputTest):
@@ -124,30 +133,8 @@ class Compressed(OutputTest):
 
     def test_killed_and_run_again_with_another_number(self):
         self.compressed("ties", "zstd")
-        whole = self.one_process(*SHARDS)
-        midway = 0
-        for attempt in range(8):
-            of = self.rng.choice((1, 2, 3))
-            processes = [self.start_rank(rank, of, *SHARDS) for rank in range(of)]
-            victim = processes[0]
-            wanted = self.rng.choice((r"\.zst\.", r"units-", r"\.zst$"))  # a shard on its way; one that is there
-            while victim.poll() is None and not any(re.search(wanted, file) for file in self.unpublished()):
-                time.sleep(0.001)
-            victim.kill()
-            for process in processes:
-                _, err = process.communicate(timeout=120)
-                if process is not victim:
-                    self.assertEqual(process.returncode, 0, err)
-            if not os.path.exists(self.path("out")):
-                midway += 1
-                other = self.rng.choice([n for n in (1, 2, 3, 4) if n != of])
-                for rank in range(other):
-                    self.assert_ok(self.rank(rank, other, *SHARDS))
-            elif os.path.exists(self.path("out.partial")):  # it died between its last two steps
-                self.assert_ok(self.rank(0, 1, *SHARDS))
-            self.assert_like(whole, label=f"attempt {attempt}: {of} ranks, killed at {wanted}")
-            shutil.rmtree(self.path("out"))
-        self.assertGreater(midway, 0, "no kill hit the middle of a merge: this test proves nothing")
+        # A shard on its way; one that is there.
+        self.killed_and_run_again(8, (1, 2, 3), (r"\.zst\.", r"units-", r"\.zst$"), *SHARDS)
 
     def test_what_a_killed_rank_has_left_does_not_stay(self):
         self.compressed("ties", "zstd")
@@ -163,14 +150,6 @@ class Compressed(OutputTest):
         self.assertFalse(os.path.exists(dead))
         process.communicate(timeout=60)
         self.assertEqual(process.returncode, 0)
-
-    def test_a_shard_that_is_gone(self):
-        self.compressed("ties", "zstd")
-        self.assert_ok(self.rank(0, 2, *SHARDS))
-        shard = next(file for file in self.unpublished() if file.endswith(".zst"))
-        os.unlink(shard)
-        self.assert_fails(self.rank(1, 2, *SHARDS), BAD_INPUT, os.path.basename(shard), "it is gone")
-        self.assertFalse(os.path.exists(self.path("out")))
 
     def test_other_compression(self):
         self.compressed("ties", "zstd")
@@ -212,30 +191,8 @@ class Stages(OutputTest):
             self.compare()
 
     def test_killed_and_run_again_with_another_number(self):
-        whole = self.one_process()
-        midway = 0
-        for attempt in range(6):
-            of = self.rng.choice((1, 2, 3))
-            processes = [self.start_rank(rank, of) for rank in range(of)]
-            wanted = self.rng.choice((r"stage-1/units-", r"stage-1/stage.safetensors", r"stage-1/part-", r"ranks-\w+/units-"))
-            victim = self.rng.choice(processes)
-            while victim.poll() is None and not any(re.search(wanted, file) for file in self.unpublished()):
-                time.sleep(0.001)
-            victim.kill()
-            for process in processes:
-                _, err = process.communicate(timeout=120)
-                if process is not victim:
-                    self.assertEqual(process.returncode, 0, err)
-            if not os.path.exists(self.path("out")):
-                midway += 1
-                other = self.rng.choice([n for n in (1, 2, 3, 4) if n != of])
-                for rank in range(other):
-                    self.assert_ok(self.rank(rank, other))
-            elif os.path.exists(self.path("out.partial")):
-                self.assert_ok(self.rank(0, 1))
-            self.assert_like(whole, label=f"attempt {attempt}: {of} ranks, killed at {wanted}")
-            shutil.rmtree(self.path("out"))
-        self.assertGreater(midway, 0, "no kill hit the middle of a merge: this test proves nothing")
+        moments = (r"stage-1/units-", r"stage-1/stage.safetensors", r"stage-1/part-", r"ranks-\w+/units-")
+        self.killed_and_run_again(6, (1, 2, 3), moments)
 
     def test_what_is_done_is_not_done_again(self):
         self.assert_ok(self.rank(0, 2))
@@ -247,6 +204,13 @@ class Stages(OutputTest):
             self.assertEqual(os.stat(file).st_mtime_ns, when)
         self.assert_ok(self.rank(1, 2))
         self.assertFalse(os.path.exists(self.path("out.partial")))
+
+    def test_a_result_that_is_gone(self):
+        whole = self.one_process()
+        self.assert_ok(self.rank(0, 2))
+        os.unlink(next(file for file in self.unpublished() if file.endswith("stage.safetensors")))
+        self.assert_ok(self.rank(1, 2))
+        self.assert_like(whole)
 
 
 class Streams(OutputTest):
@@ -290,13 +254,32 @@ class Slurm(OutputTest, MpiTest):
         self.write_recipe_for("ties model")
         whole = self.one_process()
         os.mkdir(self.path("bin"))
-        write_text(self.path("bin", "srun"), f"#!/bin/sh\nshift\nexec mpirun -n 2 {' '.join(LAUNCH)} \"$@\"\n")
+        write_text(
+            self.path("bin", "srun"),
+            "#!/bin/sh\n[ $SRUN_CPUS_PER_TASK = 1 ] || exit 1\nwhile [ ${1#--} != $1 ]; do shift; done\n"
+            f"exec mpirun -n 2 {' '.join(LAUNCH)} \"$@\"\n",
+        )
         os.chmod(self.path("bin", "srun"), 0o755)
         self.job(PATH=self.path("bin") + ":" + os.environ["PATH"])
+        self.assert_like(whole)
+        shutil.rmtree(self.path("out"))
+        self.job(SRUN=f"mpirun -n 2 {' '.join(LAUNCH)}")
         self.assert_like(whole)
 
 
 class Together(OutputTest, MpiTest):
+    def test_a_shard_that_is_gone(self):
+        for compression in ("none", "zstd"):
+            self.compressed("ties model", compression)
+            whole = self.one_process(*SHARDS)
+            self.assert_ok(self.rank(0, 2, *SHARDS))
+            os.unlink(self.rng.choice([file for file in self.unpublished() if ".safetensors" in file]))
+            code, out, err = self.mpi(3, *SHARDS)
+            self.assertEqual(code, 0, err)
+            self.assertEqual(err.count("and is gone"), 1, err)
+            self.assert_like(whole)
+            shutil.rmtree(self.path("out"))
+
     def same_bytes(self, *options, ranks=(1, 2, 3, 4)):
         whole = self.one_process(*options)
         for of in ranks:
@@ -338,8 +321,7 @@ class Together(OutputTest, MpiTest):
             for attempt in range(3):
                 wanted = r"\.zst\.|units-" if what == "compressed" else self.rng.choice((r"stage-1/", "units-"))
                 job = self.start_mpi(3, *options)
-                while job.poll() is None and not any(re.search(wanted, file) for file in self.unpublished()):
-                    time.sleep(0.001)
+                self.wait_for(wanted, job)
                 victims = self.ranks_of(job)
                 if victims:
                     os.kill(self.rng.choice(victims), signal.SIGKILL)

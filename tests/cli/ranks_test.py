@@ -2,15 +2,19 @@
 bytes of one process, and appears once."""
 
 import json
+import math
 import os
 import random
 import re
 import shutil
+import signal
+import subprocess
 import time
 import unittest
 
 from support import (
     IO,
+    MIB,
     SEED,
     USAGE,
     CliTest,
@@ -115,8 +119,6 @@ class RankTest(CliTest):
             published += json.loads(out)["rank"]["published"]
         self.assertEqual(published, 1)
 
-
-class SameBytes(RankTest):
     def compare(self, *options, ranks=(1, 2, 3, 4)):
         whole = self.one_process(*options)
         for of in ranks:
@@ -124,7 +126,21 @@ class SameBytes(RankTest):
                 run(of, *options)
                 self.assert_like(whole, label=f"{run.__name__} {of} {options}")
                 shutil.rmtree(self.path("out"))
+        return whole
 
+    def unpublished(self):
+        """Files of the ranks, by their paths."""
+        return [
+            os.path.join(root, file) for root, _, files in os.walk(self.path("out.partial")) for file in files
+        ]
+
+    def wait_for(self, wanted, process):
+        """Until a file of the ranks has a path like `wanted`, or the process has ended."""
+        while process.poll() is None and not any(re.search(wanted, file) for file in self.unpublished()):
+            time.sleep(0.001)
+
+
+class SameBytes(RankTest):
     def test_methods(self):
         for name in ("ties", "ties model", "ties lines"):
             with self.subTest(name):
@@ -307,11 +323,219 @@ class Failures(RankTest):
         self.assert_fails(self.rank(0, 2, "--cache", "cache"), USAGE, "--cache")
         self.assert_nothing_written()
 
-    def test_no_space(self):
-        """Ranks on a file system that is too small say so, and leave nothing at OUT."""
+    def test_a_shard_that_is_gone(self):
+        """Whose units were marked: they are written again, by the rank whose they are."""
         self.write_recipe_for("ties")
-        result = self.rank(0, 1, out="/dev/full/out")
-        self.assertIn(result.code, (USAGE, IO), str(result))
+        for options in ((), ("--shard-size", "700kB"), ("--compress", "zstd", "--shard-size", "700kB")):
+            whole = self.one_process(*options)
+            for again in ((0, 1), (1, 0)):  # the one that wrote it, or the other first
+                self.assert_ok(self.rank(0, 2, *options))
+                shards = [file for file in self.unpublished() if ".safetensors" in file]
+                lost = self.rng.choice(shards)
+                os.unlink(lost)
+                for rank in again:
+                    result = self.assert_ok(self.rank(rank, 2, *options))
+                    if rank == again[0]:
+                        self.assertIn(f"warning: {os.path.basename(lost)}: it was written, and is gone", result.stderr)
+                        self.assertFalse(os.path.exists(self.path("out")))
+                    else:
+                        self.assertNotIn("warning", result.stderr)
+                self.assert_like(whole, label=f"{options}, {again}, {lost}")
+                shutil.rmtree(self.path("out"))
+
+    def test_a_shard_that_is_removed_while_it_is_written(self):
+        self.write_recipe_for("ties")
+        whole = self.one_process("--compress", "zstd", "--shard-size", "700kB")
+        lost = 0
+        for _ in range(6):
+            process = self.start_rank(0, 1, "--compress", "zstd", "--shard-size", "700kB")
+            self.wait_for(r"\.zst$", process)
+            for file in self.unpublished():
+                if file.endswith(".zst") and not os.path.exists(self.path("out")):
+                    try:
+                        os.unlink(file)
+                        lost += 1
+                    except FileNotFoundError:
+                        pass
+                    break
+            _, err = process.communicate(timeout=60)
+            if process.returncode != 0:  # it went between the last look and the end
+                self.assertIn(b"it is gone", err)
+                self.assert_ok(self.rank(0, 1, "--compress", "zstd", "--shard-size", "700kB"))
+            self.assert_like(whole)
+            shutil.rmtree(self.path("out"))
+        self.assertGreater(lost, 0, "nothing was removed: this test proves nothing")
+
+
+class Launchers(RankTest):
+    """What srun and others say of the processes that they have started."""
+
+    def test_processes_that_cannot_talk(self):
+        self.write_recipe_for("ties")
+        for env in (
+            {"SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "1", "SLURM_NTASKS": "3"},  # srun without MPI
+            {"PMI_SIZE": "3", "PMI_RANK": "1"},  # a launcher that our MPI does not know, or no MPI
+        ):
+            result = self.merge(env=env)
+            self.assert_fails(result, USAGE, f"3 processes were started together ({next(iter(env))}", "cannot talk")
+            self.assert_fails(result, USAGE, "--rank $SLURM_PROCID --of $SLURM_NTASKS", f"env -u {next(iter(env))}")
+            self.assert_nothing_written()
+
+    def test_parts_that_are_given(self):
+        self.write_recipe_for("ties")
+        whole = self.one_process()
+        for rank in (1, 0, 2):
+            env = {"SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": str(rank), "SLURM_NTASKS": "3"}
+            self.assert_ok(self.rank(rank, 3, env=env))
+        self.assert_like(whole)
+
+    def test_alone(self):
+        self.write_recipe_for("ties")
+        for env in (
+            {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"},  # a batch script
+            {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"},
+            {"SLURM_STEP_NUM_TASKS": "2", "OMPI_COMM_WORLD_SIZE": "1"},  # mpirun starts its daemons by srun
+        ):
+            self.assert_ok(self.merge("--force", env=env))
+
+
+class Turns(RankTest):
+    """A rank that is done takes parts of one that is slower; not of one that nobody is at."""
+
+    SHARDS = ("--compress", "zstd", "--shard-size", "300kB")
+
+    def setUp(self):
+        super().setUp()
+        shapes = {f"model.layers.{i}.mlp.up_proj.weight": [8, 512] for i in range(800)}  # no cut costs much
+        for i, name in enumerate(("base", "a", "b")):
+            os.unlink(self.path(name))
+            write_model(self.path(name), random_tensors(SEED + i, shapes))
+        self.write_recipe_for("ties")
+
+    def claims(self):
+        """First units of parts that somebody has begun."""
+        return [int(re.search(r"claim-(\d+)-", file)[1]) for file in self.unpublished() if "claim-" in file]
+
+    def stopped_rank(self, rank, of, *options):
+        """At its first part, unless it was too quick."""
+        process = self.start_rank(rank, of, *options)
+        self.wait_for(r"claim-", process)
+        process.send_signal(signal.SIGSTOP)
+        self.addCleanup(process.kill)
+        return process
+
+    def go_on(self, process):
+        process.send_signal(signal.SIGCONT)
+        _, err = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 0, err)
+
+    def test_who_is_quick_takes_more(self):
+        for options in ((), self.SHARDS):
+            whole, helped = self.one_process(*options), False
+            for _ in range(8):
+                slow = self.stopped_rank(1, 2, *options)
+                told = self.assert_ok(self.rank(0, 2, "--json", *options)).json()["rank"]
+                helped = helped or (told["units"] > 0.7 * told["all_units"] and not told["complete"])
+                self.go_on(slow)
+                self.assert_like(whole)
+                shutil.rmtree(self.path("out"))
+            self.assertTrue(helped, f"{options}: rank 0 never did more than its half")
+
+    def test_who_died_is_not_helped(self):
+        whole, midway = self.one_process(), 0
+        for _ in range(8):
+            dead = self.stopped_rank(1, 2)
+            dead.kill()
+            dead.communicate()
+            told = self.assert_ok(self.rank(0, 2, "--json")).json()["rank"]
+            midway += not told["complete"]
+            self.assertLess(told["units"], 0.6 * told["all_units"])
+            self.assert_ok(self.rank(1, 2))
+            self.assert_like(whole)
+            shutil.rmtree(self.path("out"))
+        self.assertGreater(midway, 0, "no kill hit the middle of a merge: this test proves nothing")
+
+    def test_a_helper_that_dies(self):
+        """What it had taken goes back."""
+        for options in ((), self.SHARDS):
+            whole, helping = self.one_process(*options), 0
+            for _ in range(8):
+                slow = self.stopped_rank(1, 2, *options)
+                first = min(self.claims(), default=0)
+                helper = self.start_rank(0, 2, *options)
+                while helper.poll() is None and max(self.claims(), default=0) <= first:
+                    time.sleep(0.001)
+                time.sleep(self.rng.uniform(0, 0.02))
+                helping += helper.poll() is None
+                helper.kill()
+                helper.communicate()
+                self.go_on(slow)
+                if not os.path.exists(self.path("out")):  # the helper had not come to the end of its own
+                    self.assert_ok(self.rank(0, 2, *options))
+                self.assert_like(whole)
+                shutil.rmtree(self.path("out"))
+            self.assertGreater(helping, 0, "no kill hit a helper: this test proves nothing")
+
+    def test_many_at_once(self):
+        for options in ((), self.SHARDS):
+            whole = self.one_process(*options)
+            for _ in range(3):
+                self.at_once(6, *options)
+                self.assert_like(whole)
+                shutil.rmtree(self.path("out"))
+
+
+class Space(RankTest):
+    """A disk that is too small is told before anything is written; what other ranks have taken is not counted again."""
+
+    def mount(self, size):
+        os.mkdir(self.path("disk"))
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", self.path("disk")]
+        mounted = subprocess.run(command, capture_output=True)
+        if mounted.returncode != 0:
+            self.skipTest("this user may not mount a tmpfs")
+        self.addCleanup(subprocess.run, ["umount", self.path("disk")])
+
+    def test_too_small(self):
+        self.mount("3m")
+        self.write_recipe_for("ties")
+        for options in ((), ("--shard-size", "700kB")):
+            result = self.rank(1, 2, *options, out="disk/out")
+            self.assert_fails(result, IO, "disk/out.partial", "the merged checkpoint needs", "has 3", "free")
+            self.assert_nothing_written("disk/out")
+
+    def test_what_others_have_taken(self):
+        self.mount("5m")  # for an output of 4.8 MB, which the first of them reserves
+        self.write_recipe_for("task_arithmetic")
+        for options in ((), ("--shard-size", "700kB")):
+            whole = self.one_process(*options)
+            for rank in (2, 0, 1):
+                self.assert_ok(self.rank(rank, 3, *options, out="disk/out"))
+            self.assert_like(whole, out="disk/out")
+            shutil.rmtree(self.path("disk", "out"))
+
+    def test_filled_meanwhile(self):
+        self.mount("6m")
+        self.write_recipe_for("task_arithmetic")
+        self.assert_ok(self.rank(0, 2, "--shard-size", "700kB", out="disk/out"))
+        with open(self.path("disk", "other"), "wb") as other:
+            other.write(bytes(2 * MIB))
+        self.assert_fails(self.rank(1, 2, "--shard-size", "700kB", out="disk/out"), IO, "the merged checkpoint needs")
+        self.assert_ok(self.rank(0, 2, "--shard-size", "700kB", out="disk/out"))  # which has nothing to write
+        os.unlink(self.path("disk", "other"))
+        self.assert_ok(self.rank(1, 2, "--shard-size", "700kB", out="disk/out"))
+        self.assert_ok(self.run_braid("verify", "disk/out"))
+
+    def test_compressed(self):
+        self.mount("4m")
+        self.write_recipe_for("task_arithmetic")
+        for name in ("base", "a", "b"):  # that become small
+            os.unlink(self.path(name))
+            write_model(self.path(name), {n: ("BF16", s, bytes(2 * math.prod(s))) for n, s in SHAPES.items()})
+        options = ("--shard-size", "700kB", "--compress", "planes")
+        self.assertIn("may not fit", self.assert_ok(self.rank(0, 2, *options, out="disk/out")).stderr)
+        self.assertNotIn("may not fit", self.assert_ok(self.rank(1, 2, *options, out="disk/out")).stderr)
+        self.assert_ok(self.run_braid("verify", "disk/out"))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <iterator>
 #include <memory>
@@ -57,6 +58,17 @@ class ShardWriterTest : public testing::Test {
   fixture::TemporaryDirectory place_;
   const std::string path_ = place_ / "shard";
 };
+
+TEST_F(ShardWriterTest, RemovedWhileItIsWritten) {
+  const std::string text = Pattern(100'000);
+  ShardWriter writer(path_, text.size(), std::array{ByteRange{0, text.size()}});
+  writer.Write(0, text.data(), text.size());
+  writer.Sync();
+  std::filesystem::remove(path_);
+  const Error error = fixture::ErrorOf([&] { writer.Sync(); });
+  EXPECT_EQ(error.code(), ErrorCode::kIo);
+  EXPECT_EQ(error.path(), path_);
+}
 
 TEST_F(ShardWriterTest, PiecesInAnyOrder) {
   const std::string text = Pattern(3 * ShardWriter::kWindow + 12'345);

@@ -197,6 +197,19 @@ TEST_F(StagingTest, ChecksWithoutTouchingAnything) {
   EXPECT_GT(FreeSpace(place_ / "not/there/yet"), 0u);
 }
 
+TEST_F(StagingTest, AllocatedBytes) {
+  EXPECT_EQ(AllocatedBytes(place_ / "nothing"), 0u);
+  const std::string path = place_.Write("file", std::string(100'000, 'x'));
+  const uint64_t before = AllocatedBytes(path);
+  fs::resize_file(path, 1 << 20);   // a hole
+  EXPECT_EQ(AllocatedBytes(path), before);
+  const Fd fd(TheOs().Open(path.c_str(), O_WRONLY));
+  if (TheOs().Fallocate(fd.get(), 1 << 20) == 0) {
+    EXPECT_GE(AllocatedBytes(path), uint64_t{1} << 20);
+  }
+  EXPECT_EQ(fixture::ErrorOf([&] { AllocatedBytes(path + "/below"); }).code(), ErrorCode::kIo);
+}
+
 TEST_F(StagingTest, SystemsThatFail) {
   for (const auto& [call, error_number] : {std::pair(FaultyOs::kMkdir, EACCES), std::pair(FaultyOs::kRename, EIO),
                                            std::pair(FaultyOs::kFsync, EIO)}) {

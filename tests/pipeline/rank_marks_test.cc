@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <map>
 #include <set>
@@ -96,6 +97,41 @@ TEST_F(RankMarksTest, WhateverLiesThere) {
 TEST_F(RankMarksTest, OneThatIsTooLong) {
   place_.Write("units-0-1", "{\"sums\":[" + std::string(1 << 20, ' ') + "]}");
   EXPECT_EQ(fixture::ErrorOf([&] { RankMarks(place_.path(), Units()).Read(kTensors); }).code(), ErrorCode::kBadInput);
+}
+
+// Whatever was marked, nothing of a shard that is gone is; what is of no such shard, and was not marked with one, stays.
+TEST_F(RankMarksTest, ShardsThatAreGone) {
+  int forgotten = 0;
+  for (int i = 0; i < 50 && !HasFailure(); ++i) {
+    const RankMarks marks(place_ / "marks", Units());
+    fs::create_directory(marks.directory());
+    drawn_.clear();
+    const int drawn = 1 + static_cast<int>(random_.Below(3));
+    for (int j = 0; j < drawn; ++j) marks.Mark(DrawWritten());
+    std::vector<std::string> paths;
+    std::vector<bool> there;
+    for (int s = 0; s < 3; ++s) {
+      paths.push_back(place_ / ("shard-" + std::to_string(s)));
+      there.push_back(random_.Chance(0.6));
+      if (there.back()) place_.Write("shard-" + std::to_string(s), "");
+      else fs::remove(paths.back());
+    }
+    const std::vector<uint32_t> before = *marks.Missing(), gone = marks.ForgetGone(paths), after = *marks.Missing();
+    std::set<uint32_t> expected;
+    for (uint32_t u : drawn_)
+      if (!there[Units()[u].shard]) expected.insert(Units()[u].shard);
+    EXPECT_EQ(std::set<uint32_t>(gone.begin(), gone.end()), expected);
+    EXPECT_TRUE(std::includes(after.begin(), after.end(), before.begin(), before.end()));
+    for (uint32_t u : drawn_) {
+      EXPECT_TRUE(there[Units()[u].shard] || std::binary_search(after.begin(), after.end(), u)) << u;
+    }
+    EXPECT_TRUE(!gone.empty() || before == after);
+    forgotten += !gone.empty();
+    EXPECT_TRUE(marks.ForgetGone(paths).empty());
+    fs::remove_all(marks.directory());
+  }
+  EXPECT_GT(forgotten, 10);
+  EXPECT_TRUE(RankMarks(place_ / "gone", Units()).ForgetGone({"a", "b", "c"}).empty());
 }
 
 TEST_F(RankMarksTest, NoDirectory) {

@@ -77,6 +77,34 @@ TEST(PartsToTake, CoverWhatIsWantedAndCutLittle) {
   }
 }
 
+TEST(PartsOfRun, CoverTheRunAndCutLittle) {
+  test::Random random;
+  size_t most = 0;
+  for (int attempt = 0; attempt < 50; ++attempt) {
+    const Plan plan = RandomPlan(&random);
+    const std::vector<OutputUnit> units = OutputUnits(plan);
+    for (UnitRun run : RunsOfRanks(units, static_cast<uint32_t>(1 + random.Below(6)))) {
+      const std::vector<UnitRun> parts = PartsOfRun(plan, units, run);
+      uint64_t all = 0;
+      for (uint32_t u = run.first; u < run.last; ++u) all += units[u].bytes();
+      uint32_t at = run.first;
+      for (UnitRun part : parts) {
+        EXPECT_EQ(part.first, at);
+        ASSERT_LT(part.first, part.last);
+        uint64_t bytes = 0;
+        for (; at < part.last; ++at) bytes += units[at].bytes();
+        if (at == run.last) break;
+        EXPECT_GE(bytes, all / 16);
+        EXPECT_LE(CutBytes(plan, units[at]), bytes / 32);
+      }
+      EXPECT_EQ(at, run.last);
+      most = std::max(most, parts.size());
+    }
+  }
+  EXPECT_GT(most, 3u);
+  EXPECT_LE(most, 16u);
+}
+
 TEST(PartsToTake, OfEqualTensorsTheLastAreSmall) {
   Plan plan;
   plan.shards.push_back({.name = "shard", .header = std::string(4096, ' '), .bytes = 4096});

@@ -1,5 +1,7 @@
 #include "tools/braid/group.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -22,10 +24,32 @@ int NumberIn(const char* variable) {
   return text == nullptr ? 0 : std::atoi(text);
 }
 
-// What the launchers say: OpenMPI's mpirun; others by PMI; srun with PMIx.
-bool StartedWithOthers() {
-  return NumberIn("OMPI_COMM_WORLD_SIZE") > 1 || NumberIn("PMI_SIZE") > 1 ||
-         (std::getenv("PMIX_RANK") != nullptr && NumberIn("SLURM_STEP_NUM_TASKS") > 1);
+// What the launcher says. A variable that is there, of one process too, hides those of a launcher around it.
+struct Launch {
+  const char* variable;   // that has the number of processes
+  [[maybe_unused]] bool may_talk;
+
+  static Launch Read() {
+    if (std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr) return {"OMPI_COMM_WORLD_SIZE", true};   // OpenMPI's mpirun
+    if (std::getenv("PMI_SIZE") != nullptr) return {"PMI_SIZE", true};   // others; srun --mpi=pmi2
+    // srun --mpi=pmix, or one without MPI. A batch script has SLURM_NTASKS, and is alone.
+    return {"SLURM_STEP_NUM_TASKS", std::getenv("PMIX_RANK") != nullptr};
+  }
+};
+
+// They would all write the same output, each without knowing of the others.
+Error CannotTalk(const Launch& launch) {
+#ifdef BRAID_MPI
+  const char* const together = "start them by mpirun, or by srun --mpi=pmix";
+#else
+  const char* const together = "this braid was built without MPI: build it where OpenMPI is installed";
+#endif
+  return Error(ErrorCode::kUsage, fmt::format("{} processes were started together ({}), and cannot talk to each other: "
+                                              "each would merge everything",
+                                              NumberIn(launch.variable), launch.variable))
+      .Hint(fmt::format("{}, or give each its part (in a script that srun starts: --rank $SLURM_PROCID --of "
+                        "$SLURM_NTASKS); where each has a merge of its own: env -u {} braid ...",
+                        together, launch.variable));
 }
 
 #ifdef BRAID_MPI
@@ -170,15 +194,17 @@ MpiGroup* g_group = nullptr;
 }  // namespace
 
 Group* JoinGroup() {
-  if (!StartedWithOthers()) return nullptr;
+  const Launch launch = Launch::Read();
+  if (NumberIn(launch.variable) <= 1) return nullptr;
 #ifdef BRAID_MPI
-  g_group = new MpiGroup();   // until the process ends
-  return g_group;
-#else
-  throw Error(ErrorCode::kUsage, "a launcher has started several processes, and this braid was built without MPI")
-      .Hint("give each of them its part: --rank $OMPI_COMM_WORLD_RANK --of $OMPI_COMM_WORLD_SIZE (Slurm: "
-            "$SLURM_PROCID, $SLURM_NTASKS), or build it where OpenMPI is installed");
+  if (launch.may_talk) {
+    g_group = new MpiGroup();   // until the process ends
+    if (g_group->of() > 1) return g_group;
+    g_group = nullptr;   // an MPI that does not know this launcher: each process finds itself alone
+    MPI_Finalize();
+  }
 #endif
+  throw CannotTalk(launch);
 }
 
 void LetEarlierRanksSpeak() {

@@ -6,8 +6,8 @@
 
 namespace braid {
 
-// Null when there is no other process. Throws Error(kUsage) when there are and braid was built without MPI. Called
-// once.
+// Null when there is no other process. Throws Error(kUsage) when there are, and no way to talk to them: braid was built
+// without MPI, srun started them without, or MPI does not know what did. Called once.
 Group* JoinGroup();
 
 // Before an error is printed: ranks that fail for one reason leave the telling to the first of them, whose end is

@@ -216,8 +216,9 @@ void AddMergeCommand(CLI::App& app) {
   CLI::Option* rank = command
       ->add_option("--rank", arguments->rank,
                    "Do this part of the work, counted from 0; with --of. Ranks run at once or one after another, on "
-                   "any machines that share OUT's file system; the last one to end publishes OUT. One that died is "
-                   "run again. (mpirun -n N braid merge RECIPE OUT does all of this by itself)")
+                   "any machines that share OUT's file system; one that is done helps others that are at work, and the "
+                   "last one to end publishes OUT. One that died is run again. (mpirun -n N braid merge RECIPE OUT does "
+                   "all of this by itself)")
       ->check(CLI::Range(0, 99'999));
   CLI::Option* of = command->add_option("--of", arguments->of, "How many ranks there are");
   of->check(CLI::Range(1, 100'000));
