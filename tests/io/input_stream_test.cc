@@ -142,7 +142,8 @@ TEST_F(Streams, HeadersAreReadNoFurther) {
   for (const std::string& bytes : {file, Compressed(file)}) {
     const Feeder feeder(place_ / "fifo", bytes);
     InputStream stream(place_ / "fifo");
-    const SafetensorsHeader header = ReadSafetensorsHeader(&stream);
+    std::string bytes;
+    const SafetensorsHeader header = ReadSafetensorsHeader(&stream, &bytes);
     EXPECT_EQ(header.tensors.size(), 2u);
     EXPECT_EQ(header.file_bytes, file.size());
     EXPECT_EQ(stream.position(), header.data_offset);
