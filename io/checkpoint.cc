@@ -111,8 +111,10 @@ void AddShard(Checkpoint* checkpoint, const std::string& path, const std::string
 
 // A stream from its beginning.
 SafetensorsHeader ReadStream(std::shared_ptr<InputStream> stream, Shard* shard) {
-  SafetensorsHeader header = ReadSafetensorsHeader(stream.get());
-  stream->Park();
+  std::string bytes;
+  SafetensorsHeader header = ReadSafetensorsHeader(stream.get(), &bytes);
+  if (stream->is_file()) stream->Park();
+  else shard->header = std::move(bytes);
   shard->identity = {.size = header.file_bytes};
   shard->data_offset = header.data_offset;
   shard->header_sum = header.sum;
@@ -259,7 +261,7 @@ Checkpoint Open(const std::string& reference, Purpose purpose, std::shared_ptr<I
   else OpenPlace(&checkpoint, purpose);
   if (checkpoint.tensors.empty()) checkpoint.warnings.push_back("there are no tensors in this checkpoint");
   if (purpose == Purpose::kReading) return checkpoint;
-  for (Shard& shard : checkpoint.shards) shard.metadata.clear();
+  for (Shard& shard : checkpoint.shards) shard.metadata.clear(), std::string().swap(shard.header);
   if (purpose == Purpose::kDelta) {
     RequireDelta(checkpoint);
   } else {
@@ -307,6 +309,7 @@ SafetensorsHeader ReadShard(Shard* shard) {
 }
 
 std::string ReadHeaderBytes(const Shard& shard) {
+  if (!shard.header.empty()) return shard.header;
   if (shard.stream != nullptr) {
     std::string header(shard.data_offset, '\0');
     InputStream again(shard.path);

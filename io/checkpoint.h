@@ -36,7 +36,8 @@ struct Shard {
   XXH128_hash_t header_sum{};
   std::map<std::string, std::string> metadata;        // __metadata__; not of a checkpoint that was opened to be merged
   std::shared_ptr<const CompressedShard> compressed;  // null: the file is the plain shard, or
-  std::shared_ptr<InputStream> stream;                // it comes once and in order, and was read as far as its header
+  std::shared_ptr<InputStream> stream;                // it comes once and in order, and was read as far as its header,
+  std::string header;                                 // which is here if it cannot be read again; as the metadata
 
   uint64_t bytes() const;
 };

@@ -394,18 +394,18 @@ SafetensorsHeader ReadSafetensorsHeader(int fd, uint64_t file_bytes, const std::
   return ParseSafetensorsHeader(json, file_bytes, path);
 }
 
-SafetensorsHeader ReadSafetensorsHeader(InputStream* stream) {
+SafetensorsHeader ReadSafetensorsHeader(InputStream* stream, std::string* bytes) {
   constexpr size_t kStep = 1 << 20;   // what a length says is believed as it comes true
   std::array<char, kLengthBytes> start;
   ReadFully(stream, start.data(), start.size());
   const uint64_t length = HeaderLength(start, stream->name());
-  std::string json;
-  while (json.size() < length) {
-    const size_t had = json.size(), more = std::min<size_t>(kStep, length - had);
-    json.resize(had + more);
-    ReadFully(stream, json.data() + had, more);
+  bytes->assign(start.data(), start.size());
+  while (bytes->size() < kLengthBytes + length) {
+    const size_t had = bytes->size(), more = std::min<size_t>(kStep, kLengthBytes + length - had);
+    bytes->resize(had + more);
+    ReadFully(stream, bytes->data() + had, more);
   }
-  return ParseSafetensorsHeader(json, std::nullopt, stream->name());
+  return ParseSafetensorsHeader(std::string_view(*bytes).substr(kLengthBytes), std::nullopt, stream->name());
 }
 
 std::string MakeSafetensorsHeader(const std::vector<TensorInfo>& tensors,

@@ -54,8 +54,8 @@ SafetensorsHeader ParseSafetensorsHeader(std::string_view json, std::optional<ui
 // Reads and parses the header of an open file of `file_bytes` bytes. Throws Error.
 SafetensorsHeader ReadSafetensorsHeader(int fd, uint64_t file_bytes, const std::string& path);
 
-// The same of a stream from its beginning, which is read no further. Throws Error.
-SafetensorsHeader ReadSafetensorsHeader(InputStream* stream);
+// The same of a stream from its beginning, which is read no further; `bytes` gets all that was read. Throws Error.
+SafetensorsHeader ReadSafetensorsHeader(InputStream* stream, std::string* bytes);
 
 // The first bytes of a file that holds `tensors` back to back in this order (their `bytes` are used, their
 // `offset` is ignored): length, JSON with __metadata__ first, padded with spaces so that the data begins at a

@@ -8,8 +8,10 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <type_traits>
 
+#include "io/error.h"
 #include "ops/kernels.h"
 #include "ops/merger.h"
 #include "pipeline/tensor_reader.h"
@@ -168,23 +170,27 @@ using WindowPtr = std::shared_ptr<Window>;
 
 class Source {
  public:
-  explicit Source(const CheckpointDifference& diff) : diff_(diff), a_(diff.a), b_(diff.b) {}
+  // `order`: of the pairs, by index.
+  Source(const CheckpointDifference& diff, std::vector<size_t> order)
+      : diff_(diff), order_(std::move(order)), a_(diff.a), b_(diff.b) {}
 
   // The next window, or null at the end.
   WindowPtr Next() {
-    for (; pair_ < diff_.tensors.size(); ++pair_, first_ = 0) {
-      const TensorDifference& pair = diff_.tensors[pair_];
+    for (; next_ < order_.size(); ++next_, first_ = 0) {
+      const TensorDifference& pair = diff_.tensors[order_[next_]];
       if (pair.compared && first_ < pair.elements.elements) return Read(pair);
     }
     return nullptr;
   }
+
+  void Finish() { a_.Finish(), b_.Finish(); }
 
  private:
   WindowPtr Read(const TensorDifference& pair) {
     const CheckpointTensor &a = diff_.a.tensors[pair.a], &b = diff_.b.tensors[pair.b];
     const int a_bits = DTypeBits(a.info.dtype), b_bits = DTypeBits(b.info.dtype);
     const uint64_t count = std::min(WindowElements(std::max(a_bits, b_bits)), a.info.elements - first_);
-    auto window = std::make_shared<Window>(Window{pair_, first_, count,
+    auto window = std::make_shared<Window>(Window{order_[next_], first_, count,
                                                   a_.Read(a, BytesOf(first_, a_bits), BytesOf(count, a_bits)),
                                                   b_.Read(b, BytesOf(first_, b_bits), BytesOf(count, b_bits)),
                                                   {}});
@@ -193,8 +199,9 @@ class Source {
   }
 
   const CheckpointDifference& diff_;
+  const std::vector<size_t> order_;
   TensorReader a_, b_;
-  size_t pair_ = 0;
+  size_t next_ = 0;
   uint64_t first_ = 0;
 };
 
@@ -218,6 +225,24 @@ void MatchTensors(CheckpointDifference* diff) {
   }
   for (const CheckpointTensor& tensor : diff->b.tensors)
     if (!diff->a.Find(tensor.info.name)) diff->only_in_b.push_back(tensor.info.name);
+}
+
+// The order in which pairs are read: that of a's files, or of b's where only b comes as a stream.
+std::vector<size_t> OrderOfReading(const CheckpointDifference& diff) {
+  std::vector<size_t> order(diff.tensors.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  if (!HasStream(diff.b)) return order;
+  const auto comes_first_in_b = [&](size_t x, size_t y) { return diff.tensors[x].b < diff.tensors[y].b; };
+  if (!HasStream(diff.a)) {
+    std::sort(order.begin(), order.end(), comes_first_in_b);
+    return order;
+  }
+  const auto early = std::is_sorted_until(order.begin(), order.end(), comes_first_in_b);
+  if (early == order.end()) return order;
+  throw Error(ErrorCode::kUsage, "two streams are compared in one order, and this one has other tensors in front of it")
+      .Path(diff.b.reference)
+      .Tensor(diff.b.tensors[diff.tensors[*early].b].info.name)
+      .Hint("save one of them to a file, whose tensors are found in any order; of a .zst, braid cat makes one");
 }
 
 void Compare(const CheckpointDifference& diff, Window* window) {
@@ -244,7 +269,7 @@ CheckpointDifference Diff(const std::string& a, const std::string& b) {
   diff.b = OpenCheckpointForReading(b);
   MatchTensors(&diff);
 
-  Source source(diff);
+  Source source(diff, OrderOfReading(diff));
   const auto read = [&](tbb::flow_control& control) {
     WindowPtr window = source.Next();
     if (window == nullptr) control.stop();
@@ -259,6 +284,7 @@ CheckpointDifference Diff(const std::string& a, const std::string& b) {
                          tbb::make_filter<void, WindowPtr>(tbb::filter_mode::serial_in_order, read) &
                              tbb::make_filter<WindowPtr, WindowPtr>(tbb::filter_mode::parallel, compare) &
                              tbb::make_filter<WindowPtr, void>(tbb::filter_mode::serial_in_order, add_up));
+  source.Finish();
 
   diff.differing = static_cast<uint64_t>(std::count_if(diff.tensors.begin(), diff.tensors.end(),
                                                        [](const TensorDifference& t) { return !t.identical(); }));

@@ -41,7 +41,7 @@ struct CheckpointDifference {
 };
 
 // Reads both with a bounded window of them in memory. No figure depends on the number of threads. Throws Error,
-// also when a file changes meanwhile.
+// also when a file changes meanwhile; kUsage when both come as streams, in orders that differ.
 CheckpointDifference Diff(const std::string& a, const std::string& b);
 
 }  // namespace braid

@@ -196,6 +196,7 @@ bool GraphRun::ReadTile(ScopeRun* run, const Piece& piece, uint64_t first, uint6
   work->cost = TileCost(plan_, tensor, work->count);
   {
     StallTimer stall(progress_.of(Stage::kRead));
+    if ((!run->resident() || order == 0) && !files_.WaitForBuffers()) return false;
     if (!budget_.Take(work->cost)) return false;
     if (run->drafts_tiles() && !draft_tokens_.Take(1)) return false;   // drafts read before will give theirs back
   }

@@ -102,6 +102,8 @@ class Source {
     return nullptr;
   }
 
+  void Finish() { reader_.Finish(); }
+
  private:
   WindowPtr Read(const CheckpointTensor& tensor) {
     const int bits = DTypeBits(tensor.info.dtype);
@@ -203,6 +205,7 @@ std::vector<TensorStatistics> ComputeStatistics(const Checkpoint& checkpoint) {
                                                  }) &
           tbb::make_filter<WindowPtr, void>(tbb::filter_mode::serial_in_order,
                                             [&](const WindowPtr& window) { summary.Add(*window); }));
+  source.Finish();
   return out;
 }
 

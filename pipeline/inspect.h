@@ -35,7 +35,7 @@ struct Inspection {
 Inspection Inspect(const std::string& reference);
 
 // By index into checkpoint.tensors; those of tensors that are not of a lane type mean nothing. Reads everything,
-// with a bounded window of it in memory. Throws Error, also when a file changes meanwhile.
+// with a bounded window of it in memory; a stream only once. Throws Error, also when a file changes meanwhile.
 std::vector<TensorStatistics> ComputeStatistics(const Checkpoint& checkpoint);
 
 }  // namespace braid

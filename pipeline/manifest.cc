@@ -24,27 +24,6 @@ Error Damaged(const std::string& path, const std::string& why) {
   return Error(ErrorCode::kBadInput, why).Path(path).Hint("run the merge again; verify checks what a merge wrote");
 }
 
-Manifest ManifestOfFile(const std::string& out) {
-  Shard shard;
-  shard.path = out;
-  const SafetensorsHeader header = ReadShard(&shard);
-  const auto end = header.metadata.end();
-  const auto sums = header.metadata.find(kSumsKey), fingerprint = header.metadata.find(kFingerprintKey),
-             header_sum = header.metadata.find(kHeaderKey);
-  if (sums == end || fingerprint == end || header_sum == end)
-    throw Damaged(out, "it carries no checksums: braid merge wrote it as a stream, or did not write it")
-        .Hint("of a stream, compare the hash that the merge said with that of `braid cat FILE --json`");
-  if (sums->second.size() != header.tensors.size() * kSumDigits)
-    throw Damaged(out, "its checksums do not fit its tensors");
-  Manifest manifest;
-  manifest.fingerprint = fingerprint->second;
-  manifest.headers[""] = header_sum->second;
-  for (size_t i = 0; i < header.tensors.size(); ++i)
-    manifest.tensors[header.tensors[i].name] = {"", header.tensors[i].bytes,
-                                                sums->second.substr(i * kSumDigits, kSumDigits)};
-  return manifest;
-}
-
 // Where the value of a metadata key of ours lies in a header: between its quotes.
 struct Span {
   size_t begin = 0, size = 0;
@@ -117,8 +96,27 @@ std::string ManifestText(const Plan& plan, const std::string& fingerprint, const
   return text + "\n }\n}\n";
 }
 
+Manifest ManifestOf(const Checkpoint& file) {
+  const Shard& shard = file.shards.front();
+  const auto end = shard.metadata.end();
+  const auto sums = shard.metadata.find(kSumsKey), fingerprint = shard.metadata.find(kFingerprintKey),
+             header_sum = shard.metadata.find(kHeaderKey);
+  if (sums == end || fingerprint == end || header_sum == end)
+    throw Damaged(shard.path, "it carries no checksums: braid merge wrote it as a stream, or did not write it")
+        .Hint("of a stream, compare the hash that the merge said with that of `braid cat FILE --json`");
+  if (sums->second.size() != file.tensors.size() * kSumDigits)
+    throw Damaged(shard.path, "its checksums do not fit its tensors");
+  Manifest manifest;
+  manifest.fingerprint = fingerprint->second;
+  manifest.headers[""] = header_sum->second;
+  for (size_t i = 0; i < file.tensors.size(); ++i)
+    manifest.tensors[file.tensors[i].info.name] = {"", file.tensors[i].info.bytes,
+                                                   sums->second.substr(i * kSumDigits, kSumDigits)};
+  return manifest;
+}
+
 Manifest ReadManifest(const std::string& out) {
-  if (IsShardFile(out)) return ManifestOfFile(out);
+  if (IsShardFile(out)) return ManifestOf(OpenCheckpointForReading(out));
   const std::string path = out + "/" + kManifestName;
   if (!FileExists(path)) throw Damaged(path, "it is missing, so there is nothing to verify against");
   const Json json = ParseJson(ReadSmallFile(path, 1u << 30), path);

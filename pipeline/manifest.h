@@ -44,6 +44,9 @@ struct Manifest {
 // Reads OUT's manifest; throws Error(kBadInput) when there is none or it is damaged.
 Manifest ReadManifest(const std::string& out);
 
+// The same of a single file or a stream, opened for reading.
+Manifest ManifestOf(const Checkpoint& file);
+
 std::string SumText(XXH128_hash_t sum);
 
 }  // namespace braid

@@ -26,6 +26,7 @@ ReadBuffer ReadBuffers::Take(size_t size) {
   {
     std::vector<HugePages> surplus;   // let go of without the lock, and before anything new is made
     std::lock_guard lock(mutex_);
+    used_bytes_ += size;
     buffer.memory_ = Reuse(size);
     surplus = TakeSurplus();
   }
@@ -58,10 +59,27 @@ std::vector<HugePages> ReadBuffers::TakeSurplus() {
 // Idle bytes and the budget's free bytes grow in one step: TakeSurplus must not see the former without the latter.
 void ReadBuffers::Give(HugePages memory) {
   const size_t size = memory.size();
-  std::lock_guard lock(mutex_);
-  idle_.push_back(std::move(memory));
-  idle_bytes_ += size;
-  budget_.Give(size);
+  {
+    std::lock_guard lock(mutex_);
+    idle_.push_back(std::move(memory));
+    idle_bytes_ += size, used_bytes_ -= size;
+    budget_.Give(size);
+  }
+  returned_.notify_one();
+}
+
+bool ReadBuffers::WaitForReturns(size_t most) {
+  std::unique_lock lock(mutex_);
+  returned_.wait(lock, [&] { return cancelled_ || used_bytes_ <= most; });
+  return !cancelled_;
+}
+
+void ReadBuffers::Cancel() {
+  {
+    std::lock_guard lock(mutex_);
+    cancelled_ = true;
+  }
+  returned_.notify_all();
 }
 
 size_t ReadBuffers::IdleBytes() const {

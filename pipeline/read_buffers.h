@@ -5,6 +5,7 @@
 // budget, on any thread. Buffers must not outlive the shelf.
 #pragma once
 
+#include <condition_variable>
 #include <cstddef>
 #include <mutex>
 #include <utility>
@@ -40,6 +41,10 @@ class ReadBuffers {
   // `size` is a multiple of the page size, or 0. Throws Error(kMemory).
   ReadBuffer Take(size_t size);
 
+  // Returns when at most so many bytes are in buffers that are in use, at once if they are; false when cancelled.
+  bool WaitForReturns(size_t most);
+  void Cancel();   // any thread; for good
+
   // Of buffers that are kept but not in use. Any thread.
   size_t IdleBytes() const;
 
@@ -51,8 +56,10 @@ class ReadBuffers {
 
   Budget& budget_;
   mutable std::mutex mutex_;
+  std::condition_variable returned_;
   std::vector<HugePages> idle_;  // the longest unused first
-  size_t idle_bytes_ = 0;
+  size_t idle_bytes_ = 0, used_bytes_ = 0;
+  bool cancelled_ = false;
 };
 
 }  // namespace braid

@@ -63,6 +63,15 @@ size_t MostOpenFiles(size_t output_shards) {
   return limit.rlim_cur - output_shards - kOthers;
 }
 
+// As many tiles as workers and readers have at once, and as many again.
+uint64_t BytesAhead(const Plan& plan) {
+  if (!plan.streams.empty()) return plan.memory.pool;
+  uint64_t largest = 0;
+  for (const PlannedTensor& tensor : plan.tensors)
+    largest = std::max(largest, TileCost(plan, tensor, std::min(tensor.elements, plan.TileElements(tensor))));
+  return 4 * static_cast<uint64_t>(plan.memory.threads) * largest;
+}
+
 // Calls `done` when so many parts are done, with the first error of any.
 ReadQueue::Done AfterParts(size_t parts, ReadQueue::Done done) {
   struct State {
@@ -106,7 +115,8 @@ SourceFiles::SourceFiles(const Plan& plan, Budget* budget, StageCounters* counte
       decoded_(plan.memory.decoding),
       rows_(plan, [this](const TensorSource& source, uint64_t begin, uint64_t bytes,
                          std::byte* to) { ReadBytes(source, begin, bytes, to); }),
-      most_open_(MostOpenFiles(plan.shards.size() + 2 * plan.streams.size())) {
+      most_open_(MostOpenFiles(plan.shards.size() + 2 * plan.streams.size())),
+      most_ahead_(BytesAhead(plan)) {
   for (const PlannedStream& stream : plan.streams)
     streams_.push_back(std::make_unique<StreamReader>(plan, stream, counters));
   const auto is_direct = [](const ReadChoice& choice) { return choice.backend == ReadBackend::kDirect; };
@@ -178,6 +188,8 @@ void SourceFiles::CloseOne() {
   file->map.reset(), file->direct.reset(), file->compressed.reset();
   open_.pop_back();
 }
+
+bool SourceFiles::WaitForBuffers() { return buffers_.WaitForReturns(most_ahead_); }
 
 void SourceFiles::Read(const std::vector<SourceRange>& ranges, ReadQueue::Done done) {
   Reads reads;
@@ -296,6 +308,7 @@ void SourceFiles::FinishStreams() {
 }
 
 void SourceFiles::Cancel() {
+  buffers_.Cancel();
   if (queue_ != nullptr) queue_->Cancel();
   for (const auto& stream : streams_) stream->Cancel();
 }

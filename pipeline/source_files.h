@@ -63,6 +63,12 @@ class SourceFiles {
   SourceFiles(const Plan& plan, Budget* budget, StageCounters* counters);
   ~SourceFiles();
 
+  // Waits while buffers hold more than workers and readers need to stay busy: more would only take longer to fill, the
+  // first time, because the kernel clears their pages (a merge of 5 GB of byte planes under 1 GiB filled all of it, at
+  // 1.5 s of CPU). Not for streams, which may wait for each other. For what need not be in memory as a whole, whose
+  // buffers come back whatever is read next. False when cancelled.
+  bool WaitForBuffers();
+
   // Makes the windows of one tile, whose bytes were taken from the budget, and fills them. Calls `done` once, with the
   // first error or null, on this thread or, when all reads have ended, on another. Reads of several tiles are in flight
   // at once and may end in any order. Never throws.
@@ -118,6 +124,7 @@ class SourceFiles {
   RowReader rows_;                                         // of sources with another vocabulary; the I/O thread's
 
   const size_t most_open_;
+  const uint64_t most_ahead_;  // bytes of buffers, of tiles that are about to be read
   mutable std::mutex mutex_;   // of what opens and closes files; only the I/O thread does that
   std::list<File*> open_;      // the one used last in front; the I/O thread's
 };

@@ -14,10 +14,10 @@
 #include <memory>
 #include <mutex>
 #include <thread>
-#include <vector>
 
 #include "io/input_stream.h"
 #include "io/temporary_file.h"
+#include "io/tensor_stream.h"
 #include "pipeline/plan.h"
 #include "pipeline/progress.h"
 
@@ -59,19 +59,13 @@ class StreamReader {
   void Submit(Request request);
   void Loop();
   void ReadBytes(const TensorInfo& info, uint64_t begin, uint64_t bytes, std::byte* to);
-  void PassOver(uint64_t to);
-  void Take(std::byte* to, size_t bytes);
-  size_t ReadFor(const TensorInfo& info, std::byte* to, size_t bytes);
-  const TensorInfo& Info(size_t i) const { return plan_.checkpoints[planned_.checkpoint].tensors[planned_.first + i].info; }
-  uint64_t End() const;
 
   const Plan& plan_;
   const PlannedStream& planned_;
   InputStream& stream_;
   StageCounters& counters_;
   TemporaryFile* spool_ = nullptr;         // the plan's, if anything is spooled
-  std::vector<std::byte> bounce_;          // for what is passed over
-  size_t next_ = 0;                        // the tensor that the next byte belongs to, or one before it
+  TensorStream tensors_;
 
   std::mutex mutex_;
   std::condition_variable changed_;

@@ -123,10 +123,10 @@ class Catalogue {
 // --- headers ----------------------------------------------------------------------------------------------
 
 // A flipped bit in a type, a shape or a name can leave a header that reads well, so its bytes are checked too.
-void CheckHeaders(const Checkpoint& checkpoint, const std::string& out, const Manifest& manifest,
-                  std::vector<VerifyFault>* faults) {
+void CheckHeaders(const Checkpoint& checkpoint, const Manifest& manifest, std::vector<VerifyFault>* faults) {
+  const bool single = manifest.headers.contains("");
   for (const Shard& shard : checkpoint.shards) {
-    const auto expected = manifest.headers.find(IsShardFile(out) ? "" : shard.name);
+    const auto expected = manifest.headers.find(single ? "" : shard.name);
     if (expected == manifest.headers.end()) continue;  // a file that is not in the manifest is a fault already
     if (HeaderSum(ReadHeaderBytes(shard)) != expected->second)
       faults->push_back({shard.name, "", "its header is not the one the merge wrote"});
@@ -143,6 +143,18 @@ struct Window {
 };
 using WindowPtr = std::shared_ptr<Window>;
 
+// What is wrong with the data that `read` reads; "": nothing.
+template <typename Read>
+std::string FaultIn(Read read) {
+  try {
+    read();
+  } catch (const Error& error) {
+    if (!IsAnswer(error)) throw;
+    return error.message();
+  }
+  return "";
+}
+
 class Source {
  public:
   Source(const Checkpoint& checkpoint, const std::vector<uint32_t>& tensors)
@@ -156,10 +168,16 @@ class Source {
     auto window = std::make_shared<Window>();
     window->tensor = tensors_[next_];
     window->last = begin_ + bytes == tensor.info.bytes;
-    if (bytes > 0) window->range.emplace(reader_.Read(tensor, begin_, bytes));
+    if (bytes > 0) window->fault = FaultIn([&] { window->range.emplace(reader_.Read(tensor, begin_, bytes)); });
     begin_ += bytes;
     if (window->last) ++next_, begin_ = 0;
+    if (!window->fault.empty()) window->last = true, next_ = tensors_.size(), broken_ = true;
     return window;
+  }
+
+  // What follows the last tensor of a stream, or is wrong with those that nobody has asked for.
+  std::string Finish() {
+    return broken_ ? "" : FaultIn([&] { reader_.Finish(); });
   }
 
  private:
@@ -168,6 +186,7 @@ class Source {
   TensorReader reader_;
   size_t next_ = 0;
   uint64_t begin_ = 0;
+  bool broken_ = false;   // a stream that has ended, or does not decode: nothing comes behind it
 };
 
 class Hasher {
@@ -202,16 +221,6 @@ class Hasher {
   std::string fault_;   // of the tensor whose windows are coming in
 };
 
-// Decodes a compressed window. A frame that is damaged is a fault, and the others are looked at too.
-void Load(Window* window) {
-  try {
-    if (window->range) window->range->Load();
-  } catch (const Error& error) {
-    if (!IsAnswer(error)) throw;
-    window->fault = error.message();
-  }
-}
-
 // One core reads in file order while the other hashes: XXH3 keeps up with any disk, and shards that several
 // threads fault in out of order come 40 % slower. Compressed frames are decoded by as many as there are.
 void CheckSums(const Checkpoint& checkpoint, const Manifest& manifest, const std::vector<uint32_t>& tensors,
@@ -223,8 +232,9 @@ void CheckSums(const Checkpoint& checkpoint, const Manifest& manifest, const std
     if (window == nullptr) control.stop();
     return window;
   };
+  // A frame that is damaged is a fault, and the others are looked at too.
   const auto load = [](WindowPtr window) {
-    Load(window.get());
+    if (window->range) window->fault = FaultIn([&] { window->range->Load(); });
     return window;
   };
   const auto hash = [&](const WindowPtr& window) { hasher.Add(*window); };
@@ -232,26 +242,46 @@ void CheckSums(const Checkpoint& checkpoint, const Manifest& manifest, const std
                          tbb::make_filter<void, WindowPtr>(tbb::filter_mode::serial_in_order, read) &
                              tbb::make_filter<WindowPtr, WindowPtr>(tbb::filter_mode::parallel, load) &
                              tbb::make_filter<WindowPtr, void>(tbb::filter_mode::serial_in_order, hash));
+  if (const std::string fault = source.Finish(); !fault.empty()) report->faults.push_back({"", "", fault});
 }
 
-// The manifest, or nothing when it is there but damaged: a fault is added then.
-std::optional<Manifest> ReadManifestOf(const std::string& out, std::vector<VerifyFault>* faults) {
-  if (InputStream::IsNamedBy(out))
-    throw Error(ErrorCode::kUsage, "this is a stream, which cannot be looked at twice")
-        .Path(out).Hint("save it to a file and verify that");
-  if (!FileExists(out))
-    throw Error(ErrorCode::kUsage, "there is no such file or directory").Path(out).Hint("give the output of a merge");
-  if (!IsShardFile(out) && !FileExists(out + "/" + kManifestName)) return ReadManifest(out);  // says so
+struct Subject {
+  Manifest manifest;
+  Checkpoint checkpoint;   // its headers and the index, or what is left of them
+};
+
+// A file or a stream has its manifest in its header. Nothing when that is damaged: a fault is added then.
+std::optional<Subject> OpenSingle(const std::string& out, std::vector<VerifyFault>* faults) {
+  Checkpoint checkpoint;
   try {
-    // The manifest of a single file is in its header, so that comes first: a damaged header is not a missing manifest.
-    if (IsShardFile(out)) (void)OpenCheckpointForReading(out);
-    else return ReadManifest(out);
+    checkpoint = OpenCheckpointForReading(out);
   } catch (const Error& error) {
-    if (!IsAnswer(error)) throw;
-    faults->push_back({IsShardFile(out) ? "" : kManifestName, error.tensor(), error.message()});
+    if (!IsAnswer(error) || (error.code() == ErrorCode::kUsage && InputStream::IsNamedBy(out))) throw;
+    faults->push_back({"", error.tensor(), error.message()});
     return std::nullopt;
   }
-  return ReadManifest(out);
+  Manifest manifest = ManifestOf(checkpoint);
+  return Subject{std::move(manifest), std::move(checkpoint)};
+}
+
+std::optional<Subject> OpenDirectory(const std::string& out, VerifyReport* report) {
+  Subject subject;
+  try {
+    subject.manifest = ReadManifest(out);
+  } catch (const Error& error) {
+    if (!IsAnswer(error) || !FileExists(out + "/" + kManifestName)) throw;
+    report->faults.push_back({kManifestName, error.tensor(), error.message()});
+    return std::nullopt;
+  }
+  subject.checkpoint = OpenOrSalvage(out, subject.manifest, report);
+  return subject;
+}
+
+std::optional<Subject> Open(const std::string& out, VerifyReport* report) {
+  if (InputStream::IsNamedBy(out)) return OpenSingle(out, &report->faults);
+  if (!FileExists(out))
+    throw Error(ErrorCode::kUsage, "there is no such file or directory").Path(out).Hint("give the output of a merge");
+  return IsShardFile(out) ? OpenSingle(out, &report->faults) : OpenDirectory(out, report);
 }
 
 }  // namespace
@@ -259,23 +289,22 @@ std::optional<Manifest> ReadManifestOf(const std::string& out, std::vector<Verif
 VerifyReport Verify(const std::string& out) {
   const auto start = std::chrono::steady_clock::now();
   VerifyReport report;
-  const std::optional<Manifest> manifest = ReadManifestOf(out, &report.faults);
-  if (!manifest) return report;
-  report.fingerprint = manifest->fingerprint;
-  report.tensors = manifest->tensors.size();
-
-  // The headers and the index, or what is left of them.
-  const Checkpoint checkpoint = OpenOrSalvage(out, *manifest, &report);
+  const std::optional<Subject> subject = Open(out, &report);
+  if (!subject) return report;
+  const Manifest& manifest = subject->manifest;
+  const Checkpoint& checkpoint = subject->checkpoint;
+  report.fingerprint = manifest.fingerprint;
+  report.tensors = manifest.tensors.size();
   report.files = checkpoint.shards.size();
   report.warnings = checkpoint.warnings;
 
   // Every tensor is where the merge put it, and nothing else is there.
-  const std::vector<uint32_t> sound = Catalogue(checkpoint, *manifest, &report.faults).Match();
+  const std::vector<uint32_t> sound = Catalogue(checkpoint, manifest, &report.faults).Match();
 
-  CheckHeaders(checkpoint, out, *manifest, &report.faults);
+  CheckHeaders(checkpoint, manifest, &report.faults);
 
   // Their bytes.
-  CheckSums(checkpoint, *manifest, sound, &report);
+  CheckSums(checkpoint, manifest, sound, &report);
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return report;
 }

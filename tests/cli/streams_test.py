@@ -274,14 +274,6 @@ class Plans(Piped):
         self.assertRegex(result.stdout, r"spools .* of -, out of order: 1 tensor \(model.layers.0.mlp.up_proj.weight\)")
         self.assertIn(f"in {tempfile.gettempdir()} (TMPDIR)", result.stdout)
 
-    def test_the_other_verbs(self):
-        result = self.assert_ok(self.run_braid("inspect", "-", stdin=self.cat("a")))
-        self.assertIn("model.layers.0.mlp.up_proj.weight", result.stdout)
-        for verb, arguments in (("inspect", ["-", "--stats"]), ("diff", ["base", "-"]), ("verify", ["-"])):
-            with self.subTest(verb):
-                result = self.run_braid(verb, *arguments, stdin=self.cat("a"))
-                self.assert_fails(result, USAGE, "stream")
-
 
 class Failures(Piped):
     def setUp(self):

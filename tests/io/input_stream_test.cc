@@ -142,10 +142,12 @@ TEST_F(Streams, HeadersAreReadNoFurther) {
   for (const std::string& bytes : {file, Compressed(file)}) {
     const Feeder feeder(place_ / "fifo", bytes);
     InputStream stream(place_ / "fifo");
-    const SafetensorsHeader header = ReadSafetensorsHeader(&stream);
+    std::string text;
+    const SafetensorsHeader header = ReadSafetensorsHeader(&stream, &text);
     EXPECT_EQ(header.tensors.size(), 2u);
     EXPECT_EQ(header.file_bytes, file.size());
     EXPECT_EQ(stream.position(), header.data_offset);
+    EXPECT_EQ(text, file.substr(0, header.data_offset));
     EXPECT_EQ(ReadAll(&stream, random_).size(), file.size() - header.data_offset);
     EXPECT_EQ(stream.position(), file.size());
   }

@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <chrono>
 #include <cstring>
 #include <deque>
 #include <mutex>
@@ -70,6 +72,23 @@ TEST_F(ReadBuffersTest, MakeRoomForWhateverElseTheBudgetLends) {
   EXPECT_TRUE(budget_.Take(65 * kPage));
   Take(kPage);
   EXPECT_LE(buffers_.IdleBytes(), 35 * kPage);
+}
+
+TEST_F(ReadBuffersTest, AreWaitedFor) {
+  std::optional<ReadBuffer> a = Take(30 * kPage), b = Take(30 * kPage);
+  EXPECT_TRUE(buffers_.WaitForReturns(60 * kPage));
+  std::atomic<bool> given{false};
+  std::thread giver([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    given = true;
+    a.reset();
+  });
+  EXPECT_TRUE(buffers_.WaitForReturns(30 * kPage));   // idle ones do not count
+  EXPECT_TRUE(given);
+  giver.join();
+  std::thread canceller([&] { buffers_.Cancel(); });
+  EXPECT_FALSE(buffers_.WaitForReturns(29 * kPage));
+  canceller.join();
 }
 
 // Whatever is taken and given in whatever order on several threads: used and idle together stay within the budget.

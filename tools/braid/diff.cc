@@ -135,8 +135,10 @@ void AddDiffCommand(CLI::App& app) {
       "Per tensor: the share of elements with equal bits, and the largest absolute difference, relative difference\n"
       "|a - b| / max(|a|, |b|), and distance in units in the last place (of the tensors' type, or of float32 "
       "when they\n"
-      "have two). Exit status 0 when everything is equal bit for bit, 1 otherwise.\n");
-  command->add_option("A", arguments->a, "Directory, .safetensors file, compressed or not, or id in the cache")
+      "have two). Exit status 0 when everything is equal bit for bit, 1 otherwise.\n\n"
+      "Either may be a stream, -, a FIFO or /dev/fd/N, which is read once, in its order:\n"
+      "  braid merge recipe.toml - | braid diff merged -\n");
+  command->add_option("A", arguments->a, "Directory, .safetensors file, compressed or not, id in the cache, or -")
       ->required();
   command->add_option("B", arguments->b, "The other one")->required();
   AddJsonFlag(command);

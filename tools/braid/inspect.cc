@@ -175,7 +175,8 @@ void Run(const InspectArguments& arguments) {
 void AddInspectCommand(CLI::App& app) {
   auto arguments = std::make_shared<InspectArguments>();
   CLI::App* command = app.add_subcommand(
-      "inspect", "Show what a checkpoint holds: tensors, types, sizes\n\n  braid inspect models/base --stats\n");
+      "inspect", "Show what a checkpoint holds: tensors, types, sizes\n\n  braid inspect models/base --stats\n"
+      "  braid merge recipe.toml - | braid inspect --stats -\n");
   command
       ->add_option("CHECKPOINT", arguments->checkpoint,
                    "Directory, .safetensors file, compressed or not, id in the Hugging Face cache, or -")

@@ -74,8 +74,9 @@ void AddVerifyCommand(CLI::App& app) {
   CLI::App* command = app.add_subcommand(
       "verify",
       "Check a merged checkpoint against the checksums that the merge left in it\n\n  braid verify merged\n\n"
-      "Exit status 0 when it is what the merge wrote, 1 when it is not; then every bad tensor is named.\n");
-  command->add_option("OUT", *out, "Output of a merge: a directory or a .safetensors file, compressed or not")
+      "Exit status 0 when it is what the merge wrote, 1 when it is not; then every bad tensor is named.\n"
+      "A file that comes as a stream is verified on its way: ssh host cat merged.safetensors | braid verify -\n");
+  command->add_option("OUT", *out, "Output of a merge: a directory, a .safetensors file, compressed or not, or -")
       ->required();
   AddJsonFlag(command);
   command->callback([out] { Run(*out); });
