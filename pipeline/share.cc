@@ -17,6 +17,11 @@ constexpr uint64_t kCheapCut = 32;   // a part is so many times what its cut cos
 
 uint64_t RoundUp(uint64_t value, uint64_t unit) { return (value + unit - 1) / unit * unit; }
 
+// Of an output of so many bytes.
+uint64_t UnitBytes(uint64_t output) {
+  return std::clamp(RoundUp(output / kUnits, kAlignment), kAlignment, kLargestUnit);
+}
+
 // Where a shard's file may be cut, and at what price.
 class Cuts {
  public:
@@ -119,12 +124,13 @@ ElementRange BlocksIn(const Plan& plan, const PlannedTensor& tensor, const Outpu
 std::vector<UnitRun> RunsOfRanks(const std::vector<OutputUnit>& units, uint32_t of) {
   std::vector<uint32_t> all(units.size());
   std::iota(all.begin(), all.end(), 0);
+  const std::vector<uint32_t> owners = OwnersOf(units, all, of);   // ascending
   std::vector<UnitRun> runs;
   uint32_t at = 0;
   for (uint32_t rank = 0; rank < of; ++rank) {
-    const auto size = static_cast<uint32_t>(UnitsOfRank(units, all, rank, of).size());
-    runs.push_back({at, at + size});
-    at += size;
+    const uint32_t first = at;
+    while (at < owners.size() && owners[at] == rank) ++at;
+    runs.push_back({first, at});
   }
   return runs;
 }
@@ -132,7 +138,7 @@ std::vector<UnitRun> RunsOfRanks(const std::vector<OutputUnit>& units, uint32_t 
 std::vector<OutputUnit> OutputUnits(const Plan& plan) {
   uint64_t total = 0;
   for (const PlannedShard& shard : plan.shards) total += shard.bytes;
-  const uint64_t size = std::clamp(RoundUp(total / kUnits, kAlignment), kAlignment, kLargestUnit);
+  const uint64_t size = UnitBytes(total);
   std::vector<OutputUnit> units;
   if (plan.in_order) {
     for (uint32_t s = 0; s < plan.shards.size(); ++s) units.push_back({s, 0, plan.shards[s].bytes});
@@ -158,6 +164,14 @@ std::vector<OutputUnit> OutputUnits(const Plan& plan) {
     units.push_back({s, begin, bytes});
   }
   return units;
+}
+
+// Within a tensor units end half a unit apart, at least, since ends are moved by a quarter of one at most.
+uint64_t MostPieces(const Plan& plan, const PlannedScope& scope) {
+  const uint64_t output = plan.totals.bytes_written, size = UnitBytes(output), tensors = scope.tensors.size();
+  uint64_t bytes = 0;
+  for (uint32_t t : scope.tensors) bytes += plan.tensors[t].bytes;
+  return tensors + std::min(output / size + plan.shards.size(), 2 * bytes / size + tensors);
 }
 
 std::string IdleRanksText(const Plan& plan, const std::vector<OutputUnit>& units, uint32_t of) {
