@@ -112,9 +112,9 @@ uint64_t FrameCompressor::MemoryBytes(Compression compression, size_t threads, u
          2 * FrameEncoder::MostBytes(header_bytes);
 }
 
-// A frame becomes four at most; lists that grow may be twice as large as what is in them.
+// Lists that grow may be twice as large as what is in them; the table is written out beside its entries.
 uint64_t FrameCompressor::TableBytes(uint64_t frames) {
-  return frames * 2 * (sizeof(ShardFrame) + 4 * sizeof(SeekEntry));
+  return frames * 3 * (sizeof(ShardFrame) + kMostParts * sizeof(SeekEntry));
 }
 
 }  // namespace braid
