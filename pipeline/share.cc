@@ -183,8 +183,8 @@ std::string IdleRanksText(const Plan& plan, const std::vector<OutputUnit>& units
   if (!plan.in_order) return text + fmt::format("the output has {}", size);
   if (plan.single_file) return text + "one file is compressed by one rank; name a directory as OUT";
   const uint64_t megabytes = std::max<uint64_t>(plan.totals.bytes_written / of / 2 / 1'000'000, 1);
-  return text + fmt::format("the output has {} shard{}, and each is compressed by one rank; with --shard-size {}MB there "
-                            "would be more",
+  return text + fmt::format("the output has {} shard{}, and each is compressed by one rank; with --shard-size {}MB "
+                            "there would be more",
                             units.size(), units.size() == 1 ? "" : "s", megabytes);
 }
 
