@@ -48,14 +48,16 @@ std::optional<CompressedShard::Opened> CompressedShard::Open(int fd, uint64_t fi
 void CompressedShard::Recognise(int fd) {
   if (entries_.empty() || entries_.front().content != kPlanesPreamble.size()) return;
   std::string text;
-  AppendFrame(fd, {}, &text);
+  FrameDecoder decoder;
+  AppendFrame(fd, {}, &decoder, &text);
   if (text != kPlanesPreamble) return;
   compression_ = Compression::kPlanes;
   bytes_ -= text.size();
 }
 
 // Adds the content of a frame of zstd in front of the first tensor. Returns the next.
-CompressedFrame CompressedShard::AppendFrame(int fd, CompressedFrame frame, std::string* text) const {
+CompressedFrame CompressedShard::AppendFrame(int fd, CompressedFrame frame, FrameDecoder* decoder,
+                                             std::string* text) const {
   if (frame.first_part == entries_.size())
     throw FrameError(frame, 0, "it is missing, and the safetensors header would go on there");
   const SeekEntry& entry = entries_[frame.first_part];
@@ -66,8 +68,8 @@ CompressedFrame CompressedShard::AppendFrame(int fd, CompressedFrame frame, std:
   std::string compressed(entry.compressed, '\0');
   ReadExactly(fd, compressed.data(), compressed.size(), frame.offset, path_);
   text->resize(text->size() + entry.content);
-  FrameDecoder().Decode(*this, frame, reinterpret_cast<const std::byte*>(compressed.data()),
-                        reinterpret_cast<std::byte*>(text->data() + text->size() - entry.content));
+  decoder->Decode(*this, frame, reinterpret_cast<const std::byte*>(compressed.data()),
+                  reinterpret_cast<std::byte*>(text->data() + text->size() - entry.content));
   frame.offset += entry.compressed, ++frame.first_part;
   return frame;
 }
@@ -76,13 +78,14 @@ std::string CompressedShard::ReadHeaderBytes(int fd) const {
   CompressedFrame next;
   if (compression_ == Compression::kPlanes) next.offset = entries_.front().compressed, next.first_part = 1;
   std::string text;
-  while (text.size() < kLengthBytes) next = AppendFrame(fd, next, &text);
+  FrameDecoder decoder;   // for all of them: there may be millions that are empty
+  while (text.size() < kLengthBytes) next = AppendFrame(fd, next, &decoder, &text);
   const uint64_t length = LengthOf(text);
   if (length > kMaxHeaderBytes || length > bytes_ - kLengthBytes)
     throw Error(ErrorCode::kBadInput,
                 fmt::format("this is not a safetensors file: its header would have {} bytes", length))
         .Path(path_).Hint("of compressed files, only those of safetensors are read");
-  while (text.size() < kLengthBytes + length) next = AppendFrame(fd, next, &text);
+  while (text.size() < kLengthBytes + length) next = AppendFrame(fd, next, &decoder, &text);
   text.resize(kLengthBytes + length);
   return text;
 }

@@ -23,6 +23,8 @@ struct ZSTD_DCtx_s;
 
 namespace braid {
 
+class FrameDecoder;
+
 // A run of the plain shard that is decoded as a whole: a frame of zstd, or those of its marks and byte planes (parts).
 struct CompressedFrame {
   uint64_t begin = 0;                // in the plain shard
@@ -68,7 +70,7 @@ class CompressedShard {
  private:
   CompressedShard(std::string path, std::vector<SeekEntry> entries);
   void Recognise(int fd);
-  CompressedFrame AppendFrame(int fd, CompressedFrame frame, std::string* text) const;
+  CompressedFrame AppendFrame(int fd, CompressedFrame frame, FrameDecoder* decoder, std::string* text) const;
   void AddFrames(const SafetensorsHeader& header);
   void AddFrame(uint64_t bytes, PlaneSplit split, bool is_data, CompressedFrame* next);
   uint64_t ContentOf(const CompressedFrame& frame, size_t part) const;

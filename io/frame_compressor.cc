@@ -11,16 +11,7 @@ FrameCompressor::FrameCompressor(Compression compression, size_t threads)
     slot.plain = std::make_unique_for_overwrite<std::byte[]>(kFrameBytes);
     slot.encoded = std::make_unique_for_overwrite<std::byte[]>(FrameEncoder::MostBytes(kFrameBytes));
   }
-  for (size_t i = 0; i < threads; ++i) threads_.emplace_back([this] { Loop(); });
-}
-
-FrameCompressor::~FrameCompressor() {
-  {
-    std::lock_guard lock(mutex_);
-    stop_ = true;
-  }
-  changed_.notify_all();
-  for (std::thread& thread : threads_) thread.join();
+  for (size_t i = 0; i < threads; ++i) threads_.emplace_back([this](std::stop_token stop) { Loop(stop); });
 }
 
 // The header's frame may be longer than others, and nothing else is under way yet.
@@ -72,13 +63,13 @@ void FrameCompressor::End() {
   to_->Write(table.data(), table.size());
 }
 
-void FrameCompressor::Loop() {
+void FrameCompressor::Loop(std::stop_token stop) {
   std::unique_lock lock(mutex_);
   try {
     FrameEncoder encoder(compression_);
     for (;;) {
-      changed_.wait(lock, [&] { return stop_ || error_ || taken_ < sealed_; });
-      if (stop_ || error_) return;
+      changed_.wait(lock, stop, [&] { return error_ || taken_ < sealed_; });
+      if (stop.stop_requested() || error_) return;
       const size_t frame = taken_++;
       Slot& slot = SlotOf(frame);
       lock.unlock();
@@ -121,9 +112,9 @@ uint64_t FrameCompressor::MemoryBytes(Compression compression, size_t threads, u
          2 * FrameEncoder::MostBytes(header_bytes);
 }
 
-// A frame becomes four at most; lists that grow may be twice as large as what is in them.
+// Lists that grow may be twice as large as what is in them; the table is written out beside its entries.
 uint64_t FrameCompressor::TableBytes(uint64_t frames) {
-  return frames * 2 * (sizeof(ShardFrame) + 4 * sizeof(SeekEntry));
+  return frames * 3 * (sizeof(ShardFrame) + kMostParts * sizeof(SeekEntry));
 }
 
 }  // namespace braid

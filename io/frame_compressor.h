@@ -13,6 +13,7 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <stop_token>
 #include <string_view>
 #include <thread>
 #include <vector>
@@ -26,7 +27,6 @@ namespace braid {
 class FrameCompressor {
  public:
   FrameCompressor(Compression compression, size_t threads);
-  ~FrameCompressor();
   FrameCompressor(const FrameCompressor&) = delete;
 
   // `frames`: of the whole shard, the first one being the header's. `to` must live until End has returned. Each of
@@ -49,7 +49,7 @@ class FrameCompressor {
   };
 
   Slot& SlotOf(size_t frame) { return slots_[frame % slots_.size()]; }
-  void Loop();
+  void Loop(std::stop_token stop);
   void PassOn(std::unique_lock<std::mutex>* lock);
   void Append(const std::byte* bytes, const EncodedFrame& frame);
 
@@ -62,11 +62,11 @@ class FrameCompressor {
   uint64_t filled_ = 0;    // ... behind so many of its bytes
 
   std::mutex mutex_;       // guards what follows, and the slots' `done`
-  std::condition_variable changed_;
+  std::condition_variable_any changed_;
   size_t sealed_ = 0, taken_ = 0, passed_ = 0;   // frames before these are full, being compressed, gone
-  bool passing_ = false, stop_ = false;
+  bool passing_ = false;
   std::exception_ptr error_;
-  std::vector<std::thread> threads_;
+  std::vector<std::jthread> threads_;   // last: they end before what they use
 };
 
 }  // namespace braid

@@ -36,16 +36,7 @@ FrameDecompressor::FrameDecompressor(std::shared_ptr<const CompressedShard> shar
   file_ = std::make_unique<CompressedFile>(shard_, expected, !cached, decoded_.get());
   slots_.resize(kSlotsPerThread * threads);
   memory_ = HugePages(slots_.size() * slot_bytes_ + kPage);
-  for (size_t i = 0; i < threads; ++i) threads_.emplace_back([this] { Loop(); });
-}
-
-FrameDecompressor::~FrameDecompressor() {
-  {
-    std::lock_guard lock(mutex_);
-    stop_ = true;
-  }
-  changed_.notify_all();
-  for (std::thread& thread : threads_) thread.join();
+  for (size_t i = 0; i < threads; ++i) threads_.emplace_back([this](std::stop_token stop) { Loop(stop); });
 }
 
 std::span<const std::byte> FrameDecompressor::Next() {
@@ -76,14 +67,14 @@ bool FrameDecompressor::GoesOn(const std::byte* end) const {
   return slot.done && !slot.error && PlaceOf(given_).data() == end;
 }
 
-void FrameDecompressor::Loop() {
+void FrameDecompressor::Loop(std::stop_token stop) {
   std::unique_lock lock(mutex_);
   for (;;) {
-    changed_.wait(lock, [&] {
+    changed_.wait(lock, stop, [&] {
       // One less than there are: what ends behind its slot must not end in one that is still in use.
-      return stop_ || taken_ == shard_->frames().size() || taken_ - freed_ + 1 < slots_.size();
+      return taken_ == shard_->frames().size() || taken_ - freed_ + 1 < slots_.size();
     });
-    if (stop_ || taken_ == shard_->frames().size()) return;
+    if (stop.stop_requested() || taken_ == shard_->frames().size()) return;
     const size_t frame = taken_++;
     Slot& slot = SlotOf(frame);
     lock.unlock();

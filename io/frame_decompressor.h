@@ -14,6 +14,7 @@
 #include <memory>
 #include <mutex>
 #include <span>
+#include <stop_token>
 #include <thread>
 #include <vector>
 
@@ -28,7 +29,6 @@ class FrameDecompressor {
   // Error. `threads`: fewer where the frames of others are so large that they would take more than kMostMemory.
   FrameDecompressor(std::shared_ptr<const CompressedShard> shard, const FileIdentity& expected, uint64_t begin,
                     size_t threads);
-  ~FrameDecompressor();
   FrameDecompressor(const FrameDecompressor&) = delete;
 
   // What comes next, a frame or several, which stays until the next call; nothing: the end. It lies in memory as it
@@ -45,7 +45,7 @@ class FrameDecompressor {
   };
 
   Slot& SlotOf(size_t frame) { return slots_[frame % slots_.size()]; }
-  void Loop();
+  void Loop(std::stop_token stop);
   bool GoesOn(const std::byte* end) const;
   std::span<std::byte> PlaceOf(size_t frame) const;
 
@@ -58,11 +58,10 @@ class FrameDecompressor {
   size_t given_ = 0;        // the frame that is given out next
 
   std::mutex mutex_;        // guards what follows
-  std::condition_variable changed_;
+  std::condition_variable_any changed_;
   std::vector<Slot> slots_;
   size_t taken_ = 0, freed_ = 0;   // frames before these are being decoded or done; are no longer needed
-  bool stop_ = false;
-  std::vector<std::thread> threads_;
+  std::vector<std::jthread> threads_;   // last: they end before what they use
 };
 
 }  // namespace braid

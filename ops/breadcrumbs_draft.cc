@@ -81,7 +81,8 @@ bool BreadcrumbsMerger::Draft(const Coefficients& c, const LaneTile& tile, Scrat
       KeepKeys(kept.sought ? kept.bracket.sure.MinKey(index) : kept.cut.MinKey(index),
                outliers.sought ? outliers.bracket.sure.MinKey(index) : outliers.cut.MinKey(index), n, d);
     }
-    MergeLanes(block, n, scratch, type, out + start * static_cast<size_t>(LaneBytes(type)), &votes, &counts->non_finite);
+    MergeLanes(block, n, scratch, type, out + start * static_cast<size_t>(LaneBytes(type)), &votes,
+               &counts->non_finite);
   }
   counts->conflicts += votes.conflicts;
   return true;
@@ -100,8 +101,8 @@ bool BreadcrumbsMerger::FinishDraft(std::span<const OpenElements* const> tiles) 
   return true;
 }
 
-void BreadcrumbsMerger::Settle(const Coefficients& c, const OpenElements& open, uint64_t first, Scratch& scratch, DType type,
-                               std::byte* out, MergeCounts* counts) const {
+void BreadcrumbsMerger::Settle(const Coefficients& c, const OpenElements& open, uint64_t first, Scratch& scratch,
+                               DType type, std::byte* out, MergeCounts* counts) const {
   const TaskVectorBlock block = BlockOf(c, nullptr, scratch);
   std::byte encoded[kBlockLanes * sizeof(double)];
   VoteCounts votes;
@@ -117,7 +118,8 @@ void BreadcrumbsMerger::Settle(const Coefficients& c, const OpenElements& open, 
       for (size_t m : scratch.voters) {
         std::copy_n(chunk->lanes<float>(m + 1) + at, end - at, scratch.models[m]);
         const End &outliers = trails_[m].ends[0], &kept = trails_[m].ends[1];
-        if (sparse(m)) KeepKeys(kept.cut.MinKey(indices[at]), outliers.cut.MinKey(indices[at]), end - at, scratch.models[m]);
+        if (!sparse(m)) continue;
+        KeepKeys(kept.cut.MinKey(indices[at]), outliers.cut.MinKey(indices[at]), end - at, scratch.models[m]);
       }
       MergeLanes(block, end - at, scratch, type, encoded, &votes, &counts->non_finite);
       ScatterElements(encoded, indices + at, end - at, first, type, out);

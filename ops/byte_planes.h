@@ -19,7 +19,9 @@ namespace braid {
 enum class PlaneSplit : uint8_t { kNone, kTwo, kFour };   // planes of 16 and of 32-bit floats
 
 PlaneSplit SplitOf(DType type);            // kNone for what is no float of 16 or 32 bits
-constexpr size_t PlanesOf(PlaneSplit split) { return split == PlaneSplit::kTwo ? 2 : split == PlaneSplit::kFour ? 4 : 1; }
+constexpr size_t PlanesOf(PlaneSplit split) {
+  return split == PlaneSplit::kTwo ? 2 : split == PlaneSplit::kFour ? 4 : 1;
+}
 
 // Marks of `n` elements: bit i % 8 of byte i / 8; what is left of the last byte is 0.
 constexpr size_t MarkBytes(size_t n) { return (n + 7) / 8; }

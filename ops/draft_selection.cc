@@ -135,7 +135,8 @@ std::optional<OpenSelection> SelectAmongOpen(const Bracket& bracket, uint64_t k,
   return selected;
 }
 
-void ScatterElements(const std::byte* elements, const uint32_t* indices, size_t n, uint64_t first, DType type, std::byte* out) {
+void ScatterElements(const std::byte* elements, const uint32_t* indices, size_t n, uint64_t first, DType type,
+                     std::byte* out) {
   switch (LaneBytes(type)) {   // a size known to the compiler: no call per element
     case 2: return Scatter<2>(elements, indices, n, first, out);
     case 4: return Scatter<4>(elements, indices, n, first, out);

@@ -33,6 +33,7 @@ std::optional<OpenSelection> SelectAmongOpen(const Bracket& bracket, uint64_t k,
                                              bool count_equals);
 
 // Puts n encoded elements where they belong in a tile that begins at element `first`.
-void ScatterElements(const std::byte* elements, const uint32_t* indices, size_t n, uint64_t first, DType type, std::byte* out);
+void ScatterElements(const std::byte* elements, const uint32_t* indices, size_t n, uint64_t first, DType type,
+                     std::byte* out);
 
 }  // namespace braid

@@ -14,7 +14,9 @@
 #include "io/error.h"
 #include "ops/kernels.h"
 #include "ops/merger.h"
+#include "pipeline/budget.h"
 #include "pipeline/tensor_reader.h"
+#include "pipeline/threads.h"
 
 namespace braid {
 namespace {
@@ -280,6 +282,7 @@ CheckpointDifference Diff(const std::string& a, const std::string& b) {
     return window;
   };
   const auto add_up = [&](const WindowPtr& window) { AddUp(*window, &diff); };
+  CheckThreads(static_cast<size_t>(DefaultThreads()));
   tbb::parallel_pipeline(WindowsInFlight(),
                          tbb::make_filter<void, WindowPtr>(tbb::filter_mode::serial_in_order, read) &
                              tbb::make_filter<WindowPtr, WindowPtr>(tbb::filter_mode::parallel, compare) &

@@ -11,11 +11,18 @@
 
 #include "pipeline/graph_run.h"
 #include "pipeline/interrupt.h"
+#include "pipeline/threads.h"
 
 namespace braid {
+namespace {
+
+constexpr size_t kOtherThreads = 4;   // that watch, read, and write
+
+}  // namespace
 
 GraphResult GraphRun::Run(const std::string& fingerprint, const std::atomic<int>& interrupt,
                           ProgressReporter* reporter) {
+  CheckThreads(static_cast<size_t>(plan_.memory.threads) + kOtherThreads);
   tbb::global_control limit(tbb::global_control::max_allowed_parallelism, static_cast<size_t>(plan_.memory.threads));
   tbb::task_arena arena(plan_.memory.threads);
   std::thread io_thread;
@@ -40,10 +47,15 @@ GraphResult GraphRun::Run(const std::string& fingerprint, const std::atomic<int>
     flow::graph g;  // before its nodes: it must outlive them
     Read read(g, 1, [&](flow::continue_msg, Read::gateway_type& gateway) {
       gateway.reserve_wait();
-      io_thread = std::thread([&] {
-        Guarded([&] { ReadAll(gateway); });
+      try {
+        io_thread = std::thread([&] {
+          Guarded([&] { ReadAll(gateway); });
+          gateway.release_wait();
+        });
+      } catch (...) {
+        Fail(std::current_exception());
         gateway.release_wait();
-      });
+      }
     });
     Route route(g, flow::unlimited, [&](TileWork* work, auto& ports) { RouteTile(work, ports); });
     flow::function_node<TileWork*, TileWork*> claim(g, flow::unlimited, [&](TileWork* work) {
@@ -109,7 +121,7 @@ GraphResult GraphRun::Run(const std::string& fingerprint, const std::atomic<int>
     }
     read.try_put(flow::continue_msg());
     g.wait_for_all();
-    io_thread.join();
+    if (io_thread.joinable()) io_thread.join();
     writer_.Stop();
   });
   watcher.request_stop();

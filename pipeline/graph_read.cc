@@ -156,10 +156,6 @@ std::shared_ptr<ScopeRun> GraphRun::StartScope(const PlannedScope& scope, bool a
   }
   auto run = std::make_shared<ScopeRun>(plan_, share_, scope, anew, Shared(scope), findings_);
   run->taken = bytes;
-  if (run->shared()) {
-    if (!budget_.Take(run->SharedBytes())) return nullptr;
-    run->taken += run->SharedBytes();
-  }
   if (run->merging() || run->drafting()) budget_.Give(std::exchange(run->taken, 0));   // no statistics after all
   {
     std::lock_guard lock(mutex_);

@@ -80,7 +80,8 @@ void GraphRun::FinishStatistics(ScopeRun* run) {
   run->FinishRound();
   if (!run->merging() && !run->drafting()) return;
   if (run->merging()) keeper_.Keep(run->scope(), run->merger());
-  const uint64_t kept = std::min(run->taken, run->scope().kept_bytes + run->SharedBytes());
+  const uint64_t sharing = run->shared() ? ScopeRun::SharingBytes(plan_, run->scope(), *run->merger()) : 0;
+  const uint64_t kept = std::min(run->taken, run->scope().kept_bytes + sharing);
   budget_.Give(std::exchange(run->taken, kept) - kept);
   if (!run->waits()) return;
   for (TileWork* tile : std::exchange(run->tiles, {})) Release(tile, false);

@@ -11,7 +11,9 @@
 
 #include "ops/kernels.h"
 #include "ops/merger.h"
+#include "pipeline/budget.h"
 #include "pipeline/tensor_reader.h"
+#include "pipeline/threads.h"
 
 namespace braid {
 namespace {
@@ -190,6 +192,7 @@ std::vector<TensorStatistics> ComputeStatistics(const Checkpoint& checkpoint) {
   std::vector<TensorStatistics> out(checkpoint.tensors.size());
   Source source(checkpoint);
   Summary summary(checkpoint, &out);
+  CheckThreads(static_cast<size_t>(DefaultThreads()));
   tbb::parallel_pipeline(
       WindowsInFlight(),
       tbb::make_filter<void, WindowPtr>(tbb::filter_mode::serial_in_order,

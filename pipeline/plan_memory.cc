@@ -16,6 +16,7 @@
 #include "pipeline/plan_internal.h"
 #include "pipeline/plan_phases.h"
 #include "pipeline/row_reader.h"
+#include "pipeline/scope_run.h"
 #include "pipeline/shard_output.h"
 #include "pipeline/statistics_cache.h"
 #include "pipeline/stream_reader.h"
@@ -102,7 +103,8 @@ ScopeNeeds NeedsOf(const Plan& plan, const PlannedScope& scope, Approach approac
     needs.open_share = std::max(needs.open_share, spec.open_share);
     needs.samples |= spec.sample;
   }
-  if (needs.rounds > 1) needs.sums += kHistogramRow;
+  // Whether it will be by several ranks is not known here.
+  if (needs.rounds > 1) needs.sums += kHistogramRow + ScopeRun::SharingBytes(plan, scope, *merger);
   return needs;
 }
 

@@ -34,10 +34,10 @@ class RankStream : public ByteStream {
  public:
   RankStream(const std::string& path, std::atomic<uint64_t>* count) : path_(path), temporary_(OwnName(path)) {
     RemoveDead();
-    TheOs().Unlink(temporary_.c_str());   // of a process with our number that died
-    stream_ = AppendingStream(temporary_, count);
-    lock_ = Fd(TheOs().Open(temporary_.c_str(), O_RDONLY | O_NOFOLLOW));
-    if (lock_) TheOs().Flock(lock_.get(), LOCK_EX | LOCK_NB);
+    do {
+      TheOs().Unlink(temporary_.c_str());   // of a process with our number that died
+      stream_ = AppendingStream(temporary_, count);
+    } while (!LockIt());
   }
   ~RankStream() override {
     if (stream_ != nullptr) TheOs().Unlink(temporary_.c_str());
@@ -60,6 +60,15 @@ class RankStream : public ByteStream {
       const Fd file(TheOs().Open(left.c_str(), O_RDONLY | O_NOFOLLOW));
       if (file && TheOs().Flock(file.get(), LOCK_EX | LOCK_NB) == 0) TheOs().Unlink(left.c_str());
     }
+  }
+
+  // False when somebody takes the file for a dead one's, or has: it was there before its lock. It is gone then, or will
+  // be.
+  bool LockIt() {
+    lock_ = Fd(TheOs().Open(temporary_.c_str(), O_RDONLY | O_NOFOLLOW));
+    if (!lock_) return errno != ENOENT;
+    if (TheOs().Flock(lock_.get(), LOCK_EX | LOCK_NB) < 0) return errno != EWOULDBLOCK;
+    return FileExists(temporary_);
   }
 
   const std::string path_, temporary_;

@@ -40,16 +40,7 @@ void ForEachFrame(const QueuedRange& range, Visit visit) {
 }  // namespace
 
 ReadQueue::ReadQueue(StageCounters* counters, size_t readers) : counters_(*counters) {
-  for (size_t i = 0; i < readers; ++i) readers_.emplace_back([this] { Loop(); });
-}
-
-ReadQueue::~ReadQueue() {
-  {
-    std::lock_guard lock(mutex_);
-    stop_ = true;
-  }
-  changed_.notify_all();
-  for (std::thread& reader : readers_) reader.join();
+  for (size_t i = 0; i < readers; ++i) readers_.emplace_back([this](std::stop_token stop) { Loop(stop); });
 }
 
 void ReadQueue::Submit(std::vector<QueuedRange> ranges, Done done) {
@@ -74,8 +65,8 @@ void ReadQueue::Drain() {
   drained_.wait(lock, [&] { return waiting_.empty() && reading_ == 0; });
 }
 
-void ReadQueue::Loop() {
-  for (Request request; Next(&request);) {
+void ReadQueue::Loop(std::stop_token stop) {
+  for (Request request; Next(stop, &request);) {
     Read(request);
     request = {};
     std::lock_guard lock(mutex_);
@@ -84,10 +75,9 @@ void ReadQueue::Loop() {
 }
 
 // False when there is none, nor will be.
-bool ReadQueue::Next(Request* request) {
+bool ReadQueue::Next(std::stop_token stop, Request* request) {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] { return stop_ || !waiting_.empty(); });
-  if (waiting_.empty()) return false;
+  if (!changed_.wait(lock, stop, [&] { return !waiting_.empty(); })) return false;
   *request = std::move(waiting_.front());
   waiting_.pop_front();
   ++reading_;

@@ -12,6 +12,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <stop_token>
 #include <string>
 #include <thread>
 #include <vector>
@@ -41,7 +42,7 @@ class ReadQueue {
 
   // Adds the time that reading takes to `counters`.
   ReadQueue(StageCounters* counters, size_t readers);
-  ~ReadQueue();  // after everything submitted is done
+  // Its end waits until everything submitted is done.
 
   // Reads all of it, then calls `done`, once, on a thread of the queue; with nothing to read, at once on this one.
   // Any thread.
@@ -65,18 +66,18 @@ class ReadQueue {
     std::shared_ptr<Batch> batch;
   };
 
-  void Loop();
-  bool Next(Request* request);
+  void Loop(std::stop_token stop);
+  bool Next(std::stop_token stop, Request* request);
   void Read(const Request& request);
 
   StageCounters& counters_;
   std::mutex mutex_;
-  std::condition_variable changed_, drained_;
+  std::condition_variable_any changed_;
+  std::condition_variable drained_;
   std::deque<Request> waiting_;
   size_t reading_ = 0;
-  bool stop_ = false;
   std::atomic<bool> cancelled_{false};
-  std::vector<std::thread> readers_;
+  std::vector<std::jthread> readers_;   // last: they end before what they use
 };
 
 }  // namespace braid

@@ -173,6 +173,77 @@ void CheckOutput(const Plan& plan, const MergeOptions& options) {
              pipe ? "free some space or set TMPDIR to a directory on another disk" : kOtherDisk);
 }
 
+namespace {
+
+void Tell(const std::string& warning, const MergeOptions& options) {
+  if (!options.quiet) PrintToStderr("warning: " + warning + "\n");
+}
+
+MergeReport RunOneOfSeveral(Plan* plan, const std::string& fingerprint, const MergeOptions& options,
+                            const std::atomic<int>& interrupt, Progress* progress) {
+  const std::vector<std::string> warnings = WarningTexts(*plan);
+  for (const std::string& warning : warnings) Tell(warning, options);
+  MergeReport report = RunRank(plan, fingerprint, options, interrupt, progress);
+  report.warnings.insert(report.warnings.begin(), warnings.begin(), warnings.end());
+  return report;
+}
+
+std::vector<std::string> WarningsBeforehand(const Plan& plan, const Staging* staging) {
+  std::vector<std::string> warnings = WarningTexts(plan);
+  if (staging == nullptr) return warnings;
+  warnings.insert(warnings.end(), staging->notes().begin(), staging->notes().end());
+  for (std::string& warning : SpaceWarnings(plan, plan.totals.bytes_written, FreeSpace(staging->out())))
+    warnings.push_back(std::move(warning));
+  return warnings;
+}
+
+// One process, which merges everything.
+MergeReport RunAlone(Plan* plan, const std::string& fingerprint, const MergeOptions& options,
+                     const std::atomic<int>& interrupt, Progress* progress) {
+  // OUT may be written and fits the disk.
+  CheckOutput(*plan, options);
+  std::optional<Staging> staging;   // a pipe has none
+  if (options.out != kStandardOutput) staging.emplace(options.out, options.force, InputsOf(*plan));
+  MergeReport report;
+  report.warnings = WarningsBeforehand(*plan, staging ? &*staging : nullptr);
+  for (const std::string& warning : report.warnings) Tell(warning, options);
+
+  // What stages leave each other.
+  SpilledFiles spilled(staging ? staging->scratch_directory() : TemporaryDirectoryPath() + "/braid-stages");
+  RunSpilledStages(plan, spilled, interrupt, options.quiet, progress);
+
+  // The weights: complete and durable in OUT.partial, or gone through the pipe.
+  StatisticsKeeper keeper(*plan);
+  std::vector<std::string> paths;
+  for (const PlannedShard& shard : plan->shards)
+    paths.push_back(staging ? staging->PathFor(FileOf(*plan, shard)) : options.out);
+  report.result =
+      RunGraph(*plan, Share(*plan), fingerprint, paths, interrupt, options.quiet, progress, &keeper);
+  spilled.Remove();
+
+  // Everything else, then the one moment in which OUT appears.
+  if (!plan->single_file) WriteSideFiles(*plan, options, report.result, fingerprint, &*staging);
+  ThrowIfInterrupted(interrupt);
+  if (staging) staging->Publish(LastFile(*plan));
+
+  // What was found out on the way, for the next merge.
+  keeper.Commit();
+  for (const std::string& warning : keeper.warnings()) {
+    report.warnings.push_back(Printable(warning));
+    Tell(report.warnings.back(), options);
+  }
+
+  report.output = options.out;
+  report.bytes_read = progress->of(Stage::kRead).bytes;
+  report.bytes_written = report.result.bytes_written;
+  report.peak_resident = ReadResidentMemory().peak;
+  report.totals = plan->totals;
+  report.fingerprint = fingerprint;
+  return report;
+}
+
+}  // namespace
+
 MergeReport RunMerge(const std::string& recipe_path, const MergeOptions& options, const std::atomic<int>& interrupt,
                      Progress* progress) {
   return RunMerge(ReadRecipe(recipe_path), options, interrupt, progress);
@@ -196,60 +267,10 @@ MergeReport RunMerge(Recipe recipe, const MergeOptions& options, const std::atom
   Plan plan = MakePlan(std::move(recipe), plan_options);
   const std::string fingerprint = PlanFingerprint(plan);
 
-  std::vector<std::string> warnings = WarningTexts(plan);
-  const auto print = [&](const std::string& warning) {
-    if (!options.quiet) PrintToStderr("warning: " + warning + "\n");
-  };
-  if (several) {
-    std::for_each(warnings.begin(), warnings.end(), print);
-    MergeReport report = RunRank(&plan, fingerprint, options, interrupt, progress);
-    report.warnings.insert(report.warnings.begin(), warnings.begin(), warnings.end());
-    return report;
-  }
-
-  // OUT may be written and fits the disk.
-  CheckOutput(plan, options);
-  std::optional<Staging> staging;   // a pipe has none
-  if (!plan_options.pipe) staging.emplace(options.out, options.force, InputsOf(plan));
-  if (staging) warnings.insert(warnings.end(), staging->notes().begin(), staging->notes().end());
-  if (staging)
-    for (const std::string& warning : SpaceWarnings(plan, plan.totals.bytes_written, FreeSpace(options.out)))
-      warnings.push_back(warning);
-  std::for_each(warnings.begin(), warnings.end(), print);
-
-  // What stages leave each other.
-  SpilledFiles spilled(staging ? staging->scratch_directory() : TemporaryDirectoryPath() + "/braid-stages");
-  RunSpilledStages(&plan, spilled, interrupt, options.quiet, progress);
-
-  StatisticsKeeper keeper(plan);
-  // The weights: complete and durable in OUT.partial, or gone through the pipe.
-  std::vector<std::string> paths;
-  for (const PlannedShard& shard : plan.shards)
-    paths.push_back(staging ? staging->PathFor(FileOf(plan, shard)) : options.out);
-  GraphResult result =
-      RunGraph(plan, Share(plan), fingerprint, paths, interrupt, options.quiet, progress, &keeper);
-
-  spilled.Remove();
-  // Everything else, then the one moment in which OUT appears.
-  if (!plan.single_file) WriteSideFiles(plan, options, result, fingerprint, &*staging);
-  ThrowIfInterrupted(interrupt);
-  if (staging) staging->Publish(LastFile(plan));
-
-  // What was found out on the way, for the next merge.
-  keeper.Commit();
-  for (const std::string& warning : keeper.warnings())
-    print(Printable(warning)), warnings.push_back(Printable(warning));
-
-  MergeReport report;
-  report.output = options.out;
+  // Merged and published; or, of several ranks, a part of it, until the last one publishes.
+  if (several) return RunOneOfSeveral(&plan, fingerprint, options, interrupt, progress);
+  MergeReport report = RunAlone(&plan, fingerprint, options, interrupt, progress);
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  report.bytes_read = progress->of(Stage::kRead).bytes;
-  report.bytes_written = result.bytes_written;
-  report.peak_resident = ReadResidentMemory().peak;
-  report.result = std::move(result);
-  report.totals = plan.totals;
-  report.fingerprint = fingerprint;
-  report.warnings = std::move(warnings);
   return report;
 }
 

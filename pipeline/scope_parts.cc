@@ -21,10 +21,9 @@ void ScopeRun::MakePieces() {
   }
 }
 
-uint64_t ScopeRun::SharedBytes() const {
-  const size_t models = merger_ == nullptr ? 0 : plan_.tensors[scope_.tensors.front()].models.size();
-  const size_t quotas = models * (merger_ == nullptr ? 0 : merger_->claims_per_model());
-  return pieces_.size() * (sizeof(SharedPiece) + 2 * sizeof(Piece) + quotas * sizeof(uint64_t));
+uint64_t ScopeRun::SharingBytes(const Plan& plan, const PlannedScope& scope, const Merger& merger) {
+  const size_t quotas = plan.tensors[scope.tensors.front()].models.size() * merger.claims_per_model();
+  return MostPieces(plan, scope) * (sizeof(SharedPiece) + 2 * sizeof(Piece) + quotas * sizeof(uint64_t));
 }
 
 size_t ScopeRun::PieceAt(uint32_t slot, uint64_t element) const {

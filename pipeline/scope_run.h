@@ -99,7 +99,8 @@ class ScopeRun : public std::enable_shared_from_this<ScopeRun> {
   // --- statistics that several ranks take together (exchange.h), part by part; the I/O thread's
   bool shared() const { return shared_; }
   UnitRun shared_units() const { return shared_units_; }
-  uint64_t SharedBytes() const;              // that this takes
+  // What this takes of the budget, at most, of a scope that has statistics.
+  static uint64_t SharingBytes(const Plan& plan, const PlannedScope& scope, const Merger& merger);
   bool StatisticsTravel() const;             // of this round
   // The round's tiles are those of the part; of an ordered round, to be counted.
   void BeginPart(UnitRun part, bool claims);

@@ -18,6 +18,11 @@ constexpr uint64_t kPartsOfRun = 16;
 
 uint64_t RoundUp(uint64_t value, uint64_t unit) { return (value + unit - 1) / unit * unit; }
 
+// Of an output of so many bytes.
+uint64_t UnitBytes(uint64_t output) {
+  return std::clamp(RoundUp(output / kUnits, kAlignment), kAlignment, kLargestUnit);
+}
+
 // Where a shard's file may be cut, and at what price.
 class Cuts {
  public:
@@ -120,12 +125,13 @@ ElementRange BlocksIn(const Plan& plan, const PlannedTensor& tensor, const Outpu
 std::vector<UnitRun> RunsOfRanks(const std::vector<OutputUnit>& units, uint32_t of) {
   std::vector<uint32_t> all(units.size());
   std::iota(all.begin(), all.end(), 0);
+  const std::vector<uint32_t> owners = OwnersOf(units, all, of);   // ascending
   std::vector<UnitRun> runs;
   uint32_t at = 0;
   for (uint32_t rank = 0; rank < of; ++rank) {
-    const auto size = static_cast<uint32_t>(UnitsOfRank(units, all, rank, of).size());
-    runs.push_back({at, at + size});
-    at += size;
+    const uint32_t first = at;
+    while (at < owners.size() && owners[at] == rank) ++at;
+    runs.push_back({first, at});
   }
   return runs;
 }
@@ -133,7 +139,7 @@ std::vector<UnitRun> RunsOfRanks(const std::vector<OutputUnit>& units, uint32_t 
 std::vector<OutputUnit> OutputUnits(const Plan& plan) {
   uint64_t total = 0;
   for (const PlannedShard& shard : plan.shards) total += shard.bytes;
-  const uint64_t size = std::clamp(RoundUp(total / kUnits, kAlignment), kAlignment, kLargestUnit);
+  const uint64_t size = UnitBytes(total);
   std::vector<OutputUnit> units;
   if (plan.in_order) {
     for (uint32_t s = 0; s < plan.shards.size(); ++s) units.push_back({s, 0, plan.shards[s].bytes});
@@ -161,6 +167,14 @@ std::vector<OutputUnit> OutputUnits(const Plan& plan) {
   return units;
 }
 
+// Within a tensor units end half a unit apart, at least, since ends are moved by a quarter of one at most.
+uint64_t MostPieces(const Plan& plan, const PlannedScope& scope) {
+  const uint64_t output = plan.totals.bytes_written, size = UnitBytes(output), tensors = scope.tensors.size();
+  uint64_t bytes = 0;
+  for (uint32_t t : scope.tensors) bytes += plan.tensors[t].bytes;
+  return tensors + std::min(output / size + plan.shards.size(), 2 * bytes / size + tensors);
+}
+
 std::string IdleRanksText(const Plan& plan, const std::vector<OutputUnit>& units, uint32_t of) {
   const std::vector<UnitRun> runs = RunsOfRanks(units, of);
   const auto idle = std::count_if(runs.begin(), runs.end(), [](UnitRun run) { return run.first == run.last; });
@@ -170,8 +184,8 @@ std::string IdleRanksText(const Plan& plan, const std::vector<OutputUnit>& units
   if (!plan.in_order) return text + fmt::format("the output has {}", size);
   if (plan.single_file) return text + "one file is compressed by one rank; name a directory as OUT";
   const uint64_t megabytes = std::max<uint64_t>(plan.totals.bytes_written / of / 2 / 1'000'000, 1);
-  return text + fmt::format("the output has {} shard{}, and each is compressed by one rank; with --shard-size {}MB there "
-                            "would be more",
+  return text + fmt::format("the output has {} shard{}, and each is compressed by one rank; with --shard-size {}MB "
+                            "there would be more",
                             units.size(), units.size() == 1 ? "" : "s", megabytes);
 }
 

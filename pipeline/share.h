@@ -63,6 +63,9 @@ std::vector<UnitRun> PartsOfRun(const Plan& plan, const std::vector<OutputUnit>&
 // The runs of all ranks when no unit is done yet.
 std::vector<UnitRun> RunsOfRanks(const std::vector<OutputUnit>& units, uint32_t of);
 
+// How many pieces the units cut a scope's tensors into, at most.
+uint64_t MostPieces(const Plan& plan, const PlannedScope& scope);
+
 // What tiles of a tensor are multiples of: reduction blocks, or its units.
 uint64_t BlockOf(const Plan& plan, const PlannedTensor& tensor);
 

@@ -18,8 +18,10 @@
 #include "io/input_stream.h"
 #include "io/model_directory.h"
 #include "io/shard_frames.h"
+#include "pipeline/budget.h"
 #include "pipeline/manifest.h"
 #include "pipeline/tensor_reader.h"
+#include "pipeline/threads.h"
 
 namespace braid {
 namespace {
@@ -238,6 +240,7 @@ void CheckSums(const Checkpoint& checkpoint, const Manifest& manifest, const std
     return window;
   };
   const auto hash = [&](const WindowPtr& window) { hasher.Add(*window); };
+  CheckThreads(static_cast<size_t>(DefaultThreads()));
   tbb::parallel_pipeline(WindowsInFlight(),
                          tbb::make_filter<void, WindowPtr>(tbb::filter_mode::serial_in_order, read) &
                              tbb::make_filter<WindowPtr, WindowPtr>(tbb::filter_mode::parallel, load) &

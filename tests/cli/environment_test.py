@@ -4,6 +4,7 @@ import os
 import resource
 import shutil
 import subprocess
+import unittest
 
 from support import BRAID, IO, CliTest, main, read_weights, recipe, tree_of, write_family, write_text
 
@@ -161,6 +162,57 @@ class Descriptors(CliTest):
         self.write_recipe()
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         self.assert_ok(self.merge(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (32, hard))))
+
+
+@unittest.skipUnless(os.getuid() == 0, "only for root can the number of a user's threads be known")
+class Threads(CliTest):
+    """As a user who may have so many threads: done, or refused with one error and nothing left, but never a crash."""
+
+    def setUp(self):
+        super().setUp()
+        os.chmod(self.dir, 0o777)
+        write_family(self.dir)
+        self.write_recipe()
+        if self.limited(100, "--version").code != 0:
+            self.skipTest("another user may not run this braid")
+
+    def limited(self, threads, *arguments):
+        def become_somebody():
+            resource.setrlimit(resource.RLIMIT_NPROC, (threads, threads))
+            os.setgid(65534)
+            os.setuid(65534)
+
+        return self.run_braid(*arguments, preexec_fn=become_somebody, timeout=60)
+
+    def assert_done_or_refused(self, *arguments):
+        refused = 0
+        for threads in range(1, 60):
+            result = self.limited(threads, *arguments)
+            if result.code == 0:
+                break
+            refused += 1
+            self.assert_fails(result, IO, "could not start a thread")
+            if arguments[0] == "merge":
+                self.assert_nothing_written()
+        self.assertEqual(result.code, 0, str(result))
+        print(f"  {' '.join(arguments)}: {refused} threads are too few", flush=True)
+        self.assertGreater(refused, 0)
+
+    def test_few_threads(self):
+        some = ("--threads", "3")
+        self.assert_done_or_refused("merge", "recipe.toml", "out", *some)
+        self.assert_done_or_refused("verify", "out")
+        self.assert_done_or_refused("diff", "out", "out")
+        self.assert_done_or_refused("inspect", "out", "--stats")
+        shutil.rmtree(self.path("out"))
+        self.assert_done_or_refused("merge", "recipe.toml", "out", "--io", "direct", *some)
+        shutil.rmtree(self.path("out"))
+        self.assert_done_or_refused("merge", "recipe.toml", "out", "--compress", "planes", *some)
+        os.rename(self.path("out"), self.path("compressed"))
+        self.write_recipe(("compressed", "b"))
+        self.assert_done_or_refused("merge", "recipe.toml", "out", *some)
+        file = os.path.join("compressed", "model.safetensors.planes.zst")
+        self.assert_done_or_refused("cat", file, "--threads", "2")
 
 
 if __name__ == "__main__":

@@ -175,6 +175,12 @@ class Memory(CliTest):
             for threads in (1, 2, 8):
                 self.measure(f"stages of whole models, one {how}", 160, threads)
 
+    def assert_fails_with_least(self, *arguments):
+        """The smallest --memory that works, in MiB, as the error says."""
+        result = self.run_braid(*arguments)
+        self.assert_fails(result, MEMORY, "the smallest --memory that works is")
+        return int(re.search(r"works is (\d+)MiB", result.stderr)[1])
+
     def test_large_vocabularies(self):
         """Tokenizers are there while a merge is planned: within the promise, or exit 6 with what is enough."""
         for i in range(4):
@@ -220,6 +226,16 @@ class Memory(CliTest):
             write_sparse_model(self.path(model), tensors=20_000, shards=40, elements=64)
         self.write_recipe()
         self.measure("3 x 20,000 tensors of 64 elements", 48, 2)
+
+    def test_ranks_of_many_tensors(self):
+        """What ranks know of each tensor whose statistics they take together is within what is said to work."""
+        for model in ("base", "a", "b"):
+            write_sparse_model(self.path(model), tensors=20_000, shards=2, elements=64)
+        self.write_recipe(scope="model")
+        told = self.assert_fails_with_least("merge", "recipe.toml", "out", "--memory", "1MiB")
+        for rank in "01":
+            ranks = ("--rank", rank, "--of", "2")
+            self.measure(f"rank {rank} of 2, 3 x 20,000 tensors, model scope", told, 2, *ranks)
 
     def test_a_tensor_larger_than_the_budget(self):
         shapes = {"lm_head.weight": [75_000, 1000]}  # 300 MB

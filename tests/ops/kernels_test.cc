@@ -47,7 +47,8 @@ TEST(Kernels, CollectKeys) {
       StoreKeys(d.data(), n, all.data());
       for (size_t i = 0; i < n; ++i) ASSERT_EQ(all[i], reference::Key(d[i]));
       const auto any = [&] { return n == 0 ? 0u : all[random.Below(n)]; };
-      for (auto [low, high] : {std::pair{0u, kNanKey}, std::pair{any(), any()}, std::pair{any(), any()}, std::pair{0u, 0u}}) {
+      for (auto [low, high] :
+           {std::pair{0u, kNanKey}, std::pair{any(), any()}, std::pair{any(), any()}, std::pair{0u, 0u}}) {
         if (low > high) std::swap(low, high);
         uint64_t above = 5, expected_above = 5;
         const size_t count = CollectKeys(d.data(), n, low, high, keys.data(), places.data(), &above);
@@ -229,7 +230,8 @@ struct OpenReference {
 std::vector<uint32_t> RandomSureKeys(Random& random, const Case& c) {
   std::vector<uint32_t> sure_keys;
   for (uint32_t min_key : c.min_keys)
-    sure_keys.push_back(min_key > kNanKey || random.Chance(0.3) ? min_key : min_key + static_cast<uint32_t>(random.Below(kNanKey + 2 - min_key)));
+    const bool decided = min_key > kNanKey || random.Chance(0.3);
+    sure_keys.push_back(decided ? min_key : min_key + static_cast<uint32_t>(random.Below(kNanKey + 2 - min_key)));
   return sure_keys;
 }
 
@@ -258,8 +260,9 @@ TEST(Kernels, MergeEncoded) {
     for (size_t n : test::Lengths()) {
       for (Kind kind : test::kAllKinds) {
         Case c(random, n, kind);
-        const auto [from, to] = random.OneOf({std::pair{DType::kBF16, DType::kBF16}, std::pair{DType::kF32, DType::kF32},
-                                              std::pair{DType::kF32, DType::kBF16}});
+        const auto [from, to] =
+            random.OneOf({std::pair{DType::kBF16, DType::kBF16}, std::pair{DType::kF32, DType::kF32},
+                          std::pair{DType::kF32, DType::kBF16}});
         const auto from_size = static_cast<size_t>(LaneBytes(from)), to_size = static_cast<size_t>(LaneBytes(to));
         std::vector<std::vector<std::byte>> encoded;
         std::vector<const void*> pointers;
@@ -280,7 +283,8 @@ TEST(Kernels, MergeEncoded) {
         const bool with_open = random.Chance(0.5);
         std::vector<float> room(c.num_models * kLanePadding), lanes(n + kLanePadding);
         VoteCounts expected_counts{.conflicts = 3};
-        MergeTaskVectors(c.block, n, room.data(), lanes.data(), with_open ? open.words.data() : nullptr, &expected_counts);
+        MergeTaskVectors(c.block, n, room.data(), lanes.data(), with_open ? open.words.data() : nullptr,
+                         &expected_counts);
         std::vector<std::byte> expected(n * to_size), out(n * to_size + 2, std::byte{0x5a});
         NonFinite bad;
         EncodeLanes(to, lanes.data(), n, expected.data(), &bad);

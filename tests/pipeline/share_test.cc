@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <numeric>
 
 #include "tests/ops/test_support.h"
@@ -123,6 +124,53 @@ TEST(PartsToTake, OfEqualTensorsTheLastAreSmall) {
     EXPECT_GT(parts.size(), 3 * of);
     EXPECT_GE(BytesOf(units, parts.front()), share / 3);
     EXPECT_LE(BytesOf(units, parts.back()), share / 4);
+  }
+}
+
+TEST(RunsOfRanks, AreThoseOfEachRank) {
+  test::Random random;
+  for (int attempt = 0; attempt < 20; ++attempt) {
+    const Plan plan = RandomPlan(&random);
+    const std::vector<OutputUnit> units = OutputUnits(plan);
+    std::vector<uint32_t> all(units.size());
+    std::iota(all.begin(), all.end(), 0);
+    const auto of = static_cast<uint32_t>(1 + random.Below(attempt % 2 == 0 ? 8 : 1000));
+    const std::vector<UnitRun> runs = RunsOfRanks(units, of);
+    ASSERT_EQ(runs.size(), of);
+    for (uint32_t rank = 0; rank < of; ++rank) {
+      std::vector<uint32_t> run(runs[rank].last - runs[rank].first);
+      std::iota(run.begin(), run.end(), runs[rank].first);
+      EXPECT_EQ(run, UnitsOfRank(units, all, rank, of)) << rank << " of " << of;
+    }
+  }
+}
+
+TEST(RunsOfRanks, OfVeryManyRanksTakeNoTime) {
+  test::Random random;
+  const std::vector<OutputUnit> units = OutputUnits(RandomPlan(&random));
+  const auto start = std::chrono::steady_clock::now();
+  const std::vector<UnitRun> runs = RunsOfRanks(units, 1'000'000);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(5));
+  EXPECT_EQ(runs.back().last, units.size());
+}
+
+TEST(MostPieces, AreNoFewerThanThereAre) {
+  test::Random random;
+  for (int attempt = 0; attempt < 50; ++attempt) {
+    Plan plan = RandomPlan(&random);
+    for (const PlannedShard& shard : plan.shards) plan.totals.bytes_written += shard.bytes;
+    const std::vector<OutputUnit> units = OutputUnits(plan);
+    PlannedScope scope;
+    uint64_t pieces = 0;
+    for (uint32_t t = 0; t < plan.tensors.size(); ++t) {
+      if (!random.Chance(0.5)) continue;
+      scope.tensors.push_back(t);
+      const UnitRun run = UnitsOf(plan, units, t);
+      pieces += run.last - run.first;
+      EXPECT_LE(run.last - run.first, MostPieces(plan, {.tensors = {t}})) << "tensor " << t;
+    }
+    EXPECT_LE(pieces, MostPieces(plan, scope));
+    EXPECT_LE(MostPieces(plan, scope), 2 * (pieces + units.size()));
   }
 }
 

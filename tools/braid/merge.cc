@@ -204,8 +204,8 @@ void AddMergeCommand(CLI::App& app) {
       "merge", "Merge checkpoints by a recipe\n\n  braid merge configs/ties.toml merged --memory 2GiB\n"
                "  braid merge configs/ties.toml - | zstd -T0 | ssh host 'cat > merged.safetensors.zst'\n"
                "  ssh host cat math.safetensors | braid merge configs/ties-from-a-pipe.toml merged\n\n"
-               "A source of the recipe may be \"-\" (standard input), a FIFO or /dev/fd/N: one safetensors file, plain or\n"
-               "zstd, read once and in order.\n");
+               "A source of the recipe may be \"-\" (standard input), a FIFO or /dev/fd/N: one safetensors file, plain "
+               "or\nzstd, read once and in order.\n");
   command->add_option("RECIPE", arguments->recipe, "Recipe: our TOML, or mergekit's YAML (.yml, .yaml)")->required();
   command->add_option("OUT", arguments->out,
                       "Directory to write, one file if it ends in .safetensors (or .safetensors.zst), or - for one "

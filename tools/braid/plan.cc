@@ -161,7 +161,8 @@ void PrintPlan(const Plan& plan) {
     line("", fmt::format("compressed ({}) by {} threads: so much is not known yet", CompressionName(compression),
                          plan.memory.encoders));
   if (totals.bytes_spilled > 0)
-    line("", fmt::format("{} of it come before their turn and wait in a temporary file", SizeText(totals.bytes_spilled)));
+    line("",
+         fmt::format("{} of it come before their turn and wait in a temporary file", SizeText(totals.bytes_spilled)));
   const MemoryPlan& m = plan.memory;
   line("memory", fmt::format("{} MiB: {} MiB for tiles and statistics, {} MiB output buffers, {} MiB drafts, {} MiB "
                              "catalogue and scratch; {} MiB would do",
@@ -199,7 +200,8 @@ void AddPlanCommand(CLI::App& app) {
       "plan", "Show what a merge would read, compute and write, without doing it\n\n  braid plan configs/ties.toml\n");
   command->add_option("RECIPE", arguments->recipe, "Recipe")->required();
   AddPlanOptions(command, arguments.get());
-  command->add_option("--of", arguments->of, "Show what each of so many ranks would write")->check(CLI::Range(1, 100'000));
+  command->add_option("--of", arguments->of, "Show what each of so many ranks would write")
+      ->check(CLI::Range(1, 100'000));
   AddJsonFlag(command);
   command->callback([arguments] { Run(*arguments); });
 }

@@ -191,7 +191,8 @@ Body BucketBody(bool keep) {
     const RankLimits limits{.low = 0.35, .step = 0.3 / static_cast<double>(b.n - 1)};
     StoreKeys(LanesOf(b), b.n, row->keys.data());
     FillBuckets(row->keys.data(), b.n, limits, row->room.data(), &row->buckets);
-    if (keep && !KeepByBuckets(limits, row->draws.data(), 0, b.n, &row->buckets, static_cast<uint64_t*>(b.out))) std::abort();
+    if (keep && !KeepByBuckets(limits, row->draws.data(), 0, b.n, &row->buckets, static_cast<uint64_t*>(b.out)))
+      std::abort();
   };
 }
 
