@@ -107,7 +107,7 @@ void BreadcrumbsMerger::Settle(const Coefficients& c, const OpenElements& open, 
   std::byte encoded[kBlockLanes * sizeof(double)];
   VoteCounts votes;
   for (const auto& chunk : open.chunks()) {
-    const uint32_t* const indices = chunk->indices;
+    const uint32_t* const indices = chunk->indices();
     for (size_t at = 0, end; at < chunk->count; at = end) {
       end = std::min(at + kBlockLanes, chunk->count);
       for (size_t m : scratch.voters)   // as far as each end has one least key

@@ -4,17 +4,21 @@
 
 namespace braid {
 
-std::unique_ptr<OpenChunk> OpenPool::Take() {
-  std::unique_lock lock(mutex_);
-  if (free_.empty()) {
-    if (left_ == 0) return nullptr;
-    --left_;
-    lock.unlock();
-    return std::make_unique<OpenChunk>(sources_);
+std::unique_ptr<OpenChunk> OpenPool::Take(DType type) {
+  std::unique_ptr<OpenChunk> chunk;
+  {
+    std::lock_guard lock(mutex_);
+    if (!free_.empty()) {
+      chunk = std::move(free_.back());
+      free_.pop_back();
+    } else if (left_ > 0) {
+      --left_;
+    } else {
+      return nullptr;
+    }
   }
-  std::unique_ptr<OpenChunk> chunk = std::move(free_.back());
-  free_.pop_back();
-  chunk->count = 0;
+  if (chunk == nullptr) chunk = std::make_unique<OpenChunk>(sources_);
+  chunk->Begin(type);
   return chunk;
 }
 
@@ -33,8 +37,8 @@ OpenElements& OpenElements::operator=(OpenElements&& other) noexcept {
 }
 
 OpenChunk* OpenElements::Room() {
-  if (!chunks_.empty() && chunks_.back()->count < OpenChunk::kElements) return chunks_.back().get();
-  std::unique_ptr<OpenChunk> chunk = pool_->Take();
+  if (!chunks_.empty() && chunks_.back()->room() > 0) return chunks_.back().get();
+  std::unique_ptr<OpenChunk> chunk = pool_->Take(type);
   if (chunk == nullptr) return nullptr;
   chunks_.push_back(std::move(chunk));
   return chunks_.back().get();

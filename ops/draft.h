@@ -15,29 +15,46 @@
 
 namespace braid {
 
-// Open elements, in the order of their index: of each source padded lanes of at most 4 bytes.
+// Open elements, in the order of their index: of each source padded lanes, all of one type. A chunk's size does not
+// depend on the type: of BF16 it holds nearly twice as many elements as of F32.
 class OpenChunk {
  public:
-  static constexpr size_t kElements = 2048;
-  explicit OpenChunk(size_t sources) : lanes_(new float[sources * kStride]) {}
-  static size_t Bytes(size_t sources) { return sizeof(OpenChunk) + sources * kStride * sizeof(float); }
-
-  template <typename Element>
-  Element* lanes(size_t source) { return reinterpret_cast<Element*>(lanes_.get() + source * kStride); }
-  template <typename Element>
-  const Element* lanes(size_t source) const {
-    return reinterpret_cast<const Element*>(lanes_.get() + source * kStride);
+  explicit OpenChunk(size_t sources) : sources_(sources), bytes_(new std::byte[StorageBytes(sources)]) {}
+  static size_t Bytes(size_t sources) { return sizeof(OpenChunk) + StorageBytes(sources); }
+  static size_t Capacity(DType type, size_t sources) {
+    const auto lane = static_cast<size_t>(LaneBytes(type));
+    return (StorageBytes(sources) - sources * kLanePadding * lane) / (sizeof(uint32_t) + sources * lane);
   }
+
+  // Empty, for lanes of at most 4 bytes.
+  void Begin(DType type) {
+    count = 0;
+    capacity_ = Capacity(type, sources_);
+    stride_ = (capacity_ + kLanePadding) * static_cast<size_t>(LaneBytes(type));
+  }
+  size_t room() const { return capacity_ - count; }
+
+  uint32_t* indices() { return reinterpret_cast<uint32_t*>(bytes_.get()); }   // in the tensor
+  const uint32_t* indices() const { return reinterpret_cast<const uint32_t*>(bytes_.get()); }
+  template <typename Element>
+  Element* lanes(size_t source) { return reinterpret_cast<Element*>(bytes_.get() + LanesAt(source)); }
+  template <typename Element>
+  const Element* lanes(size_t source) const { return reinterpret_cast<const Element*>(bytes_.get() + LanesAt(source)); }
   const void* lanes(DType type, size_t source, size_t at) const {
     return lanes<std::byte>(source) + at * static_cast<size_t>(LaneBytes(type));
   }
 
   size_t count = 0;
-  uint32_t indices[kElements];   // in the tensor
 
  private:
-  static constexpr size_t kStride = kElements + kLanePadding;
-  std::unique_ptr<float[]> lanes_;
+  static size_t StorageBytes(size_t sources) {   // of 2,048 elements of F32
+    return 2048 * (sizeof(uint32_t) + sources * sizeof(float)) + sources * kLanePadding * sizeof(float);
+  }
+  size_t LanesAt(size_t source) const { return capacity_ * sizeof(uint32_t) + source * stride_; }
+
+  const size_t sources_;
+  size_t capacity_ = 0, stride_ = 0;   // elements, bytes
+  std::unique_ptr<std::byte[]> bytes_;
 };
 
 // The memory for open elements: chunks that are made once and reused, never more than `most_bytes` of them.
@@ -46,7 +63,7 @@ class OpenPool {
  public:
   // `sources`: the base and all models.
   OpenPool(size_t sources, uint64_t most_bytes) : sources_(sources), left_(most_bytes / OpenChunk::Bytes(sources)) {}
-  std::unique_ptr<OpenChunk> Take();   // empty; nullptr when all are in use
+  std::unique_ptr<OpenChunk> Take(DType type);   // empty; nullptr when all are in use
   void Give(std::unique_ptr<OpenChunk> chunk);
 
  private:
@@ -73,9 +90,9 @@ class OpenElements {
     for (size_t done = 0, k; done < count; done += k) {
       OpenChunk* const chunk = Room();
       if (chunk == nullptr) return false;
-      k = std::min(count - done, OpenChunk::kElements - chunk->count);
+      k = std::min(count - done, chunk->room());
       const uint32_t* const from = places + done;
-      for (size_t i = 0; i < k; ++i) chunk->indices[chunk->count + i] = static_cast<uint32_t>(index) + from[i];
+      for (size_t i = 0; i < k; ++i) chunk->indices()[chunk->count + i] = static_cast<uint32_t>(index) + from[i];
       copy(from, k, chunk);
       chunk->count += k;
     }
@@ -84,7 +101,7 @@ class OpenElements {
   const std::vector<std::unique_ptr<OpenChunk>>& chunks() const { return chunks_; }
   void Clear();
 
-  DType type = DType::kF32;        // of the lanes: F32 or BF16
+  DType type = DType::kF32;        // of the lanes, before any is put aside: F32 or BF16
   std::vector<uint64_t> staying;   // per threshold, as claims lie (ops/merger.h): entries that stay in the draft
 
  private:

@@ -26,7 +26,7 @@ void ForEachRun(const Bracket& bracket, std::span<const OpenElements* const> til
   for (const OpenElements* tile : tiles)
     for (const auto& chunk : tile->chunks())
       for (size_t at = 0, end; at < chunk->count; at = end) {
-        const uint32_t* const indices = chunk->indices;
+        const uint32_t* const indices = chunk->indices();
         end = std::min(at + kBlockLanes, chunk->count);
         for (const Cut& cut : {bracket.sure, bracket.open})
           if (indices[at] < cut.index && cut.index <= indices[end - 1])

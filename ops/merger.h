@@ -89,6 +89,7 @@ struct RoundSpec {
   size_t sample_runs = 1024;     // how many of them, of what is in memory; from a disk as many as pay
   bool draft = false;            // wants Draft instead of Accumulate, and FinishDraft instead of Finish
   double open_share = 0;         // of a draft: the share of elements that it puts aside, more or less
+  bool open_encoded = false;     // ... as BF16, where all sources are; otherwise as F32
   size_t scratch_bytes = 0;      // Scratch::workspace that it needs
 };
 

@@ -107,7 +107,7 @@ void TaskVectorMerger::Settle(const Coefficients& c, const OpenElements& open, u
   std::byte encoded[kBlockLanes * sizeof(double)];
   VoteCounts votes;
   for (const auto& chunk : open.chunks()) {
-    const uint32_t* const indices = chunk->indices;
+    const uint32_t* const indices = chunk->indices();
     for (size_t at = 0, end; at < chunk->count; at = end) {
       end = std::min(at + kBlockLanes, chunk->count);
       for (size_t v = 0; v < scratch.voters.size(); ++v) {   // as far as each model has one least key

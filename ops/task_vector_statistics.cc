@@ -222,7 +222,8 @@ RoundSpec TaskVectorMerger::round(size_t r) const {
     case Step::kLowHalves:
       return {.name = "low halves", .accumulator_bytes = Histograms::Bytes(slots_, kLowBins, elements_), .sums = sums};
     case Step::kDraft:
-      return {.name = "draft", .draft = true, .open_share = kOpenShare * static_cast<double>(trims_.size())};
+      return {.name = "draft", .draft = true, .open_share = kOpenShare * static_cast<double>(trims_.size()),
+              .open_encoded = true};
     case Step::kSigns:
       return {.name = "signs", .accumulator_bytes = sizeof(SignSum), .ordered = ordered_possible_};
     case Step::kMerge: break;

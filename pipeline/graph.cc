@@ -75,7 +75,10 @@ GraphResult GraphRun::Run(const std::string& fingerprint, const std::atomic<int>
     });
     Accumulate accumulate(g, flow::unlimited, [&](TileWork* work, auto& ports) { AccumulateTile(work, ports); });
     Draft draft(g, flow::unlimited, [&](TileWork* work, auto& ports) { DraftTile(work, ports); });
-    flow::function_node<OutputTile*, OutputTile*> settle(g, flow::unlimited, [&](OutputTile* tile) {
+    // Gets as many messages as the scope has drafts, and takes these in order: tasks run last first, and a tile that is
+    // written before its turn keeps its buffer until the checksum has come that far.
+    flow::function_node<ScopeRun*, OutputTile*> settle(g, flow::unlimited, [&](ScopeRun* run) {
+      OutputTile* const tile = run->NextDraft();
       Guarded([&] { SettleTile(tile); });
       return tile;
     });

@@ -52,7 +52,7 @@ class GraphRun {
   using Route = flow::multifunction_node<TileWork*, std::tuple<TileWork*, TileWork*, TileWork*, TileWork*>>;
   using Accumulate = flow::multifunction_node<TileWork*, std::tuple<TileWork*>>;
   using Order = flow::multifunction_node<TileWork*, std::tuple<TileWork*, TileWork*>>;
-  using Draft = flow::multifunction_node<TileWork*, std::tuple<OutputTile*>>;
+  using Draft = flow::multifunction_node<TileWork*, std::tuple<ScopeRun*>>;
   using Merge = flow::function_node<std::tuple<TileWork*, OutputTile*>, OutputTile*>;
   using Write = flow::async_node<OutputTile*, OutputTile*>;
 

@@ -132,7 +132,7 @@ void GraphRun::FinishDraft(ScopeRun* run, Draft::output_ports_type& ports) {
   if (settled) keeper_.Keep(run->scope(), run->merger());
   for (DraftedTile& tile : run->drafts) {
     if (settled) {
-      std::get<0>(ports).try_put(tile.output);
+      std::get<0>(ports).try_put(run);
     } else {
       tile.open.Clear();
       GiveDraft(tile.output);

@@ -109,6 +109,7 @@ struct PlannedScope {
   uint64_t elements = 0;
   Approach approach = Approach::kPlain;
   double open_share = 0;   // of its elements, if it is drafted
+  DType open_type = DType::kF32;   // ... as what they wait
   uint32_t rounds = 1;              // statistics and the merge
   bool resident = false;            // its tiles stay mapped from the first round to the last that needs them
   uint64_t statistics_bytes = 0;    // one accumulator of its largest round

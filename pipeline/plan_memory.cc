@@ -84,7 +84,7 @@ struct ScopeNeeds {
   uint64_t accumulator = 0;   // the largest
   uint64_t sums = 0, kept = 0;
   uint64_t workspace = 0;     // of a worker
-  bool drafts = false, samples = false;
+  bool drafts = false, samples = false, open_encoded = false;
   double open_share = 0;
 };
 
@@ -101,6 +101,7 @@ ScopeNeeds NeedsOf(const Plan& plan, const PlannedScope& scope, Approach approac
     needs.kept = std::max<uint64_t>(needs.kept, spec.kept_bytes);
     needs.drafts |= spec.draft;
     needs.open_share = std::max(needs.open_share, spec.open_share);
+    needs.open_encoded |= spec.open_encoded;
     needs.samples |= spec.sample;
   }
   // Whether it will be by several ranks is not known here.
@@ -140,6 +141,13 @@ uint64_t SourceBytes(const Plan& plan, const PlannedTensor& tensor) {
   return bytes;
 }
 
+bool AllSourcesAre(const Plan& plan, const PlannedScope& scope, DType type) {
+  const PlannedTensor& tensor = plan.tensors[scope.tensors.front()];
+  for (size_t slot = 0; slot <= tensor.models.size(); ++slot)
+    if (tensor.SourceAt(slot).present() && plan.TypeAt(tensor, slot) != type) return false;
+  return true;
+}
+
 // For open elements of one drafted tensor. When they are not enough the draft starts anew with histograms.
 uint64_t OpenBytes(const Plan& plan, const PlannedScope& scope) {
   const PlannedTensor& tensor = plan.tensors[scope.tensors.front()];
@@ -147,7 +155,7 @@ uint64_t OpenBytes(const Plan& plan, const PlannedScope& scope) {
   const double share = tensor.elements <= kFewElements ? 1.0 : std::min(1.0, scope.open_share);
   const auto elements = static_cast<uint64_t>(share * static_cast<double>(tensor.elements));
   const uint64_t selected = elements / std::max<uint64_t>(models, 1) * sizeof(uint64_t);   // one model at a time
-  return (elements / OpenChunk::kElements + plan.Tiles(tensor)) * chunk + selected;
+  return (elements / OpenChunk::Capacity(scope.open_type, models + 1) + plan.Tiles(tensor)) * chunk + selected;
 }
 
 // Tensors that could be drafted if there is room. Not of streams: a draft that does not come out is read anew.
@@ -158,6 +166,7 @@ std::vector<PlannedScope*> DraftableScopes(Plan* plan, const PlanOptions& option
     if (!one || ReadsStream(*plan, scope) || (scope.elements > kFewElements && scope.elements < options.least_sampled)) continue;
     const ScopeNeeds needs = NeedsOf(*plan, scope, Approach::kDraft);
     scope.open_share = needs.open_share;
+    scope.open_type = needs.open_encoded && AllSourcesAre(*plan, scope, DType::kBF16) ? DType::kBF16 : DType::kF32;
     if (needs.drafts) scopes.push_back(&scope);
   }
   return scopes;

@@ -124,6 +124,8 @@ class ScopeRun : public std::enable_shared_from_this<ScopeRun> {
   void FinishRound();
   bool FinishDraft();  // false: it has to start anew
   void DraftFailed() { draft_failed_ = true; }
+  // Of a draft that came out, each tile once, in order, whichever thread asks first.
+  OutputTile* NextDraft() { return drafts[next_draft_++].output; }
   // Once FinishDraft is done.
   bool failed_draft() const { return outcome_ == Outcome::kAnew; }
   // The I/O thread waits here for the outcome of a draft; false: start anew (or cancelled).
@@ -193,6 +195,7 @@ class ScopeRun : public std::enable_shared_from_this<ScopeRun> {
   bool resident_, drafts_tiles_, shared_;
   std::unique_ptr<Merger> merger_;
   std::atomic<bool> draft_failed_{false};
+  std::atomic<size_t> next_draft_{0};
   enum class Outcome { kNone, kSettled, kAnew } outcome_ = Outcome::kNone;   // of a draft
   uint32_t round_ = 0;
   RoundSpec spec_;
