@@ -229,9 +229,10 @@ struct OpenReference {
 
 std::vector<uint32_t> RandomSureKeys(Random& random, const Case& c) {
   std::vector<uint32_t> sure_keys;
-  for (uint32_t min_key : c.min_keys)
+  for (uint32_t min_key : c.min_keys) {
     const bool decided = min_key > kNanKey || random.Chance(0.3);
     sure_keys.push_back(decided ? min_key : min_key + static_cast<uint32_t>(random.Below(kNanKey + 2 - min_key)));
+  }
   return sure_keys;
 }
 
