@@ -112,7 +112,7 @@ EncodedFrame FrameEncoder::Encode(const ShardFrame& frame, const std::byte* plai
     add(Store(text, kPlanesPreamble.size(), to), kPlanesPreamble.size());
   }
   if (compression_ == Compression::kZstd || frame.split == PlaneSplit::kNone) {
-    add(Compress(plain, frame.bytes, kLevel, to + out.bytes), frame.bytes);
+    add(Compress(plain, frame.bytes, LevelFor(plain, frame.bytes, to + out.bytes), to + out.bytes), frame.bytes);
     return out;
   }
   const size_t planes = PlanesOf(frame.split), n = frame.bytes / planes;
@@ -121,6 +121,20 @@ EncodedFrame FrameEncoder::Encode(const ShardFrame& frame, const std::byte* plai
   add(CompressPlane(marks_.get(), MarkBytes(n), to), MarkBytes(n));
   for (size_t p = 0; p < planes; ++p) add(CompressPlane(planes_.get() + p * marked, marked, to + out.bytes), marked);
   return out;
+}
+
+// Between the entries that are left, a trimmed task vector is full of short runs of zeros. Looking for them costs more
+// than it gains where an element has two bytes: 21.0 % of the size at 0.38 GB/s and back at 1.05, by values alone 22.3 %
+// at 0.85 and 2.67 (bf16, one entry in five left). With four bytes, or one in a hundred left, it gains; a piece of the
+// frame says which.
+int FrameEncoder::LevelFor(const std::byte* content, size_t bytes, std::byte* to) {
+  constexpr double kTrimmedShare = 0.5, kWorthwhile = 0.9;
+  constexpr size_t kPiece = 64 << 10;
+  if (bytes < 4 * kPiece || SampleOf(content, bytes).most_often < kTrimmedShare) return kLevel;
+  const std::byte* const piece = content + (bytes - kPiece) / 2;
+  const auto by_runs = static_cast<double>(Compress(piece, kPiece, kLevel, to));
+  const auto by_values = static_cast<double>(Compress(piece, kPiece, kEntropyLevel, to));
+  return by_runs < kWorthwhile * by_values ? kLevel : kEntropyLevel;
 }
 
 // No larger than the content as it is.

@@ -50,6 +50,7 @@ class FrameEncoder {
     void operator()(ZSTD_CCtx_s* context) const;
   };
 
+  int LevelFor(const std::byte* content, size_t bytes, std::byte* to);
   size_t Compress(const std::byte* content, size_t bytes, int level, std::byte* to);
   size_t CompressPlane(const std::byte* plane, size_t bytes, std::byte* to);
 

@@ -151,6 +151,9 @@ TEST(FrameEncoder, SizesOfWeightsAndOfTrimmedTaskVectors) {
   EXPECT_LE(share(Compression::kPlanes, Data::kRuns, DType::kBF16), 0.02);
   EXPECT_LE(share(Compression::kPlanes, Data::kZeros, DType::kF32), 0.001);
   EXPECT_LE(share(Compression::kZstd, Data::kWeights, DType::kBF16), 0.79);
+  EXPECT_LE(share(Compression::kZstd, Data::kSparse, DType::kBF16), 0.29);
+  EXPECT_LE(share(Compression::kZstd, Data::kRuns, DType::kBF16), 0.02);   // for which level 1 is needed
+  EXPECT_LE(share(Compression::kZstd, Data::kZeros, DType::kF32), 0.001);
   EXPECT_LE(share(Compression::kPlanes, Data::kNoise, DType::kF32), 1.0001);
 }
 
