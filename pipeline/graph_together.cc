@@ -90,7 +90,8 @@ bool GraphRun::TakeTogether(ScopeRun* run, bool claims, Read::gateway_type& gate
     const bool claims_;
     Read::gateway_type& gateway_;
   } counter(this, run, claims, gateway);
-  const SharedRound round{.scope = NumberOf(run->scope()), .round = run->round(), .claims = claims, .units = run->shared_units()};
+  const SharedRound round{.scope = NumberOf(run->scope()), .round = run->round(), .claims = claims,
+                          .units = run->shared_units()};
   if (!exchange_->Take(round, &counter)) return false;
   run->EndParts();
   return true;

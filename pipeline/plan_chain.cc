@@ -324,7 +324,7 @@ std::string WhyNotChained(const std::vector<Plan>& plans, const std::vector<Stag
     }
   }
   if (kept_bytes > plans[last].memory.budget / 4)
-    return fmt::format("what is found of its tensors would take {} of memory", SizeText(kept_bytes));
+    return fmt::format("what is found of single tensors before would take {} of memory", SizeText(kept_bytes));
   if (whole > ChainTree::kMostSteps) return "there are too many stages";
   const StageTensors tensors(plans, on_the_way);
   std::vector<size_t> seen(plans.size());

@@ -138,8 +138,8 @@ class ChainMembers {
     } else {
       for (const ChainStep& step : chain_.trees[trees_.front()].steps) {
         if (step.merger != ChainStep::kOwn) Add(step.merger, chain_.mergers[step.merger]);
-        else Add(ChainStep::kOwn, {.stage = step.stage, .phase = phase_, .coefficients = step.coefficients,
-                                   .scope = step.tensor});
+        else Add(ChainStep::kOwn, {.stage = step.stage, .phase = static_cast<uint32_t>(chain_.whole.size() - 1),
+                                   .coefficients = step.coefficients, .scope = step.tensor});
       }
     }
     for (const uint32_t t : trees_) FindUses(chain_.trees[t]);

@@ -261,7 +261,8 @@ void MergeTogether(const Plan& plan, const RankMarks& marks, const std::vector<u
                    Progress* progress, const std::function<void(const std::vector<uint32_t>&)>& merge) {
   if (missing.empty()) return;
   progress->bytes_to_read += plan.totals.bytes_read, progress->bytes_to_write += plan.totals.bytes_written;
-  if (plan.model_scope || plan.measured || !plan.fronts.empty()) return merge(UnitsOfRank(marks.units(), missing, group->rank(), group->of()));
+  if (plan.model_scope || plan.measured || !plan.fronts.empty())
+    return merge(UnitsOfRank(marks.units(), missing, group->rank(), group->of()));
   const std::vector<std::vector<uint32_t>> parts = PartsToTake(plan, marks.units(), missing, group->of());
   for (uint64_t i = group->Next(parts.size()); i < parts.size(); i = group->Next(parts.size())) merge(parts[i]);
 }

@@ -293,6 +293,31 @@ TEST_F(Stages, WithStatisticsOfWholeModels) {
   EXPECT_GT(tensors_first_, 0);
 }
 
+// Whole models before single tensors, and behind them. What the choice is made by is what is read; the integers, which
+// no stage merges, come to 24 bytes a source.
+TEST_F(Stages, ThePlanSaysWhatIsRead) {
+  WriteSources();
+  const std::string ties = "method = 'ties'\nparameters.density = 0.5\n", whole = "parameters.scope = 'model'\n";
+  const Input base{.source = "base", .settings = {}}, a{.source = "a", .settings = {}},
+      b{.source = "b", .settings = {}}, c{.source = "c", .settings = {}}, first{.stage = 0, .source = {}, .settings = {}};
+  const std::vector<std::vector<DrawnStage>> trees = {
+      {{.top = ties + whole, .base = base, .models = {a, b}, .dtype = {}},
+       {.top = ties, .base = base, .models = {first, c}, .dtype = {}}},
+      {{.top = ties, .base = base, .models = {a}, .dtype = {}},
+       {.top = ties + whole, .base = base, .models = {first, b}, .dtype = {}}}};
+  for (const std::vector<DrawnStage>& tree : trees) {
+    stages_ = tree;
+    SCOPED_TRACE(ChainText());
+    const Plan plan = fixture::PlanOf(place_.Write("chain.toml", ChainText()), {.memory = fixture::kGiB});
+    const SpillChoice& choice = *plan.stages.front().choice;
+    EXPECT_EQ(plan.spills.empty(), choice.recomputed <= choice.spilled);
+    EXPECT_EQ(plan.fronts.empty(), !plan.spills.empty());
+    if (!plan.spills.empty()) continue;   // types decide
+    EXPECT_GE(plan.totals.bytes_read, choice.recomputed);
+    EXPECT_LE(plan.totals.bytes_read, choice.recomputed + 4 * 24);
+  }
+}
+
 TEST_F(Stages, AreEqualToSeparateMerges) { CompareTrees(8); }
 
 }  // namespace
