@@ -163,7 +163,8 @@ std::vector<PlannedScope*> DraftableScopes(Plan* plan, const PlanOptions& option
   std::vector<PlannedScope*> scopes;
   for (PlannedScope& scope : plan->scopes) {
     const bool one = scope.tensors.size() == 1 && scope.rounds > 1;
-    if (!one || ReadsStream(*plan, scope) || (scope.elements > kFewElements && scope.elements < options.least_sampled)) continue;
+    const bool between = scope.elements > kFewElements && scope.elements < options.least_sampled;
+    if (!one || between || ReadsStream(*plan, scope)) continue;
     const ScopeNeeds needs = NeedsOf(*plan, scope, Approach::kDraft);
     scope.open_share = needs.open_share;
     scope.open_type = needs.open_encoded && AllSourcesAre(*plan, scope, DType::kBF16) ? DType::kBF16 : DType::kF32;

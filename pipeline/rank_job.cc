@@ -45,7 +45,8 @@ std::string RankKey(const Plan& plan, const std::string& fingerprint, const Merg
     const uint64_t size = text.size();
     sum.Add(&size, sizeof size), sum.Add(text.data(), text.size());
   };
-  add(fingerprint), add(BRAID_VERSION), add(plan.recipe.text), add(TryWriteRecipe(plan.recipe, Syntax::kToml).value_or(""));
+  add(fingerprint), add(BRAID_VERSION), add(plan.recipe.text);
+  add(TryWriteRecipe(plan.recipe, Syntax::kToml).value_or(""));
   add(CompressionName(plan.recipe.output.compress));
   add(options.copy_tokenizer ? "tokenizer" : ""), add(options.write_model_card ? "card" : "");
   for (const OutputUnit& unit : units) add(fmt::format("{} {} {}", unit.shard, unit.begin, unit.end));

@@ -226,7 +226,8 @@ void CheckRanks(const Recipe& recipe, const MergeOptions& options) {
     throw Error(ErrorCode::kUsage, "several ranks cannot write one stream").Hint("name a directory as OUT");
   const auto check = [](const Recipe& of, const std::string& reference, Location where) {
     if (!InputStream::IsNamedBy(reference)) return;
-    throw RecipeError(of, where, fmt::format("{}: a stream comes once, and each of several ranks reads by itself", reference))
+    throw RecipeError(of, where,
+                      fmt::format("{}: a stream comes once, and each of several ranks reads by itself", reference))
         .Hint("save it to a file that all ranks see, or merge by one process");
   };
   const auto check_all = [&](const Recipe& of) {

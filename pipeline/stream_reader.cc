@@ -19,7 +19,8 @@ StreamReader::StreamReader(const Plan& plan, const PlannedStream& stream, StageC
       planned_(stream),
       stream_(StreamOf(plan, stream)),
       counters_(*counters),
-      tensors_(&stream_, std::span(plan.checkpoints[stream.checkpoint].tensors).subspan(stream.first, stream.tensors.size()),
+      tensors_(&stream_,
+               std::span(plan.checkpoints[stream.checkpoint].tensors).subspan(stream.first, stream.tensors.size()),
                plan.checkpoints[stream.checkpoint].shards[stream.shard].identity.size,
                [this](size_t tensor, uint64_t at, const std::byte* bytes, size_t size) {
                  if (planned_.tensors[tensor] != SpoolReason::kNone) spool_->Write(at, bytes, size);
@@ -44,7 +45,8 @@ StreamReader::~StreamReader() {
 uint64_t StreamReader::MemoryBytes(const Plan& plan) {
   uint64_t bytes = 0;
   for (const PlannedStream& stream : plan.streams)
-    bytes += TensorStream::kBounceBytes + sizeof(StreamReader) + stream.tensors.size() + StreamOf(plan, stream).MemoryBytes();
+    bytes += TensorStream::kBounceBytes + sizeof(StreamReader) + stream.tensors.size() +
+             StreamOf(plan, stream).MemoryBytes();
   return bytes;
 }
 

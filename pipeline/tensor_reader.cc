@@ -72,7 +72,8 @@ ResidentRange TensorReader::Read(const CheckpointTensor& tensor, uint64_t begin,
     return range;
   }
   range.stream_ = checkpoint_.shards[tensor.shard].stream;
-  if (at < stream_->position()) throw Error(ErrorCode::kInternal, "it was to be read in order").Path(range.stream_->name());
+  if (at < stream_->position())
+    throw Error(ErrorCode::kInternal, "it was to be read in order").Path(range.stream_->name());
   stream_->PassOver(at);
   stream_->Take(range.decoded_.get(), bytes);
   return range;

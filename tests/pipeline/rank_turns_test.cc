@@ -32,7 +32,8 @@ class RankTurns : public testing::Test {
 
   static std::vector<OutputUnit> Units() {
     std::vector<OutputUnit> units;
-    for (uint64_t u = 0; u < kUnits; ++u) units.push_back({static_cast<uint32_t>(u / 30), u % 30 * kUnit, (u % 30 + 1) * kUnit});
+    for (uint64_t u = 0; u < kUnits; ++u)
+      units.push_back({static_cast<uint32_t>(u / 30), u % 30 * kUnit, (u % 30 + 1) * kUnit});
     return units;
   }
   static uint32_t RankOf(uint32_t unit, uint32_t of) {

@@ -299,7 +299,8 @@ TEST_F(Stages, ThePlanSaysWhatIsRead) {
   WriteSources();
   const std::string ties = "method = 'ties'\nparameters.density = 0.5\n", whole = "parameters.scope = 'model'\n";
   const Input base{.source = "base", .settings = {}}, a{.source = "a", .settings = {}},
-      b{.source = "b", .settings = {}}, c{.source = "c", .settings = {}}, first{.stage = 0, .source = {}, .settings = {}};
+      b{.source = "b", .settings = {}}, c{.source = "c", .settings = {}},
+      first{.stage = 0, .source = {}, .settings = {}};
   const std::vector<std::vector<DrawnStage>> trees = {
       {{.top = ties + whole, .base = base, .models = {a, b}, .dtype = {}},
        {.top = ties, .base = base, .models = {first, c}, .dtype = {}}},
