@@ -56,6 +56,10 @@ void CheckSources(const Plan& plan) {
       .Hint("decompress it first, or merge by one process");
 }
 
+// Whether much is found out before the first tensor is merged: each rank then merges all its units at once, since it
+// would be found out again for each part of them.
+bool FindsOfWhole(const Plan& plan) { return plan.model_scope || plan.measured || !plan.fronts.empty(); }
+
 class RankRun {
  public:
   RankRun(Plan* plan, const std::string& fingerprint, const MergeOptions& options, const std::atomic<int>& interrupt,
@@ -101,8 +105,7 @@ class RankRun {
       if (!missing) return Outcome::kByAnother;
       const std::vector<uint32_t> ours = OurUnits(job.marks(), *missing, ranks_);
       if (!ours.empty()) Begin(&job, ours);
-      // Statistics of the whole model are taken once, by all ranks.
-      if (!plan_.model_scope && !plan_.measured) MergeInParts(&job, ours);
+      if (!FindsOfWhole(plan_)) MergeInParts(&job, ours);
       else if (!ours.empty()) Merge(job, ours);
     } while (Forget(job));
     const Outcome outcome = job.Publish(interrupt_);
@@ -262,8 +265,7 @@ void MergeTogether(const Plan& plan, const RankMarks& marks, const std::vector<u
                    Progress* progress, const std::function<void(const std::vector<uint32_t>&)>& merge) {
   if (missing.empty()) return;
   progress->bytes_to_read += plan.totals.bytes_read, progress->bytes_to_write += plan.totals.bytes_written;
-  if (plan.model_scope || plan.measured || !plan.fronts.empty())
-    return merge(UnitsOfRank(marks.units(), missing, group->rank(), group->of()));
+  if (FindsOfWhole(plan)) return merge(UnitsOfRank(marks.units(), missing, group->rank(), group->of()));
   const std::vector<std::vector<uint32_t>> parts = PartsToTake(plan, marks.units(), missing, group->of());
   for (uint64_t i = group->Next(parts.size()); i < parts.size(); i = group->Next(parts.size())) merge(parts[i]);
 }

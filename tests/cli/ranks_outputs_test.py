@@ -190,6 +190,20 @@ class Stages(OutputTest):
             self.assertNotIn("is merged first", planned)
             self.compare()
 
+    def test_what_is_found_of_the_model_is_found_once(self):
+        """... by each rank, and not for each part of what it merges."""
+        for name in ("base", "a", "b"):
+            os.unlink(self.path(name))
+        synth(self.dir, "small", "--names", "a,b")
+        middle = f'[[stages]]\nname = "thick"\n{WHOLE_TIES}{MODEL}stage = "thin"\n{MODEL}path = "b"\n'
+        last = f'[[stages]]\n{LAST_TIES}{MODEL}stage = "thick"\n{MODEL}path = "a"\n'
+        write_text(self.path("recipe.toml"), ONE_TIES + middle + last)
+        self.assertNotIn("is merged first", self.assert_ok(self.run_braid("plan", "recipe.toml")).stdout)
+        alone = self.assert_ok(self.merge("--json", out="alone"))
+        self.assert_ok(self.rank(0, 2))
+        later = self.assert_ok(self.rank(1, 2, "--json"))
+        self.assertLess(later.json()["bytes_read"], alone.json()["bytes_read"])
+
     def test_killed_and_run_again_with_another_number(self):
         moments = (r"stage-1/units-", r"stage-1/stage.safetensors", r"stage-1/part-", r"ranks-\w+/units-")
         self.killed_and_run_again(6, (1, 2, 3), moments)
