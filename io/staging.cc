@@ -63,9 +63,11 @@ bool BelongsToACheckpoint(const std::string& name, bool is_directory) {
 
 // What several processes leave each other.
 bool IsShared(const std::string& name) {
-  static const std::regex shared(R"(ranks-[0-9a-f]{32})");
+  static const std::regex shared(R"(ranks-[0-9a-f]{32}(\.removed)?)");
   return std::regex_match(name, shared);
 }
+
+std::string RemovedName(const std::string& shared) { return shared + ".removed"; }
 
 // A directory that begins with scratch_directory().
 bool IsScratch(const std::string& name) {
@@ -73,10 +75,25 @@ bool IsScratch(const std::string& name) {
   return std::regex_match(name, scratch);
 }
 
+// As they are now: who removes some of them meanwhile does no harm.
+std::vector<fs::directory_entry> EntriesOf(const std::string& directory, std::error_code* error) {
+  std::vector<fs::directory_entry> entries;
+  for (fs::directory_iterator entry(directory, *error), end; !*error && entry != end; entry.increment(*error))
+    entries.push_back(*entry);
+  return entries;
+}
+
+std::vector<fs::directory_entry> EntriesOf(const std::string& directory) {
+  std::error_code error;
+  std::vector<fs::directory_entry> entries = EntriesOf(directory, &error);
+  if (error) throw SystemError(error.value(), "list it", directory);
+  return entries;
+}
+
 // The first entry of a directory, or of those in it, that no checkpoint would hold, or "". What a downloader keeps
 // in .cache is nobody's work.
 std::string AlienIn(const fs::path& directory, const std::string& prefix = "") {
-  for (const auto& entry : fs::directory_iterator(directory)) {
+  for (const auto& entry : EntriesOf(directory)) {
     const std::string name = entry.path().filename().string();
     const bool is_directory = entry.is_directory() && !entry.is_symlink();
     if (!BelongsToACheckpoint(name, is_directory)) return prefix + name;
@@ -87,7 +104,7 @@ std::string AlienIn(const fs::path& directory, const std::string& prefix = "") {
 }
 
 bool HoldsWeights(const std::string& directory) {
-  for (const auto& entry : fs::directory_iterator(directory)) {
+  for (const auto& entry : EntriesOf(directory)) {
     const std::string name = entry.path().filename().string();
     if (IsShardFile(name) || name.ends_with(".bin")) return true;
   }
@@ -95,7 +112,7 @@ bool HoldsWeights(const std::string& directory) {
 }
 
 bool IsEmptyDirectory(const std::string& path) {
-  for (const auto& entry : fs::directory_iterator(path))
+  for (const auto& entry : EntriesOf(path))
     if (entry.path().filename() != "lost+found") return false;  // a fresh ext4 mount has one
   return true;
 }
@@ -103,7 +120,7 @@ bool IsEmptyDirectory(const std::string& path) {
 // Removes a directory and what is in it; links are removed, not followed.
 void RemoveTree(const std::string& path) {
   std::error_code ignored;
-  for (const auto& entry : fs::directory_iterator(path, ignored)) {
+  for (const auto& entry : EntriesOf(path, &ignored)) {
     if (entry.is_directory() && !entry.is_symlink()) RemoveTree(entry.path().string());
     else TheOs().Unlink(entry.path().c_str());
   }
@@ -238,9 +255,13 @@ void Staging::Share(const std::string& key) {
     throw Error(ErrorCode::kIo, "a merge without --rank is writing here").Path(partial_)
         .Hint("wait for it, or choose another output path");
   const bool made = make(shared_);
-  for (const auto& entry : fs::directory_iterator(partial_)) {
+  for (const auto& entry : EntriesOf(partial_)) {
     const std::string name = entry.path().filename().string();
     if (name == "ranks-" + key) continue;
+    if (IsShared(name) && name.ends_with(RemovedName(""))) {   // by a process that died at it
+      RemoveTree(entry.path().string());
+      continue;
+    }
     if (made) TheOs().Rmdir(shared_.c_str());
     if (IsShared(name))
       throw Refused(partial_,
@@ -255,11 +276,13 @@ void Staging::Share(const std::string& key) {
 
 void Staging::RemoveLeftovers(const std::string& out, const std::string& key) {
   const std::string partial = Resolve(out) + ".partial", shared = fmt::format("{}/ranks-{}", partial, key);
-  if (FileExists(shared) && !FileExists(shared + "/checkpoint")) RemoveTree(shared), TheOs().Rmdir(partial.c_str());
+  if (FileExists(shared) && !FileExists(shared + "/checkpoint")) RemoveTree(shared);
+  RemoveTree(RemovedName(shared));
+  TheOs().Rmdir(partial.c_str());
 }
 
 void Staging::KeepOnly(const std::vector<std::string>& names) {
-  for (const auto& entry : fs::directory_iterator(staging_)) {
+  for (const auto& entry : EntriesOf(staging_)) {
     const std::string name = entry.path().filename().string();
     if (std::find(names.begin(), names.end(), name) != names.end()) continue;
     if (entry.is_directory() && !entry.is_symlink()) RemoveTree(entry.path().string());
@@ -283,14 +306,14 @@ void Staging::TakeLock() {
   TheOs().Fstat(lock_.get(), &status);
   if (InodeOf(staging_) != Inode{status.st_dev, status.st_ino}) throw busy;  // its owner published it just now
   if (made) return;
-  for (const auto& entry : fs::directory_iterator(staging_)) {
+  for (const auto& entry : EntriesOf(staging_)) {
     const std::string name = entry.path().filename().string();
     const bool is_directory = entry.is_directory() && !entry.is_symlink();
     if (!BelongsToACheckpoint(name, is_directory) && !(is_directory && (IsShared(name) || IsScratch(name))))
       throw Refused(staging_, fmt::format("it holds {}, which no merge leaves there", Printable(name)),
                     "remove it, or choose another output path");
   }
-  for (const auto& entry : fs::directory_iterator(staging_)) {
+  for (const auto& entry : EntriesOf(staging_)) {
     if (entry.is_directory() && !entry.is_symlink()) RemoveTree(entry.path().string());
     else TheOs().Unlink(entry.path().c_str());
   }
@@ -300,12 +323,19 @@ void Staging::TakeLock() {
 Staging::~Staging() {
   if (published_ || !lock_) return;
   if (shared_.empty()) RemoveTree(staging_);
-  else if (!FileExists(staging_)) RemoveShared();   // another process has published it
+  else if (!FileExists(staging_)) HideShared(), RemoveHidden();   // another process has published it
 }
 
-// What others have just begun there stays.
-void Staging::RemoveShared() {
-  RemoveTree(shared_);
+// In one step: who looked at what is done while it is removed would take the rest for all that is done.
+void Staging::HideShared() {
+  const std::string removed = RemovedName(shared_);
+  RemoveTree(removed);   // of a process that died at it
+  TheOs().Rename(shared_.c_str(), removed.c_str(), 0);
+}
+
+// What others have just begun beside it stays.
+void Staging::RemoveHidden() {
+  RemoveTree(RemovedName(shared_));
   TheOs().Rmdir(partial_.c_str());
 }
 
@@ -331,11 +361,11 @@ void Staging::Publish(const std::string& last) {
     PublishInside(last);
   } else if (single_file_) {
     rename(staging_ + "/" + kSingle, out_, exists_ ? 0 : RENAME_NOREPLACE);
-    TheOs().Rmdir(staging_.c_str());
+    if (shared_.empty()) TheOs().Rmdir(staging_.c_str());
   } else if (!exists_ || IsEmptyDirectory(out_)) {
     rename(staging_, out_, exists_ ? 0 : RENAME_NOREPLACE);
   } else if (TheOs().Rename(staging_.c_str(), out_.c_str(), RENAME_EXCHANGE) == 0) {
-    RemoveTree(staging_);
+    if (shared_.empty()) RemoveTree(staging_);   // otherwise it goes with all that is shared
   } else {  // a file system without exchange: two renames
     if (errno != EINVAL) throw SystemError(errno, "replace it", out_);
     const std::string old = out_ + ".replaced";
@@ -344,8 +374,9 @@ void Staging::Publish(const std::string& last) {
     RemoveTree(old);
   }
   published_ = true;
+  if (!shared_.empty()) HideShared();
   SyncDirectory(inside_ ? out_ : parent_);
-  if (!partial_.empty()) RemoveShared();
+  if (!shared_.empty()) RemoveHidden();
 }
 
 void Staging::PublishInside(const std::string& last) {

@@ -60,7 +60,8 @@ class Staging {
  private:
   void TakeLock();
   void Share(const std::string& key);
-  void RemoveShared();
+  void HideShared();
+  void RemoveHidden();
   void PublishInside(const std::string& last);
 
   std::string out_, parent_, staging_;

@@ -14,6 +14,7 @@
 #include "io/shard_writer.h"
 #include "pipeline/interrupt.h"
 #include "pipeline/manifest.h"
+#include "pipeline/rank_files.h"
 #include "pipeline/rank_space.h"
 #include "pipeline/recipe_writer.h"
 #include "pipeline/run_internal.h"
@@ -76,7 +77,11 @@ std::vector<std::string> RankJob::CheckSpace(uint64_t own_bytes) {
   }
 }
 
-std::vector<std::string> RankJob::ForgetGone() const {
+// Shards are gone, too, from when a rank has renamed them until it has removed the marks: it has the lock then.
+std::vector<std::string> RankJob::ForgetGone(const std::atomic<int>& interrupt) const {
+  if (!marks_.AnyGone(paths_)) return {};
+  Fd lock;
+  if (Lock(&lock, interrupt) == Turn::kPublished) throw RankFilesGone(marks_.directory());
   std::vector<std::string> names;
   for (uint32_t s : marks_.ForgetGone(paths_)) names.push_back(FileOf(plan_, plan_.shards[s]));
   return names;
@@ -135,21 +140,18 @@ void RankJob::WriteHeader(const GraphResult& result) const {
   if (TheOs().Fsync(file.get()) < 0) throw SystemError(errno, "make it durable", paths_.front());
 }
 
-// False when there is nothing left to publish. Waits for a rank that is about to.
-bool RankJob::Lock(Fd* lock, const std::atomic<int>& interrupt) const {
+// Waits for a rank that is about to publish.
+RankJob::Turn RankJob::Lock(Fd* lock, const std::atomic<int>& interrupt) const {
   const std::string path = marks_.directory() + "/lock";
   *lock = Fd(TheOs().Open(path.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW, 0666));
-  if (!*lock && errno == ENOENT) return false;
+  if (!*lock && errno == ENOENT) return Turn::kPublished;
   if (!*lock) throw SystemError(errno, "open it", path);
   while (TheOs().Flock(lock->get(), LOCK_EX | LOCK_NB) < 0) {
-    if (errno != EWOULDBLOCK && errno != EAGAIN)
-      throw Error(SystemError(errno, "lock it", path))
-          .Hint("every unit is done; mount this file system with locks that all its machines see (Lustre: flock, NFS: "
-                "without nolock), or copy the output elsewhere, and run any rank again");
+    if (errno != EWOULDBLOCK && errno != EAGAIN) return Turn::kNoLocks;
     ThrowIfInterrupted(interrupt);
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
   }
-  return FileExists(path);   // otherwise whoever had it has published
+  return FileExists(path) ? Turn::kOurs : Turn::kPublished;   // by whoever had it
 }
 
 RankJob::Outcome RankJob::Publish(const std::atomic<int>& interrupt) {
@@ -157,7 +159,12 @@ RankJob::Outcome RankJob::Publish(const std::atomic<int>& interrupt) {
   if (!missing) return Outcome::kByAnother;
   if (!missing->empty()) return Outcome::kIncomplete;
   Fd lock;
-  if (!Lock(&lock, interrupt)) return Outcome::kByAnother;
+  const Turn turn = Lock(&lock, interrupt);
+  if (turn == Turn::kPublished) return Outcome::kByAnother;
+  if (turn == Turn::kNoLocks)
+    throw Error(SystemError(errno, "lock it", marks_.directory() + "/lock"))
+        .Hint("every unit is done; mount this file system with locks that all its machines see (Lustre: flock, NFS: "
+              "without nolock), or copy the output elsewhere, and run any rank again");
   // We are alone now. What a rank that died here has left is written again.
   std::vector<std::string> shards;
   for (const std::string& path : paths_) shards.push_back(std::filesystem::path(path).filename().string());

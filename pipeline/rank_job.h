@@ -40,8 +40,9 @@ class RankJob {
   // Throws Error(kIo), and leaves nothing behind, where the disk is too small (rank_space.h).
   std::vector<std::string> CheckSpace(uint64_t own_bytes);
 
-  // Shards that somebody has removed since their units were marked: the units are missing again. Their names.
-  std::vector<std::string> ForgetGone() const;
+  // Shards that somebody has removed since their units were marked: the units are missing again. Their names. Waits for
+  // a rank that is about to publish. Throws RankFilesGone when one has.
+  std::vector<std::string> ForgetGone(const std::atomic<int>& interrupt) const;
 
   // With every unit done: makes OUT appear, or sees that another rank does. Call ForgetGone before. The rest of the
   // report's result is the caller's. Throws Error.
@@ -53,7 +54,8 @@ class RankJob {
   GraphResult Complete(const RankMarks::Found& found, const std::atomic<int>& interrupt) const;
   void WriteHeader(const GraphResult& result) const;
   void CheckShards() const;
-  bool Lock(Fd* lock, const std::atomic<int>& interrupt) const;
+  enum class Turn { kOurs, kPublished, kNoLocks };
+  Turn Lock(Fd* lock, const std::atomic<int>& interrupt) const;
 
   const Plan& plan_;
   const std::string fingerprint_;

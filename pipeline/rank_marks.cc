@@ -67,22 +67,26 @@ std::optional<std::vector<uint32_t>> RankMarks::Missing() const {
   return missing;
 }
 
-std::vector<uint32_t> RankMarks::ForgetGone(const std::vector<std::string>& paths) const {
-  std::vector<UnitRun> runs;   // before the shards are looked at
-  try {
-    runs = Runs();
-  } catch (const RankFilesGone&) {
-    return {};
-  }
-  std::vector<bool> marked(paths.size()), is_gone(paths.size());
+std::vector<uint32_t> RankMarks::Gone(const std::vector<std::string>& paths, const std::vector<UnitRun>& runs) const {
+  std::vector<bool> marked(paths.size());
   for (UnitRun run : runs)
     for (uint32_t u = run.first; u < run.last; ++u) marked[units_[u].shard] = true;
   std::vector<uint32_t> gone;
   for (uint32_t s = 0; s < paths.size(); ++s)
-    if (marked[s] && !FileExists(paths[s])) gone.push_back(s), is_gone[s] = true;
+    if (marked[s] && !FileExists(paths[s])) gone.push_back(s);
+  return gone;
+}
+
+bool RankMarks::AnyGone(const std::vector<std::string>& paths) const { return !Gone(paths, Runs()).empty(); }
+
+std::vector<uint32_t> RankMarks::ForgetGone(const std::vector<std::string>& paths) const {
+  const std::vector<UnitRun> runs = Runs();   // before the shards are looked at
+  const std::vector<uint32_t> gone = Gone(paths, runs);
   for (UnitRun run : runs) {
-    const bool forget = std::any_of(units_.begin() + run.first, units_.begin() + run.last,
-                                    [&](const OutputUnit& unit) { return is_gone[unit.shard]; });
+    const bool forget =
+        std::any_of(units_.begin() + run.first, units_.begin() + run.last, [&](const OutputUnit& unit) {
+          return std::binary_search(gone.begin(), gone.end(), unit.shard);
+        });
     const std::string path = PathOf(run);
     if (forget && TheOs().Unlink(path.c_str()) < 0 && errno != ENOENT) throw SystemError(errno, "remove it", path);
   }

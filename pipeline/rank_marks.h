@@ -30,8 +30,9 @@ class RankMarks {
 
   // A shard is there before any of its units is marked. Where one with marks is gone, its marks are removed, and with
   // them those of whatever was marked at once: all of that is to be written again. `paths` are those of the shards.
-  // Returns the shards that are gone.
+  // Returns the shards that are gone. Both throw RankFilesGone, too.
   std::vector<uint32_t> ForgetGone(const std::vector<std::string>& paths) const;
+  bool AnyGone(const std::vector<std::string>& paths) const;
 
   // Units are durable.
   void Mark(const WrittenUnits& written) const;
@@ -45,6 +46,7 @@ class RankMarks {
 
  private:
   std::vector<UnitRun> Runs() const;
+  std::vector<uint32_t> Gone(const std::vector<std::string>& paths, const std::vector<UnitRun>& runs) const;
   std::string PathOf(UnitRun run) const;
 
   const std::string directory_;

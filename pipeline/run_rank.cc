@@ -21,13 +21,11 @@
 namespace braid {
 namespace {
 
-// A scheduler may run a rank again when all is over.
-bool WasPublished(const std::string& out, const std::string& fingerprint) {
-  if (!FileExists(out)) return false;
+bool IsOutputOf(const std::string& out, const std::string& fingerprint) {
   try {
     return ReadManifest(out).fingerprint == fingerprint;
   } catch (const Error&) {
-    return false;   // something else lies there, which Staging refuses
+    return false;
   }
 }
 
@@ -77,12 +75,7 @@ class RankRun {
   MergeReport Run() {
     const auto start = std::chrono::steady_clock::now();
     CheckSources(plan_);
-    RankJob::Outcome outcome = Outcome::kByAnother;
-    try {
-      outcome = group_ != nullptr ? RunTogether() : RunApart();
-    } catch (const RankFilesGone&) {
-      if (!WasPublished(options_.out, fingerprint_)) throw;
-    }
+    const Outcome outcome = group_ != nullptr ? RunTogether() : RunApartOrTooLate();
     report_.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     FinishReport(outcome);
     return std::move(report_);
@@ -91,9 +84,32 @@ class RankRun {
  private:
   using Outcome = RankJob::Outcome;
 
+  // Whatever goes wrong while another rank publishes does not matter. Without --force there was no OUT before.
+  Outcome RunApartOrTooLate() {
+    try {
+      return RunApart();
+    } catch (const Error& error) {
+      const bool too_late = dynamic_cast<const RankFilesGone*>(&error) != nullptr || !options_.force;
+      if (error.code() == ErrorCode::kInterrupted || !too_late || !WasPublished()) throw;
+      return Outcome::kByAnother;
+    }
+  }
+
+  // A scheduler may run a rank again when all is over. One compressed file does not say which merge it is of: it is
+  // ours when it has appeared since, and who has nothing to do need not know. Anything else that lies there is refused
+  // later.
+  bool WasPublished() const {
+    if (!FileExists(options_.out)) return false;
+    if (plan_.single_file && plan_.in_order) {
+      const UnitRun ours = RunsOfRanks(OutputUnits(plan_), ranks_.of)[ranks_.rank];
+      return !was_there_ || ours.first == ours.last;
+    }
+    return IsOutputOf(options_.out, fingerprint_);
+  }
+
   // By files: our part, whoever else is there.
   Outcome RunApart() {
-    if (!options_.force && WasPublished(options_.out, fingerprint_)) {
+    if (!options_.force && WasPublished()) {
       Staging::RemoveLeftovers(options_.out, RankKey(plan_, fingerprint_, options_, OutputUnits(plan_)));
       return Outcome::kByAnother;
     }
@@ -146,7 +162,7 @@ class RankRun {
 
   // True when there is more to write than there was.
   bool Forget(const RankJob& job) {
-    const std::vector<std::string> gone = job.ForgetGone();
+    const std::vector<std::string> gone = job.ForgetGone(interrupt_);
     for (const std::string& name : gone) Warn(name + ": it was written, and is gone: it is written again");
     return !gone.empty();
   }
@@ -218,6 +234,7 @@ class RankRun {
   Progress& progress_;
   Group* const group_;
   const Ranks ranks_;
+  const bool was_there_ = FileExists(options_.out);
   bool begun_ = false;
   MergeReport report_;
 };

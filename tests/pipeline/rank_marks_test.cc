@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "pipeline/rank_files.h"
 #include "tests/ops/test_support.h"
 #include "tests/pipeline/merge_support.h"
 
@@ -131,7 +132,7 @@ TEST_F(RankMarksTest, ShardsThatAreGone) {
     fs::remove_all(marks.directory());
   }
   EXPECT_GT(forgotten, 10);
-  EXPECT_TRUE(RankMarks(place_ / "gone", Units()).ForgetGone({"a", "b", "c"}).empty());
+  EXPECT_THROW(RankMarks(place_ / "gone", Units()).ForgetGone({"a", "b", "c"}), RankFilesGone);
 }
 
 TEST_F(RankMarksTest, NoDirectory) {
