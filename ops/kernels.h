@@ -60,6 +60,11 @@ uint64_t CountKey(const float* d, size_t n, uint32_t key);
 size_t CollectKeys(const float* d, size_t n, uint32_t low, uint32_t high, uint32_t* keys, uint32_t* places,
                    uint64_t* above);
 
+// The same of a task vector as it lies in files: model - base, n elements of F16, BF16 or F32 each, without alignment
+// or padding.
+size_t CollectTaskVectorKeys(DType type, const void* base, const void* model, size_t n, uint32_t low, uint32_t high,
+                             uint32_t* keys, uint32_t* places, uint64_t* above);
+
 // The keys of d[0 .. n).
 void StoreKeys(const float* d, size_t n, uint32_t* keys);
 

@@ -13,6 +13,15 @@ const float* TaskVectorAt(const LaneTile& tile, size_t m, size_t start, size_t n
   return scratch.models[m];
 }
 
+size_t CollectKeysAt(const LaneTile& tile, size_t m, size_t start, size_t n, uint32_t low, uint32_t high,
+                     Scratch& scratch, uint32_t* keys, uint32_t* places, uint64_t* above) {
+  const EncodedLanes &base = tile.base, &model = tile.models[m];
+  if (base.type != model.type || base.type == DType::kF64)
+    return CollectKeys(TaskVectorAt(tile, m, start, n, scratch), n, low, high, keys, places, above);
+  const size_t at = start * static_cast<size_t>(LaneBytes(base.type));
+  return CollectTaskVectorKeys(base.type, base.bytes + at, model.bytes + at, n, low, high, keys, places, above);
+}
+
 TaskVectorMerger::TaskVectorMerger(const MethodInfo& method, const Coefficients& c, uint64_t elements,
                                    Approach approach)
     : rule_(method, method.name == "ties", c), density_(method.IndexOf("density")),

@@ -135,4 +135,8 @@ void TaskVectorMerger::ForEachSegment(const LaneTile& tile, size_t start, size_t
 // d = x - base for lanes start .. start + n of the tile, in the scratch lanes of model m.
 const float* TaskVectorAt(const LaneTile& tile, size_t m, size_t start, size_t n, Scratch& scratch);
 
+// CollectKeys of these lanes, which are decoded only where no kernel takes them as they are.
+size_t CollectKeysAt(const LaneTile& tile, size_t m, size_t start, size_t n, uint32_t low, uint32_t high,
+                     Scratch& scratch, uint32_t* keys, uint32_t* places, uint64_t* above);
+
 }  // namespace braid

@@ -147,15 +147,15 @@ void InsideKeys::Add(Accumulator* other) {
   }
 }
 
-void AddInsideRun(const float* lanes, size_t n, uint64_t first, const Bracket& bracket, bool by_index,
+void AddInsideRun(const LaneTile& tile, size_t m, const Bracket& bracket, bool by_index, Scratch& scratch,
                   InsideSample* sample) {
   uint32_t keys[kBlockLanes], at[kBlockLanes];
-  const uint32_t low = bracket.open.MinKey(first), end = bracket.sure.MinKey(first);
+  const uint32_t low = bracket.open.MinKey(tile.first), end = bracket.sure.MinKey(tile.first);
   uint64_t before = 0;
-  sample->run = n;
-  const size_t inside = CollectKeys(lanes, n, low, end - 1, keys, at, &before);
+  sample->run = tile.count;
+  const size_t inside = CollectKeysAt(tile, m, 0, tile.count, low, end - 1, scratch, keys, at, &before);
   for (size_t i = 0; i < inside; ++i)
-    sample->places.push_back(PlaceOf(keys[i], by_index ? static_cast<uint32_t>(first) + at[i] : 0));
+    sample->places.push_back(PlaceOf(keys[i], by_index ? static_cast<uint32_t>(tile.first) + at[i] : 0));
   sample->before.push_back(static_cast<uint32_t>(before));
   sample->ends.push_back(static_cast<uint32_t>(sample->places.size()));
 }
@@ -170,9 +170,17 @@ InsideBins::InsideBins(const Bracket& bracket, size_t most_bins)
 
 void InsideBins::Count(const float* lanes, size_t n) {
   uint32_t keys[kBlockLanes], places[kBlockLanes];
-  const size_t inside = CollectKeys(lanes, n, lowest_, highest_, keys, places, &above_);
-  for (size_t i = 0; i < inside; ++i) ++counts_[(keys[i] - lowest_) >> shift_];
-  for (size_t i = 0; shift_ > 0 && i < inside; ++i) {
+  Tally(keys, CollectKeys(lanes, n, lowest_, highest_, keys, places, &above_));
+}
+
+void InsideBins::Count(const LaneTile& tile, size_t m, size_t start, size_t n, Scratch& scratch) {
+  uint32_t keys[kBlockLanes], places[kBlockLanes];
+  Tally(keys, CollectKeysAt(tile, m, start, n, lowest_, highest_, scratch, keys, places, &above_));
+}
+
+void InsideBins::Tally(const uint32_t* keys, size_t n) {
+  for (size_t i = 0; i < n; ++i) ++counts_[(keys[i] - lowest_) >> shift_];
+  for (size_t i = 0; shift_ > 0 && i < n; ++i) {
     uint32_t& seen = keys_[(keys[i] - lowest_) >> shift_];
     seen = seen == 0 || seen == keys[i] ? keys[i] : kMixed;
   }
@@ -307,13 +315,11 @@ void TaskVectorMerger::FinishSample(const SampleKeys& sample) {
 
 void TaskVectorMerger::TakeInside(const LaneTile& tile, Scratch& scratch, InsideKeys& inside) const {
   if (inside.overflows) return;
-  DecodeLanesAt(tile.base, 0, tile.count, scratch.base);
   for (size_t m = 0; m < trims_.size(); ++m) {
     const Trim& trim = trims_[m];
     if (tile.models[m].bytes == nullptr || trim.slot < 0) continue;
-    DecodeDelta(tile, m, 0, tile.count, scratch);
     InsideSample& sample = inside.slots[static_cast<size_t>(trim.slot)];
-    AddInsideRun(scratch.models[m], tile.count, tile.first, trim.bracket, sampled_by_index_, &sample);
+    AddInsideRun(tile, m, trim.bracket, sampled_by_index_, scratch, &sample);
     inside.overflows |= sample.places.size() > kMostInside;
   }
 }
@@ -332,12 +338,11 @@ void TaskVectorMerger::FallBackAfter(Step step) {
 }
 
 void TaskVectorMerger::CountInside(const LaneTile& tile, Scratch& scratch, InsideCounts& counts) const {
-  for (size_t m = 0; m < trims_.size(); ++m) {
-    if (tile.models[m].bytes == nullptr || trims_[m].slot < 0) continue;
-    for (size_t start = 0; start < tile.count; start += kBlockLanes) {
-      const size_t n = std::min(kBlockLanes, tile.count - start);
-      counts.slots[static_cast<size_t>(trims_[m].slot)].Count(TaskVectorAt(tile, m, start, n, scratch), n);
-    }
+  for (size_t start = 0; start < tile.count; start += kBlockLanes) {
+    const size_t n = std::min(kBlockLanes, tile.count - start);
+    for (size_t m = 0; m < trims_.size(); ++m)
+      if (tile.models[m].bytes != nullptr && trims_[m].slot >= 0)
+        counts.slots[static_cast<size_t>(trims_[m].slot)].Count(tile, m, start, n, scratch);
   }
 }
 

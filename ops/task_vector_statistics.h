@@ -63,8 +63,8 @@ class InsideKeys : public Accumulator {
   void Add(Accumulator* other) override;
 };
 
-// Adds a run, as AddRun does.
-void AddInsideRun(const float* lanes, size_t n, uint64_t first, const Bracket& bracket, bool by_index,
+// Adds a tile, which is a run, of model m.
+void AddInsideRun(const LaneTile& tile, size_t m, const Bracket& bracket, bool by_index, Scratch& scratch,
                   InsideSample* sample);
 
 // Adds a run of n lanes, at most kBlockLanes, that begins at element `first`. `by_index`: equal keys are told apart by
@@ -80,8 +80,9 @@ class InsideBins {
   static constexpr size_t Bytes(size_t most_bins = kBins) { return most_bins * (sizeof(uint64_t) + sizeof(uint32_t)); }
   explicit InsideBins(const Bracket& bracket, size_t most_bins = kBins);
 
-  // n lanes, at most kBlockLanes.
+  // n lanes, at most kBlockLanes; or those of model m's task vector.
   void Count(const float* lanes, size_t n);
+  void Count(const LaneTile& tile, size_t m, size_t start, size_t n, Scratch& scratch);
   void Add(const InsideBins& other);
 
   // The k-th largest of all keys that were counted. Or, where several keys share its bin, the bracket that has them
@@ -93,6 +94,8 @@ class InsideBins {
   Found Find(uint64_t k) const;
 
  private:
+  void Tally(const uint32_t* keys, size_t n);
+
   static constexpr uint32_t kMixed = 0xffffffff;
   uint32_t lowest_, highest_;
   int shift_;

@@ -42,9 +42,15 @@ class Lanes {
   // Counted in two parts.
   InsideSample Fine(size_t runs, const Bracket& bracket, bool by_index) const {
     InsideKeys first(1), second(1);
+    Scratch scratch(1);
+    const std::vector<float> zeros(kRun);
     for (size_t r = 0; r < runs; ++r) {
       InsideKeys& part = r < runs / 3 ? first : second;
-      AddInsideRun(&lanes_[n_ / runs * r], kRun, n_ / runs * r, bracket, by_index, &part.slots[0]);
+      const uint64_t at = n_ / runs * r;
+      const EncodedLanes base{DType::kF32, reinterpret_cast<const std::byte*>(zeros.data())};
+      const EncodedLanes model{DType::kF32, reinterpret_cast<const std::byte*>(&lanes_[at])};
+      const LaneTile run{.first = at, .count = kRun, .tensor = {}, .base = base, .models = {&model, 1}};
+      AddInsideRun(run, 0, bracket, by_index, scratch, &part.slots[0]);
     }
     first.Add(&second);
     return first.slots[0];

@@ -67,6 +67,39 @@ TEST(Kernels, CollectKeys) {
   });
 }
 
+TEST(Kernels, CollectTaskVectorKeys) {
+  Random random;
+  ForEachTarget([&] {
+    for (size_t n : test::Lengths()) {
+      for (DType type : {DType::kF16, DType::kBF16, DType::kF32}) {
+        const std::vector<float> base = RandomLanes(random, n, test::kAllKinds[n % 4]);
+        const std::vector<float> model = RandomLanes(random, n, test::kAllKinds[(n + 1) % 4]);
+        const auto encoded = [&](const std::vector<float>& lanes) {   // ends where the elements do
+          const auto size = static_cast<size_t>(LaneBytes(type));
+          std::vector<std::byte> bytes(n * size);
+          NonFinite ignored;
+          EncodeLanes(type, Padded(random, lanes).data(), n, bytes.data(), &ignored);
+          return bytes;
+        };
+        const std::vector<std::byte> b = encoded(base), x = encoded(model);
+        std::vector<float> decoded(n + kLanePadding), d(n + kLanePadding);
+        DecodeLanes(type, b.data(), n, decoded.data());
+        DecodeTaskVector(type, x.data(), decoded.data(), n, d.data());
+        const uint32_t key = n == 0 ? 0 : reference::Key(d[random.Below(n)]);
+        std::vector<uint32_t> keys(n), places(n), expected_keys(n), expected_places(n);
+        uint64_t above = 5, expected_above = 5;
+        const size_t count = CollectTaskVectorKeys(type, b.data(), x.data(), n, key / 2, key, keys.data(),
+                                                   places.data(), &above);
+        ASSERT_EQ(count, CollectKeys(d.data(), n, key / 2, key, expected_keys.data(), expected_places.data(),
+                                     &expected_above));
+        ASSERT_EQ(keys, expected_keys);
+        ASSERT_EQ(places, expected_places);
+        ASSERT_EQ(above, expected_above);
+      }
+    }
+  });
+}
+
 TEST(Kernels, KeysOrderAsMagnitudes) {
   static_assert(kNanKey == 0x7f800001);
   Random random;

@@ -165,6 +165,16 @@ void AddSelection(std::vector<Kernel>* kernels) {
       benchmark::DoNotOptimize(n + above);
     };
   }});
+  kernels->push_back({"CollectTaskVectorKeys/BF16", {{What::kBase, DType::kBF16}, {What::kModel, DType::kBF16}}, 0, []() -> Body {
+    return [threshold = ThresholdOf(0, DType::kBF16)](const Block& b) {
+      static uint32_t keys[kBlockLanes], places[kBlockLanes];
+      uint64_t above = 0;
+      const auto [low, key, high] = threshold;
+      const size_t n =
+          CollectTaskVectorKeys(DType::kBF16, b.sources[0], b.sources[1], b.n, low, high, keys, places, &above);
+      benchmark::DoNotOptimize(n + above);
+    };
+  }});
   kernels->push_back({"StoreKeys/task vector", {Task()}, 0, []() -> Body {
     return [](const Block& b) { StoreKeys(LanesOf(b), b.n, static_cast<uint32_t*>(b.out)); };
   }});
