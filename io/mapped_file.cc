@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 
 #include "io/error.h"
 
@@ -20,7 +21,8 @@ class OpenedFile {
   int fd_;
 };
 
-constexpr uint64_t kPage = 4096;
+constexpr uint64_t kPage = 4096, kHugePage = 2 << 20;
+constexpr uint64_t kLargeWindow = 4 * kHugePage;   // which whole huge pages make a quarter larger
 constexpr uint64_t kFaultAround = 64 << 10;  // the kernel's default
 
 }  // namespace
@@ -43,13 +45,24 @@ void MappedWindow::Touch(bool cached) const {
 MappedWindow MappedFile::Map(uint64_t offset, uint64_t bytes) const {
   MappedWindow window;
   if (bytes == 0) return window;
+  uint64_t begin = offset, end = offset + bytes;
+  if (bytes >= kLargeWindow) {
+    begin = begin / kHugePage * kHugePage;
+    end = std::min((end + kHugePage - 1) / kHugePage * kHugePage, size());
+  }
+  window.skip_ = offset - begin, window.bytes_ = bytes;
   try {
-    window.region_ = ipc::mapped_region(OpenedFile(fd()), ipc::read_only, static_cast<ipc::offset_t>(offset), bytes);
+    window.region_ =
+        ipc::mapped_region(OpenedFile(fd()), ipc::read_only, static_cast<ipc::offset_t>(begin), end - begin);
   } catch (const ipc::interprocess_exception& e) {
     throw SystemError(e.get_native_error(), "map it", path());
   }
   window.guard_ = GuardedRegion(window.data(), bytes, &path());
   return window;
+}
+
+uint64_t MappedFile::ResidentBytes(uint64_t bytes) {
+  return bytes + (bytes >= kLargeWindow ? kHugePage : 2 * kPage);
 }
 
 void MappedFile::Read(uint64_t offset, uint64_t bytes, std::byte* to) const {

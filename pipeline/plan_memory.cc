@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "io/mapped_file.h"
 #include "pipeline/budget.h"
 #include "pipeline/plan_internal.h"
 #include "pipeline/plan_phases.h"
@@ -349,10 +350,12 @@ void CountBytes(Plan* plan) {
 uint64_t TileCost(const Plan& plan, const PlannedTensor& tensor, uint64_t elements) {
   uint64_t cost = 0;
   for (size_t slot = 0; slot <= tensor.models.size(); ++slot) {
-    if (!tensor.SourceAt(slot).present()) continue;
-    const uint64_t bits = static_cast<uint64_t>(DTypeBits(plan.TypeAt(tensor, slot)));
+    const TensorSource& source = tensor.SourceAt(slot);
+    if (!source.present()) continue;
+    const uint64_t bytes = elements * static_cast<uint64_t>(DTypeBits(plan.TypeAt(tensor, slot))) / 8;
+    const bool mapped = plan.reading[static_cast<size_t>(source.checkpoint)].backend == ReadBackend::kMapped;
     // Whole pages; and never so little that the pool holds more maps than a process may have (65,530).
-    cost += std::max(elements * bits / 8 + 2 * kPage, plan.memory.budget / kMostMaps);
+    cost += std::max(mapped ? MappedFile::ResidentBytes(bytes) : bytes + 2 * kPage, plan.memory.budget / kMostMaps);
   }
   return cost;
 }

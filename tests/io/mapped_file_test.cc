@@ -47,6 +47,26 @@ TEST_F(MappedFileTest, WindowsAtAnyOffset) {
   ExpectBytes(file.Map(0, bytes_.size()), 0, bytes_.size());
 }
 
+// Which map more than they show.
+TEST_F(MappedFileTest, LargeWindows) {
+  std::string text(21'000'123, '\0');
+  for (size_t i = 0; i < text.size(); ++i) text[i] = static_cast<char>(i * 31 + (i >> 12));
+  const std::string path = place_.Write("large", text);
+  FileIdentity identity;
+  OpenForReading(path, &identity);
+  const MappedFile file(path, identity);
+  for (uint64_t offset : {0, 1, 2'097'151, 2'097'152, 5'000'000})
+    for (uint64_t bytes : {8'388'607, 8'388'608, 12'582'913}) {
+      const MappedWindow window = file.Map(offset, bytes);
+      window.Touch(offset % 2 == 0);
+      ASSERT_EQ(window.size(), bytes);
+      EXPECT_EQ(std::memcmp(window.data(), text.data() + offset, bytes), 0) << offset << " " << bytes;
+      EXPECT_LE(bytes, MappedFile::ResidentBytes(bytes));
+    }
+  const uint64_t last = text.size() - 9'000'000;
+  EXPECT_EQ(std::memcmp(file.Map(last, 9'000'000).data(), text.data() + last, 9'000'000), 0);
+}
+
 TEST_F(MappedFileTest, AnEmptyWindow) {
   const MappedFile file(path_, Identity());
   const MappedWindow window = file.Map(123, 0);
