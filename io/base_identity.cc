@@ -72,9 +72,7 @@ std::string SampleTensors(const Checkpoint& base) {
 BaseIdentity IdentityOfBase(const Checkpoint& base) {
   Checksum headers;
   for (const Shard& shard : base.shards) headers.Add(&shard.header_sum, sizeof shard.header_sum);
-  const bool stream = std::any_of(base.shards.begin(), base.shards.end(),
-                                  [](const Shard& shard) { return shard.stream != nullptr; });
-  return {.headers = TakeText(&headers), .samples = stream ? "" : SampleTensors(base)};
+  return {.headers = TakeText(&headers), .samples = base.HasStream() ? "" : SampleTensors(base)};
 }
 
 }  // namespace braid

@@ -339,6 +339,10 @@ uint64_t Checkpoint::TotalBytes() const {
   return total;
 }
 
+bool Checkpoint::HasStream() const {
+  return std::any_of(shards.begin(), shards.end(), [](const Shard& shard) { return shard.stream != nullptr; });
+}
+
 uint64_t Checkpoint::MemoryBytes() const {
   constexpr uint64_t kAllocation = 16;  // what the allocator adds
   uint64_t total = sizeof(*this) + config.text.capacity() + shards.capacity() * sizeof(Shard) +

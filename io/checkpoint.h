@@ -74,6 +74,7 @@ struct Checkpoint {
   std::optional<uint32_t> Find(std::string_view name, uint32_t guess = 0) const;
   uint64_t TotalBytes() const;   // of all tensors
   uint64_t MemoryBytes() const;  // roughly what this catalogue occupies
+  bool HasStream() const;        // a shard that comes once, in order
 
   std::vector<uint32_t> by_name;  // indices into `tensors`, in the order of their names
 };

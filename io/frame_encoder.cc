@@ -124,8 +124,8 @@ EncodedFrame FrameEncoder::Encode(const ShardFrame& frame, const std::byte* plai
 }
 
 // Between the entries that are left, a trimmed task vector is full of short runs of zeros. Looking for them costs more
-// than it gains where an element has two bytes: 21.0 % of the size at 0.38 GB/s and back at 1.05, by values alone 22.3 %
-// at 0.85 and 2.67 (bf16, one entry in five left). With four bytes, or one in a hundred left, it gains; a piece of the
+// than it gains where an element has two bytes: 21.0 % of the size at 0.38 GB/s and back at 1.05, by values alone
+// 22.3 % at 0.85 and 2.67 (bf16, one entry in five left). With four bytes, or one in a hundred left, it gains; a piece of the
 // frame says which.
 int FrameEncoder::LevelFor(const std::byte* content, size_t bytes, std::byte* to) {
   constexpr double kTrimmedShare = 0.5, kWorthwhile = 0.9;

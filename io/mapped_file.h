@@ -5,9 +5,9 @@
 // windows of one large map with MADV_DONTNEED behind the cursor kept 88 MB resident). The page cache stays as it is;
 // Evict drops ranges of it that nobody will read again. All windows share one descriptor and so its readahead.
 //
-// The map of a large window is of whole huge pages. Where the page cache has them, as it has since Linux 6.16 of what was
-// read in order on ext4 and XFS, one fault then maps 2 MiB, but only what the map has all of: 44,000 faults instead of
-// 78,000, and 0.22 s of system time instead of 0.32, in the warm merge of 1.24 B in tiles of 8 MiB (EPYC VM).
+// The map of a large window is of whole huge pages. Where the page cache has them, as it has since Linux 6.16 of what
+// was read in order on ext4, one fault then maps 2 MiB, but only what the map has all of: 44,000 to 64,000 faults
+// instead of 78,000 to 92,000, and 0.22 s of system time instead of 0.32, in the warm merge of 1.24 B (EPYC VM).
 //
 // Thread-safe. A window may outlive its file, whose descriptor it does not need.
 #pragma once

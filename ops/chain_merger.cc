@@ -60,7 +60,8 @@ ChainMerger::ChainMerger(const Chain& chain, std::vector<ChainMember> members, C
   }
   for (uint32_t t : scope_.trees) {
     const ChainTree& tree = chain.trees[t];
-    size_t bytes = 0;   // the last step's, too: what it makes may be another stage's, whose quotas are handed out before
+    // The last step's, too: what it makes may be another stage's, whose quotas are handed out before.
+    size_t bytes = 0;
     for (const ChainStep& step : tree.steps) bytes += BufferBytes(tree, step);
     if (scope_.merges && scope_.trees.size() == 1) bytes -= BufferBytes(tree, tree.steps.back());
     for (const ChainStep& step : tree.steps) most_models_ = std::max(most_models_, step.models.size());

@@ -233,9 +233,9 @@ void MatchTensors(CheckpointDifference* diff) {
 std::vector<size_t> OrderOfReading(const CheckpointDifference& diff) {
   std::vector<size_t> order(diff.tensors.size());
   std::iota(order.begin(), order.end(), size_t{0});
-  if (!HasStream(diff.b)) return order;
+  if (!diff.b.HasStream()) return order;
   const auto comes_first_in_b = [&](size_t x, size_t y) { return diff.tensors[x].b < diff.tensors[y].b; };
-  if (!HasStream(diff.a)) {
+  if (!diff.a.HasStream()) {
     std::sort(order.begin(), order.end(), comes_first_in_b);
     return order;
   }

@@ -54,7 +54,8 @@ bool UsesResult(const Plan& plan, int32_t checkpoint) {
          std::count(plan.models.begin(), plan.models.end(), static_cast<uint32_t>(checkpoint)) > 0;
 }
 
-// Single tensors have the even phases and whole models the odd ones, until those are left out in which nothing is found.
+// Single tensors have the even phases and whole models the odd ones, until those are left out in which nothing is
+// found.
 RunPhases PhasesOf(const std::vector<Plan>& plans, const std::vector<StageFinds>& finds,
                    const std::vector<uint32_t>& run, const StageResults& on_the_way) {
   using Of = StageFinds::Of;

@@ -1,6 +1,6 @@
 // A run of stages in phases (Chain, ops/chain_merger.h): which stage has its rounds when. Whole models are gone through
-// as rarely as can be, and what stages find out of single tensors in the last phase, where only what they read of others
-// is read for it: each tensor then has its rounds and is merged at once.
+// as rarely as can be, and what stages find out of single tensors in the last phase, where only what they read of
+// others is read for it: each tensor then has its rounds and is merged at once.
 #pragma once
 
 #include <cstdint>

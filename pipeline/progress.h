@@ -25,7 +25,7 @@ struct StageCounters {
 
 struct Progress {
   uint64_t bytes_to_read = 0, bytes_to_write = 0;
-  std::optional<std::chrono::steady_clock::time_point> start = {};   // of the first of several runs that it goes through
+  std::optional<std::chrono::steady_clock::time_point> start = {};   // of the first of several runs
   std::chrono::steady_clock::time_point shown = {};
   // Of ranks, for which the numbers above are set once for all that they do: gets how many bytes this one has read and
   // written; says how many all of them have that were started together, as far as it knows.

@@ -101,8 +101,8 @@ GraphResult RankJob::Complete(const RankMarks::Found& found, const std::atomic<i
     }
     const std::string& path = paths_[tensor.shard];
     if (plan_.in_order)
-      throw Error(ErrorCode::kBadInput, "the marks of the ranks do not have its checksum").Path(path).Tensor(tensor.name)
-          .Hint("remove OUT.partial, and run all ranks again");
+      throw Error(ErrorCode::kBadInput, "the marks of the ranks do not have its checksum")
+          .Path(path).Tensor(tensor.name).Hint("remove OUT.partial, and run all ranks again");
     const Fd file = OpenForReading(path);
     for (uint64_t at = 0; at < tensor.bytes; at += kPiece) {
       ThrowIfInterrupted(interrupt);

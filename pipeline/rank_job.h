@@ -8,8 +8,9 @@
 //     checkpoint/                     what is to become OUT
 //
 // Every file but the lock, claims, and shards that are not compressed, appears by a rename, complete and durable. There
-// may be any number of ranks, at once or one after another, and another number the next time: what counts is which units
-// are done. Whoever finds all of them done publishes.
+// may be any number of ranks, at once or one after another, and another number the next time: what counts is which
+// units are done. Whoever finds all of them done publishes: first the checkpoint gets its place and name, then the rest
+// vanishes at once, by a rename; so whoever does not find a shard looks again under the lock.
 #pragma once
 
 #include <atomic>

@@ -100,11 +100,6 @@ std::shared_ptr<std::byte> TensorReader::TakeBuffer() {
   return {memory->data(), [this, memory](std::byte*) { buffers_.Give(memory); }};
 }
 
-bool HasStream(const Checkpoint& checkpoint) {
-  return std::any_of(checkpoint.shards.begin(), checkpoint.shards.end(),
-                     [](const Shard& shard) { return shard.stream != nullptr; });
-}
-
 size_t WindowsInFlight() {
   // Two more than threads: one being read, one waiting to be added up in order.
   return std::min(static_cast<size_t>(DefaultThreads()) + 2, kMostWindows);

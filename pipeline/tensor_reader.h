@@ -74,9 +74,6 @@ class TensorReader {
   std::vector<bool> finished_;      // streams that have ended where they should, by shard
 };
 
-// Whether any shard of a checkpoint comes once and in order.
-bool HasStream(const Checkpoint& checkpoint);
-
 // The most bytes of one source that are read at once. Times two sources and kMostWindows, what may be resident.
 inline constexpr uint64_t kWindowBytes = 2 << 20;
 inline constexpr size_t kMostWindows = 10;

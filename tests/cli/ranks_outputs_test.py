@@ -1,5 +1,5 @@
-"""What ranks write beside plain shards: compressed shards, deltas, stages that are merged first. The bytes of one process
-for any number of ranks, by files and by MPI, killed and run again; and the memory that each of them takes."""
+"""What ranks write beside plain shards: compressed shards, deltas, stages that are merged first. The bytes of one
+process for any number of ranks, by files and by MPI, killed and run again; and the memory that each of them takes."""
 
 import json
 import os

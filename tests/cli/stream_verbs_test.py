@@ -70,7 +70,8 @@ class Verbs(Piped):
         self.assert_ok(self.run_braid("diff", "a", "-", stdin=self.stream("cat turned.safetensors")))
         self.assert_ok(self.run_braid("diff", "-", "a", stdin=self.stream("cat turned.safetensors")))
         other = self.cat("a")
-        result = self.run_braid("diff", f"/dev/fd/{other.fileno()}", "-", stdin=self.stream("cat turned.safetensors"), pass_fds=[other.fileno()])
+        turned = self.stream("cat turned.safetensors")
+        result = self.run_braid("diff", f"/dev/fd/{other.fileno()}", "-", stdin=turned, pass_fds=[other.fileno()])
         self.assert_fails(result, USAGE, "two streams are compared in one order", "save one of them to a file")
 
     def test_verify(self):

@@ -44,7 +44,7 @@ void AddCatCommand(CLI::App& app) {
       "cat",
       "Write a compressed shard to standard output as it was\n\n"
       "  braid cat model.safetensors.planes.zst > model.safetensors\n"
-      "  braid cat model.safetensors --json > /dev/null      its length and hash: those of what left, if it is whole\n\n"
+      "  braid cat model.safetensors --json > /dev/null      its length and hash: those of what left, if whole\n\n"
       "Reads .safetensors.zst (as zstd -d does) and .safetensors.planes.zst, which only braid puts together again; a\n"
       "plain file is copied. FILE may be -: standard input. With --json, bytes and XXH3-128 of what was written are said\n"
       "on standard error, as braid merge says them of its stream; xxh128sum gives the same hash.\n");

@@ -165,7 +165,8 @@ void AddSelection(std::vector<Kernel>* kernels) {
       benchmark::DoNotOptimize(n + above);
     };
   }});
-  kernels->push_back({"CollectTaskVectorKeys/BF16", {{What::kBase, DType::kBF16}, {What::kModel, DType::kBF16}}, 0, []() -> Body {
+  const std::vector<Source> both = {{What::kBase, DType::kBF16}, {What::kModel, DType::kBF16}};
+  kernels->push_back({"CollectTaskVectorKeys/BF16", both, 0, []() -> Body {
     return [threshold = ThresholdOf(0, DType::kBF16)](const Block& b) {
       static uint32_t keys[kBlockLanes], places[kBlockLanes];
       uint64_t above = 0;
