@@ -149,6 +149,27 @@ TEST_P(RankPublication, ManyAtOnceWithPauses) {
   }
 }
 
+// One that dies while it removes what is not needed any more.
+TEST_P(RankPublication, WhatADeadPublisherLeaves) {
+  const fixture::Watchdog watchdog;
+  EXPECT_FALSE(RunRank(0, 2).rank->complete);
+  const std::string shared = std::filesystem::directory_iterator(out_ + ".partial")->path().string();
+  const auto leave = [&](const std::string& left) {
+    std::filesystem::create_directories(left);
+    std::filesystem::copy_file(place_ / "recipe.toml", left + "/units-0-1");
+  };
+  EXPECT_TRUE(RunRank(1, 2).rank->published);
+  leave(shared + ".removed");
+  EXPECT_TRUE(RunRank(0, 2).rank->complete);   // comes again
+  ExpectPublished();
+
+  leave(shared + ".removed");
+  leave(out_ + ".partial/ranks-0123456789abcdef0123456789abcdef.removed");   // of another merge
+  EXPECT_FALSE(RunRank(0, 2).rank->complete);
+  EXPECT_TRUE(RunRank(1, 2).rank->published);
+  ExpectPublished();
+}
+
 INSTANTIATE_TEST_SUITE_P(Outputs, RankPublication, testing::Values("out", "out.safetensors", "out.safetensors.zst"));
 
 }  // namespace
