@@ -115,15 +115,6 @@ HWY_INLINE VF AddWhere(MF where, VF a, VF b) {
 
 using MI = hn::Mask<DI>;
 
-// One more in the lanes where the mask is set.
-HWY_INLINE hn::Vec<DI> CountWhere(MI where, hn::Vec<DI> counts) {
-#if HWY_TARGET <= HWY_AVX3
-  return hn::IfThenElse(where, hn::Add(counts, hn::Set(di, 1)), counts);
-#else
-  return hn::Sub(counts, hn::VecFromMask(di, where));
-#endif
-}
-
 // Of the lanes in a mask: those whose key is not among the `width` keys up to `sure`, the lowest of which is the first
 // that `stays`; and those where a is less than b. With masked comparisons: operations between masks took a tenth of
 // all.
@@ -143,10 +134,6 @@ HWY_INLINE MF WhereLess(MI where, VF a, VF b) {
 #else
   return hn::And(hn::RebindMask(df, where), hn::Lt(a, b));
 #endif
-}
-
-HWY_INLINE uint64_t TotalOf(hn::Vec<DI> counts) {
-  return static_cast<uint64_t>(hn::GetLane(hn::SumOfLanes(di, counts)));
 }
 
 // Rounding of what is no NaN. The largest that was stored tells whether anything rounded to infinity.
@@ -232,79 +219,143 @@ template <>
 struct LayoutOf<FromBF16, FiniteToBF16> { using Type = EvenAndOdd; };
 #endif
 
-// Votes weighted by value and few models, with everything in registers from the file's bytes to the output's, 64
-// elements at a time, so that nothing inside asks where the end is. Three models of bf16 from L2: 0.40 ns per element,
-// with open entries 0.45 (Zen 5, AVX-512). `kUsual`: what recipes have unless they say otherwise (lambda 1, nothing
-// rescaled, averages by weights above 0, a drawn vote elects plus); nothing inside asks for that either.
-// Sums and comparisons are those of ElectAndAddUp: adding up what agrees with its sign flipped towards plus rounds the
-// same, and the smallest flipped vote tells whether any disagrees; which zero a sum is makes no difference, since Apply
-// takes the base then. A NaN or an infinity among the entries that stay shows in their total, and of the others it
-// makes no difference (a NaN always stays); what rounds to infinity shows in the largest magnitude stored.
+// b, with its sign turned where that of a is minus. One instruction of AVX-512.
+HWY_INLINE VF FlipBy(VF a, VF b) {
+  const VU from = hn::BitCast(du, a), to = hn::BitCast(du, b), minus = hn::Set(du, 0x80000000);
+#if HWY_TARGET <= HWY_AVX3
+  constexpr int kFirstXorBothOthers = 0x78;   // first ^ (second & third)
+  return hn::BitCast(df, VU{_mm512_ternarylogic_epi32(to.raw, from.raw, minus.raw, kFirstXorBothOthers)});
+#else
+  return hn::BitCast(df, hn::Xor(to, hn::And(from, minus)));
+#endif
+}
+
+// What is at least this is not lost beside kNoDivisor when both are added.
+constexpr float kLeastUsualWeight = 0x1p-100f;
+constexpr float kNoDivisor = 0x1p-126f;
+
+// What recipes have unless they say otherwise: averages by positive weights, lambda 1, nothing rescaled, a drawn vote
+// elects plus.
+bool IsUsual(const TaskVectorBlock& block) {
+  return block.lambda == 1 && block.factor == nullptr && block.divide && !block.zero_elects_minus &&
+         *std::min_element(block.weight, block.weight + block.num_models) >= kLeastUsualWeight;
+}
+
+// The votes of few models, weighted by value, on one vector of elements after the other, and what was counted
+// meanwhile. Sums and comparisons are those of ElectAndAddUp: adding up what agrees with its sign flipped towards plus
+// rounds the same; which zero a sum is makes no difference, since the result is the base then. A NaN or an infinity
+// among the entries that stay shows in their total, and of the others it makes no difference (a NaN always stays).
+template <size_t kModels, bool kOpen, bool kUsual>
+class FewVotes {
+ public:
+  FewVotes(const TaskVectorBlock& block, const OpenEntries* open)
+      : rescale_(!kUsual && block.factor != nullptr), divide_(block.divide),
+        zero_elects_minus_(block.zero_elects_minus), lambda_(hn::Set(df, block.lambda)) {
+    for (size_t m = 0; m < kModels; ++m) {
+      weight_[m] = hn::Set(df, block.weight[m]);
+      factor_[m] = hn::Set(df, rescale_ ? block.factor[m] : 1.0f);
+      least_[m] = hn::Set(di, static_cast<int32_t>(block.min_key[m]) - 1);
+      sure_[m] = hn::Set(di, static_cast<int32_t>(kOpen ? open->sure_key[m] : block.min_key[m]) - 1);
+      width_[m] = hn::Sub(sure_[m], least_[m]);
+    }
+  }
+
+  // One vector: x[0] of the base, x[m + 1] of a model. `decided`: gets the elements without an open entry, which are
+  // those whose conflicts count.
+  HWY_INLINE VF Merge(const VF* x, MF* decided) {
+    const Entries entries = Trim(x);
+    *decided = hn::RebindMask(df, entries.decided);
+    if constexpr (kUsual) return MergeUsual(entries, x[0]);
+    return MergeAny(entries, x[0]);
+  }
+
+  uint64_t conflicts() const { return conflicts_; }
+  uint64_t staying(size_t m) const { return staying_[m]; }
+  bool finite() const { return hn::AllFalse(df, hn::IsNaN(strange_)); }   // all totals were
+
+ private:
+  struct Entries {
+    VF weighted[kModels];   // 0 where none stays
+    VF total;
+    MI decided;
+  };
+
+  HWY_INLINE Entries Trim(const VF* x) {
+    const auto no_sign = hn::Set(di, 0x7fffffff);
+    Entries entries;
+    entries.decided = hn::Eq(no_sign, no_sign);
+    for (size_t m = 0; m < kModels; ++m) {
+      const VF d = hn::Sub(x[m + 1], x[0]);
+      const auto key = hn::And(hn::BitCast(di, d), no_sign);
+      const MI stays = hn::Gt(key, least_[m]);
+      if (kOpen) {
+        entries.decided = WhereDecided(entries.decided, key, stays, sure_[m], width_[m]);
+        staying_[m] += hn::CountTrue(di, stays);
+      }
+      const VF rescaled = rescale_ ? hn::Mul(d, factor_[m]) : d;
+      const VF weighted = hn::IfThenElseZero(hn::RebindMask(df, stays), hn::Mul(rescaled, weight_[m]));
+      entries.weighted[m] = weighted;
+      entries.total = m == 0 ? weighted : hn::Add(entries.total, weighted);
+    }
+    strange_ = hn::MulAdd(entries.total, hn::Zero(df), strange_);
+    return entries;
+  }
+
+  // `kUsual`. Where nothing agrees, 0 is divided by next to nothing, and the divisor asks for no comparison.
+  HWY_INLINE VF MergeUsual(const Entries& entries, VF base) {
+    const VF zero = hn::Zero(df);
+    VF mixed = zero, divisor = zero, smallest = zero;
+    for (size_t m = 0; m < kModels; ++m) {
+      const VF toward = FlipBy(entries.total, entries.weighted[m]);   // positive: votes with the elected sign
+      const MF agrees = hn::Gt(toward, zero);
+      smallest = m == 0 ? toward : hn::Min(smallest, toward);         // minus: one at least disagrees
+      mixed = m == 0 ? hn::IfThenElseZero(agrees, toward) : AddWhere(agrees, mixed, toward);
+      divisor = m == 0 ? hn::IfThenElse(agrees, weight_[0], hn::Set(df, kNoDivisor))
+                       : AddWhere(agrees, divisor, weight_[m]);
+    }
+    conflicts_ += hn::CountTrue(df, WhereLess(entries.decided, smallest, zero));
+    const VF mean = hn::Div(FlipBy(entries.total, mixed), divisor);
+    return hn::IfThenElse(hn::Ne(mean, zero), hn::Add(base, mean), base);   // as Apply, of what is no NaN
+  }
+
+  HWY_INLINE VF MergeAny(const Entries& entries, VF base) {
+    const VF zero = hn::Zero(df), flip = FlipOf(entries.total, zero_elects_minus_);
+    VF mixed = zero, divisor = zero, smallest = zero;
+    for (size_t m = 0; m < kModels; ++m) {
+      const VF toward = hn::Xor(entries.weighted[m], flip);
+      const MF agrees = hn::Gt(toward, zero);
+      smallest = m == 0 ? toward : hn::Min(smallest, toward);   // minus: one at least disagrees
+      mixed = hn::Add(mixed, hn::Max(toward, zero));
+      divisor = AddWhere(agrees, divisor, weight_[m]);
+    }
+    conflicts_ += hn::CountTrue(df, WhereLess(entries.decided, smallest, zero));
+    mixed = hn::Xor(mixed, flip);
+    if (divide_) mixed = hn::Div(mixed, OneForZero(divisor));
+    return Apply(base, hn::Mul(mixed, lambda_));
+  }
+
+  const bool rescale_, divide_, zero_elects_minus_;
+  const VF lambda_;
+  VF weight_[kModels], factor_[kModels];
+  hn::Vec<DI> least_[kModels], sure_[kModels];   // less one: there is no "at least" for integers
+  hn::Vec<DI> width_[kModels];                   // between them
+  VF strange_ = hn::Zero(df);                    // NaN as soon as any total is not finite
+  uint64_t conflicts_ = 0, staying_[kModels] = {};
+};
+
+// Few models, with everything in registers from the file's bytes to the output's, 64 elements at a time, so that
+// nothing inside asks where the end is. False where a total is not finite, or anything rounds to infinity, which shows
+// in the largest magnitude stored.
 template <size_t kModels, class From, class To, bool kOpen, bool kUsual>
 bool MergeFew(const TaskVectorBlock& block, size_t n, void* out, VoteCounts* counts, const OpenEntries* open) {
   using In = typename From::Element;
   using Out = typename To::Element;
   using Layout = typename LayoutOf<From, To>::Type;
   constexpr size_t kWord = 64, kLine = 64;
-  const bool rescale = !kUsual && block.factor != nullptr, divide = kUsual || block.divide;
-  const bool zero_elects_minus = !kUsual && block.zero_elects_minus;
-  const VF zero = hn::Zero(df), lambda = hn::Set(df, block.lambda);
-  const auto no_sign = hn::Set(di, 0x7fffffff);
-  VF weight[kModels], factor[kModels];
-  hn::Vec<DI> least[kModels], sure[kModels];   // less one: there is no "at least" for integers
-  hn::Vec<DI> width[kModels];                  // between them
-  hn::Vec<DI> staying[kModels];                // counts, as `conflicts`
   const In* sources[kModels + 1] = {static_cast<const In*>(block.base)};   // the base, then the models
-  for (size_t m = 0; m < kModels; ++m) {
-    sources[m + 1] = static_cast<const In*>(block.models[m]);
-    weight[m] = hn::Set(df, block.weight[m]);
-    factor[m] = hn::Set(df, rescale ? block.factor[m] : 1.0f);
-    least[m] = hn::Set(di, static_cast<int32_t>(block.min_key[m]) - 1);
-    sure[m] = hn::Set(di, static_cast<int32_t>(kOpen ? open->sure_key[m] : block.min_key[m]) - 1);
-    width[m] = hn::Sub(sure[m], least[m]);
-    staying[m] = hn::Zero(di);
-  }
-  // No divisor is less, but one of 0; then nothing is divided.
-  const VF lowest = hn::Set(df, *std::min_element(block.weight, block.weight + kModels));
+  for (size_t m = 0; m < kModels; ++m) sources[m + 1] = static_cast<const In*>(block.models[m]);
+  FewVotes<kModels, kOpen, kUsual> votes(block, open);
   auto largest = Layout::None();
-  auto conflicts = hn::Zero(di);
-  VF strange = zero;   // NaN as soon as any total is not finite
-  const MI all = hn::Eq(no_sign, no_sign);
-  // One vector: x[0] of the base, x[m + 1] of a model. `decided`: gets the elements without an open entry.
-  const auto merge = [&](const VF* x, MF* decided) HWY_ATTR {
-    MI without = all;
-    VF weighted[kModels], total = zero;
-    for (size_t m = 0; m < kModels; ++m) {
-      const VF d = hn::Sub(x[m + 1], x[0]);
-      const auto key = hn::And(hn::BitCast(di, d), no_sign);
-      const auto stays = hn::Gt(key, least[m]);
-      if (kOpen) {
-        without = WhereDecided(without, key, stays, sure[m], width[m]);
-        staying[m] = CountWhere(stays, staying[m]);
-      }
-      const VF rescaled = rescale ? hn::Mul(d, factor[m]) : d;
-      weighted[m] = hn::IfThenElseZero(hn::RebindMask(df, stays), hn::Mul(rescaled, weight[m]));
-      total = m == 0 ? weighted[0] : hn::Add(total, weighted[m]);
-    }
-    strange = hn::MulAdd(total, zero, strange);
-    const VF flip = zero_elects_minus ? FlipOf(total, true) : hn::And(total, hn::BitCast(df, hn::Set(du, 0x80000000)));
-    VF mixed = zero, divisor = zero, smallest = zero;
-    for (size_t m = 0; m < kModels; ++m) {
-      const VF toward = hn::Xor(weighted[m], flip);  // positive: votes with the elected sign
-      const MF agrees = hn::Gt(toward, zero);
-      smallest = m == 0 ? toward : hn::Min(smallest, toward);
-      const VF agreeing = hn::Max(toward, zero);
-      mixed = m == 0 ? agreeing : hn::Add(mixed, agreeing);
-      divisor = m == 0 ? hn::IfThenElseZero(agrees, weight[0]) : AddWhere(agrees, divisor, weight[m]);
-    }
-    mixed = hn::Xor(mixed, flip);
-    if (divide) mixed = hn::Div(mixed, kUsual ? hn::Max(divisor, lowest) : OneForZero(divisor));
-    if (!kUsual) mixed = hn::Mul(mixed, lambda);
-    const MF conflict = kOpen ? WhereLess(without, smallest, zero) : hn::Lt(smallest, zero);
-    conflicts = CountWhere(hn::RebindMask(di, conflict), conflicts);
-    *decided = hn::RebindMask(df, without);
-    return Apply(x[0], mixed);
-  };
   for (size_t start = 0; start < n; start += kWord) {
     const bool whole = n - start >= kWord;
     // What is left at the end is read and written here, filled up with zeros.
@@ -325,7 +376,7 @@ bool MergeFew(const TaskVectorBlock& block, size_t n, void* out, VoteCounts* cou
       VF a[kModels + 1], b[kModels + 1];
       for (size_t s = 0; s <= kModels; ++s) Layout::Load(from[s] + i, &a[s], &b[s]);
       MF decided_a, decided_b;
-      const VF merged_a = merge(a, &decided_a), merged_b = merge(b, &decided_b);
+      const VF merged_a = votes.Merge(a, &decided_a), merged_b = votes.Merge(b, &decided_b);
       Layout::Store(merged_a, merged_b, to + i, &largest);
       if (kOpen) decided |= Layout::Bits(decided_a, decided_b) << i;
     }
@@ -336,11 +387,11 @@ bool MergeFew(const TaskVectorBlock& block, size_t n, void* out, VoteCounts* cou
     }
     if (kOpen) open->words[start / kWord] = word;
   }
-  if (!hn::AllFalse(df, hn::IsNaN(strange)) || Layout::Infinite(largest)) return false;
-  counts->conflicts += TotalOf(conflicts);
+  if (!votes.finite() || Layout::Infinite(largest)) return false;
+  counts->conflicts += votes.conflicts();
   const size_t behind_the_end = (kWord - n % kWord) % kWord;   // zeros, some of which were counted
   for (size_t m = 0; kOpen && m < kModels; ++m)
-    open->staying[m] += TotalOf(staying[m]) - (block.min_key[m] == 0 ? behind_the_end : 0);
+    open->staying[m] += votes.staying(m) - (block.min_key[m] == 0 ? behind_the_end : 0);
   return true;
 }
 
@@ -358,8 +409,7 @@ bool MergeEncodedTarget(const TaskVectorBlock& block, DType from, DType to, size
                         const OpenEntries* open) {
   if (!block.elect || !block.elect_weighted || block.elect_by_count) return false;
   if (block.num_models < 1 || block.num_models > 4) return false;
-  const bool usual = block.lambda == 1 && block.factor == nullptr && block.divide && !block.zero_elects_minus &&
-                     *std::min_element(block.weight, block.weight + block.num_models) > 0;
+  const bool usual = IsUsual(block);
   const auto with = [&](auto from_type, auto to_type) {
     using From = decltype(from_type);
     using To = decltype(to_type);

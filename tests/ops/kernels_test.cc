@@ -186,12 +186,16 @@ struct Case {
              .divide = flip(),
              .divisor = random.OneOf({1.0f, 3.0f, -0.7f}),
              .lambda = random.OneOf({1.0f, 0.4f, -2.0f, 0.0f})};
-    if (random.Chance(0.4)) MakeUsual(random.Chance(0.7));
+    if (random.Chance(0.4)) MakeUsual(random, random.Chance(0.7));
   }
 
   // ties as recipes have it, for which there is a kernel of its own.
-  void MakeUsual(bool positive) {
-    for (float& weight : weights) weight = positive ? std::fabs(weight) : weight;
+  void MakeUsual(Random& random, bool positive) {
+    for (float& weight : weights) {
+      // Beside some of these a divisor of next to nothing counts.
+      if (random.Chance(0.1)) weight = random.OneOf({0x1p-100f, 0x1p-101f, 0x1p-126f, 1e-43f});
+      weight = positive ? std::fabs(weight) : weight;
+    }
     block.factor = nullptr;
     block.elect = block.elect_weighted = block.divide = true;
     block.elect_by_count = block.zero_elects_minus = false;
