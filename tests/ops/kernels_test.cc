@@ -164,6 +164,8 @@ struct Case {
 
   Case(Random& random, size_t length, Kind kind) : n(length), num_models(random.Below(8)) {
     base = Padded(random, RandomLanes(random, n, random.Chance(0.3) ? Kind::kCoarse : kind));
+    for (float& lane : base)
+      if (lane == 0 && random.Chance(0.5)) lane = -0.0f;   // stays, where nothing is added
     for (size_t m = 0; m < num_models; ++m) {
       models.push_back(Padded(random, RandomLanes(random, n, kind)));
       weights.push_back(random.OneOf({1.0f, 0.5f, -1.0f, -0.5f, 0.3f, static_cast<float>(random.Normal())}));
